@@ -1,0 +1,15 @@
+"""Errors of the pruning room: each is one line that says condition, got and remedy."""
+
+from __future__ import annotations
+
+
+class PruningError(ValueError):
+    """Something about a model, a plan, a dataset or a checkpoint is not usable; the message is for people."""
+
+
+class PlanError(PruningError):
+    """A plan does not fit: a ratio outside [0, 1), a layer that is not there or not prunable, ratios in conflict."""
+
+
+class ModelError(PruningError):
+    """A model file is missing, unreadable, or not an Ultralytics model."""

@@ -1,0 +1,119 @@
+"""Checks of a dataset before any work starts: one clear line instead of a traceback minutes later."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pruning.checkpoints import task_of
+from pruning.errors import PruningError
+from pruning.quiet import quiet_ultralytics
+
+from torch import nn  # isort: skip
+
+_LABELLED_BY_TEXT = {"detect", "segment", "pose", "obb"}
+
+
+def dataset_file(data: str | Path) -> Path:
+    """The data.yaml that `data` names: a path, a folder with one, or a name Ultralytics knows (`coco8.yaml`).
+
+    Raises PruningError if there is none. Nothing is downloaded.
+    """
+    from ultralytics.data.utils import find_dataset_yaml
+    from ultralytics.utils.checks import check_file
+
+    with quiet_ultralytics():
+        try:
+            found = check_file(str(data), download=False, hard=False)
+            path = Path(found) if isinstance(found, str) and found else None
+            if path is not None and path.is_dir():
+                path = find_dataset_yaml(path)
+        except (OSError, ValueError, AssertionError) as error:
+            raise PruningError(_line(f"the dataset '{data}' cannot be read: {error}")) from error
+    if path is None or not path.is_file():
+        raise PruningError(f"a dataset is a data.yaml, but there is no file '{data}': give the path of an existing one")
+    return path
+
+
+def check_dataset(data: str | Path, model: nn.Module) -> None:
+    """Raise PruningError, in one line, if `model` cannot be trained and validated on `data`.
+
+    Checked: the yaml is there and readable; its train and val images are there; labels are where Ultralytics looks for
+    them; there are as many classes as the model has; keypoints have the model's shape. Takes well under a second, reads
+    no image, downloads nothing.
+    """
+    path = dataset_file(data)
+    content = _read(path)
+    for split in ("train", "val"):
+        _check_images(path, split, content.get(split), task_of(model))
+    _check_classes(path, content, model)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from ultralytics.data.utils import check_det_dataset
+
+    if path.suffix not in {".yaml", ".yml"}:
+        raise PruningError(f"a dataset is a data.yaml, but got '{path}': give the .yaml file")
+    with quiet_ultralytics():
+        try:
+            return dict(check_det_dataset(str(path), autodownload=False))
+        except FileNotFoundError as error:
+            raise PruningError(_line(f"{error}: correct `path`, `train` and `val` in {path}, or fetch the images")) from error
+        except Exception as error:  # yaml's own errors, KeyError, TypeError, SyntaxError: whatever the file provokes
+            raise PruningError(_line(f"'{path}' is not a dataset description: {error}")) from error
+
+
+def _check_images(path: Path, split: str, places: Any, task: str) -> None:
+    """At least one image in each place of a split, and a folder of labels for it."""
+    if not places:
+        raise PruningError(f"a dataset has train and val images, but '{path}' says nothing for '{split}': add the key")
+    for place in places if isinstance(places, list) else [places]:
+        image = _first_image(Path(place))
+        if image is None:
+            raise PruningError(f"'{split}' of '{path}' must hold images, but got none in '{place}': correct the path")
+        if task in _LABELLED_BY_TEXT and not _label_folder(image).is_dir():
+            raise PruningError(
+                f"labels of '{split}' of '{path}' belong in '{_label_folder(image)}', but there is no such folder: "
+                "put the .txt files there"
+            )
+
+
+def _first_image(place: Path) -> Path | None:
+    """The first image of a folder (searched in depth) or of a text file that lists images; None if there is none."""
+    from ultralytics.data.utils import IMG_FORMATS
+
+    if place.is_file() and place.suffix == ".txt":
+        with place.open(encoding="utf-8") as lines:
+            names = [line.strip() for line in islice(lines, 100) if line.strip()]
+        images = (place.parent / name if name.startswith("./") else Path(name) for name in names)
+    else:
+        images = (found for found in place.rglob("*.*"))
+    return next((image for image in images if image.suffix[1:].lower() in IMG_FORMATS and image.is_file()), None)
+
+
+def _label_folder(image: Path) -> Path:
+    from ultralytics.data.utils import img2label_paths
+
+    return Path(img2label_paths([str(image)])[0]).parent
+
+
+def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
+    head: Any = list(model.model)[-1]  # type: ignore[arg-type]
+    has, got = int(getattr(head, "nc", len(getattr(model, "names", ())))), int(content["nc"])
+    if has != got:
+        raise PruningError(
+            f"the dataset's classes must be the model's, but '{path}' has {got} and the model {has}: "
+            "give the data.yaml it was trained on, or train the model on this one first"
+        )
+    shape, wanted = content.get("kpt_shape"), getattr(head, "kpt_shape", None)
+    if wanted is not None and list(wanted) != list(shape or ()):
+        raise PruningError(
+            f"the dataset's keypoints must be the model's, but '{path}' says kpt_shape {shape} and the model has "
+            f"{list(wanted)}: correct kpt_shape"
+        )
+
+
+def _line(message: str) -> str:
+    """`message` on one line, without the marks Ultralytics decorates its errors with."""
+    return " ".join(message.replace("❌", " ").replace("️", " ").split())

@@ -1,0 +1,99 @@
+"""A plan: which fraction of each layer's channels is removed, and, once applied, which channels stayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import PlanError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layer -> ratio removed, in [0, 1); after surgery also convolution name -> kept output channels.
+
+    Attributes:
+        ratios: by layer name (or pattern, before it was resolved against a model).
+        kept: by the convolution's name in the model, ascending indices into the unpruned output channels; empty
+            before the plan was applied.
+    """
+
+    ratios: Mapping[str, float]
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for layer, ratio in self.ratios.items():
+            check_ratio(layer, ratio)
+
+    @cached_property
+    def hash(self) -> str:
+        """Stable identity of the ratios, 16 hex digits: sorted, rounded to 1e-6, layers at ratio 0 left out."""
+        text = json.dumps([[k, f"{v:.6f}"] for k, v in sorted(self.ratios.items()) if f"{v:.6f}" != "0.000000"])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hash": self.hash,
+            "ratios": {k: self.ratios[k] for k in sorted(self.ratios)},
+            "kept": {k: list(v) for k, v in self.kept.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "the plan") -> Plan:
+        """Raises `PlanError` where a key is missing, a ratio is no number, or the hash does not fit the ratios."""
+        if not isinstance(data, dict) or not isinstance(data.get("ratios"), dict):
+            raise PlanError(f'{where} must be a JSON object with "ratios": {{layer: ratio}}, but has no such key.')
+        version = data.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise PlanError(f"{where} has schema_version {version!r}, but this version reads {SCHEMA_VERSION}.")
+        kept = data.get("kept") or {}
+        try:
+            plan = cls(dict(data["ratios"]), {str(k): tuple(int(i) for i in v) for k, v in kept.items()})
+        except (TypeError, AttributeError) as error:
+            raise PlanError(f'{where} must map convolutions to index lists in "kept", but got {kept!r:.80}.') from error
+        if "hash" in data and data["hash"] != plan.hash:
+            raise PlanError(
+                f"{where} was changed after it was written: its hash is {data['hash']}, its ratios give {plan.hash}. "
+                'Remove "hash" and "kept" to use the changed ratios.'
+            )
+        return plan
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON under a temporary name, then rename."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(self.to_json(), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Raises `PlanError` for a missing file or a text that is no plan."""
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"the plan {path} cannot be read ({error.strerror}); pass the path of a plan.json.") from None
+        except ValueError as error:
+            raise PlanError(f"the plan {path} is not JSON: {error}.") from None
+        return cls.from_json(data, f"the plan {path}")
+
+
+def check_ratio(layer: str, ratio: Any) -> None:
+    """Raise `PlanError` unless `ratio` is a number in [0, 1)."""
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise PlanError(
+            f"a ratio must lie in [0, 1) (0.3 removes 30 % of the channels), but got {ratio!r} for {layer}."
+        )

@@ -1,0 +1,124 @@
+"""Keeping Ultralytics quiet, offline and side-effect free inside a worker.
+
+Importing this module sets the environment that Ultralytics reads once, when it is first imported, so every module of
+this room that needs Ultralytics imports this one first. It imports nothing heavy itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+# Loading a checkpoint that names an unknown module would pip-install that name; version checks and font downloads
+# would try the network. `setdefault`: a person who set these on purpose keeps the choice.
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+os.environ.setdefault("YOLO_OFFLINE", "true")
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ACTIVE: list[Path | None] = []  # the log paths of the contexts that are open, innermost last
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines without the terminal colours that Ultralytics puts into its messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _ANSI.sub("", super().format(record))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give `owner.name` another value for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _logging_to(log_path: Path | None) -> Iterator[None]:
+    """Send Ultralytics' logger and Python's warnings to a file, or nowhere."""
+    from ultralytics.utils import LOGGER
+
+    handler: logging.Handler
+    if log_path is None:
+        handler = logging.NullHandler()
+    else:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_path, encoding="utf-8")
+    handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handlers, level, propagate = LOGGER.handlers, LOGGER.level, LOGGER.propagate
+    LOGGER.handlers, LOGGER.propagate = [handler], False
+    LOGGER.setLevel(logging.INFO)
+
+    def to_log(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        LOGGER.warning("%s: %s", category.__name__, message)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = to_log  # type: ignore[assignment]
+            yield
+    finally:
+        LOGGER.handlers, LOGGER.propagate = handlers, propagate
+        LOGGER.setLevel(level)
+        handler.close()
+
+
+def _no_integrations(_instance: object) -> None:
+    """Stand-in for Ultralytics' `add_integration_callbacks`."""
+
+
+@contextmanager
+def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
+    """Nothing of Ultralytics reaches stdout or stderr; its log lines go to `log_path` (appended), or nowhere.
+
+    Inside, too: no progress bars; none of its integrations (its Ray callback calls `tune.report` by itself inside a
+    live trial; MLflow, ClearML, Comet, usage analytics and the rest are on or off by the user's own settings file,
+    which is left alone); and the thread count that torch has now survives (`select_device("cpu")` otherwise sets it to
+    the number of cores less one, whatever a worker was pinned to).
+
+    An inner context without a path keeps writing to the outer one's log. The state is the process's: not for two
+    threads at once.
+    """
+    if log_path is None and _ACTIVE:
+        yield
+        return
+    import torch
+    from ultralytics import utils
+    from ultralytics.utils import callbacks, torch_utils
+
+    path = None if log_path is None else Path(log_path)
+    with ExitStack() as stack:
+        stack.enter_context(_logging_to(path))
+        stack.enter_context(_replaced(utils, "VERBOSE", False))  # read by every progress bar when it is made
+        stack.enter_context(_replaced(callbacks, "add_integration_callbacks", _no_integrations))
+        stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
+        _ACTIVE.append(path)
+        stack.callback(_ACTIVE.pop)
+        yield
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Put the process's random state (Python, NumPy, torch on every device) back afterwards.
+
+    Ultralytics' trainer seeds all of them; a caller's own random numbers must not repeat because a training ran.
+    """
+    import numpy as np
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

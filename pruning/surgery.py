@@ -1,0 +1,191 @@
+"""Surgery: from ratios to widths, from widths to the channels that stay, and their removal from a copy of the network.
+
+The physical removal is done by torch-pruning's primitives; which channels leave together is the layer table's
+knowledge, so no graph is traced here.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch_pruning as tp
+from torch import nn
+
+from pruning.errors import PlanError
+from pruning.layers import ALWAYS, Group, LayerTable
+from pruning.plan import Plan, check_ratio
+
+
+def resolve(table: LayerTable, ratios: Mapping[str, float], round_to: int = 8) -> dict[int, int]:
+    """Turn ratios by layer name or pattern (`model.4.*`) into widths by group id, for the groups that get narrower.
+
+    A name wins over a pattern, a later pattern over an earlier one; a pattern passes over layers that are not
+    prunable. The width is the allowed one nearest to `channels * (1 - ratio)`, the larger of two, never zero.
+
+    Raises:
+        PlanError: a ratio outside [0, 1); a name or pattern that matches nothing; a named layer that is not prunable;
+            two layers of one group with different ratios.
+    """
+    if round_to < 1:
+        raise PlanError(f"`round_to` must be at least 1, but got {round_to}.")
+    chosen: dict[int, tuple[str, float]] = {}
+    for layer, ratio in _by_layer(table, ratios).items():
+        group = table.group_of[layer]
+        before = chosen.setdefault(group.id, (layer, ratio))
+        if abs(before[1] - ratio) > 1e-9:
+            raise PlanError(
+                f"{before[0]} and {layer} lose their channels together, so their ratios must be equal, but got "
+                f"{before[1]} and {ratio}. Give one of them."
+            )
+    widths = {g: nearest_width(table.groups[g], ratio, round_to) for g, (_, ratio) in chosen.items()}
+    return {g: w for g, w in sorted(widths.items()) if w < table.groups[g].channels}
+
+
+def nearest_width(group: Group, ratio: float, round_to: int = 8) -> int:
+    """The allowed width nearest to `channels * (1 - ratio)`; of two equally near ones the larger."""
+    target = group.channels * (1 - ratio)
+    return min(group.widths(round_to), key=lambda w: (abs(w - target), -w))
+
+
+def _by_layer(table: LayerTable, ratios: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    unknown = []
+    for key, ratio in ratios.items():
+        check_ratio(key, ratio)
+        if key in table.by_name:
+            continue
+        matching = [n for n in table.by_name if fnmatch.fnmatchcase(n, key)]
+        if not matching:
+            unknown.append(key)
+        found.update({n: float(ratio) for n in matching if n in table.group_of})
+    if unknown:
+        raise PlanError(
+            f"every layer of a plan must exist in the model, but it has none named {', '.join(sorted(unknown))}. "
+            "`paretoprune layers MODEL` lists them."
+        )
+    for key, ratio in ratios.items():
+        if key in table.by_name and key not in table.group_of:
+            if ratio > 0:
+                raise PlanError(f"{key} is not prunable: {table.by_name[key].reason}. Leave it out of the plan.")
+        elif key in table.by_name:
+            found[key] = float(ratio)
+    return found
+
+
+def canonical_ratios(table: LayerTable, widths: Mapping[int, int]) -> dict[str, float]:
+    """Realised ratio of every layer that gets narrower: two plans are equal if and only if these are."""
+    groups = ((table.groups[g], w) for g, w in widths.items())
+    cut = {name: round(1 - w / g.channels, 6) for g, w in groups if w < g.channels for name in g.layers}
+    return dict(sorted(cut.items()))
+
+
+def choose_kept(table: LayerTable, widths: Mapping[int, int], scores: np.ndarray) -> np.ndarray:
+    """Which classes stay: in every part the ones of the highest score, ties to the lower index.
+
+    Args:
+        widths: by group id, of the group's first part.
+        scores: shape (class_count,), higher is worth more.
+
+    Returns:
+        bool array, shape (class_count,); `ALWAYS` is kept.
+    """
+    kept = np.ones(table.class_count, dtype=bool)
+    for group_id, width in widths.items():
+        group = table.groups[group_id]
+        if width < 1:
+            raise PlanError(f"a layer must keep at least one channel, but {group.name} was given width {width}.")
+        for part, count in zip(group.parts, group.kept_per_part(width), strict=True):
+            order = np.argsort(-scores[part], kind="stable")
+            kept[part[order[count:]]] = False
+    return kept
+
+
+def classes_from_kept(table: LayerTable, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """The classes that a plan's recorded indices leave, shape (class_count,).
+
+    Raises:
+        PlanError: a convolution is unknown, an index out of range, or channels that leave together are split.
+    """
+    unknown = sorted(set(kept) - set(table.convs))
+    if unknown:
+        raise PlanError(f"the plan is for another model: it keeps channels of {', '.join(unknown[:5])}, not found here.")
+    stays = np.ones(table.class_count, dtype=bool)
+    for name, indices in kept.items():
+        outputs = table.convs[name].outputs
+        if not indices or min(indices) < 0 or max(indices) >= len(outputs):
+            raise PlanError(f"the plan is for another model: {name} has {len(outputs)} channels, not what it keeps.")
+        gone = np.ones(len(outputs), dtype=bool)
+        gone[list(indices)] = False
+        stays[outputs[gone]] = False
+    for name, indices in kept.items():
+        if not np.array_equal(np.flatnonzero(stays[table.convs[name].outputs]), np.asarray(sorted(indices))):
+            raise PlanError(f"the plan's kept channels of {name} do not fit the layers it loses channels with.")
+    if not stays[ALWAYS]:
+        raise PlanError("the plan removes channels that must stay; it is for another model.")
+    return stays
+
+
+def kept_indices(table: LayerTable, stays: np.ndarray) -> dict[str, tuple[int, ...]]:
+    """Per convolution that loses output channels: the indices it keeps."""
+    flags = {name: stays[c.outputs] for name, c in table.convs.items()}
+    return {name: tuple(np.flatnonzero(f).tolist()) for name, f in flags.items() if not f.all()}
+
+
+def remove(model: nn.Module, table: LayerTable, stays: np.ndarray) -> nn.Module:
+    """A copy of the model without the classes that do not stay. The model itself is not touched."""
+    pruned = copy.deepcopy(model)
+    modules = dict(pruned.named_modules())
+    for name, channels in table.convs.items():
+        _cut_conv(modules[name], channels.outputs, channels.inputs, channels.depthwise, stays)
+    for name, classes in table.norms.items():
+        if gone := _gone(classes, stays):
+            tp.prune_batchnorm_out_channels(modules[name], gone)
+    for name, classes in table.linears.items():
+        if gone := _gone(classes, stays):
+            tp.prune_linear_in_channels(modules[name], gone)
+    for name, attribute, classes in table.attributes:
+        setattr(modules[name], attribute, int(stays[classes].sum()))
+    return pruned
+
+
+def _cut_conv(conv: nn.Module, outputs: np.ndarray, inputs: np.ndarray, depthwise: bool, stays: np.ndarray) -> None:
+    gone_out, gone_in = _gone(outputs, stays), _gone(inputs, stays)
+    if depthwise:
+        if gone_out:
+            tp.prune_depthwise_conv_out_channels(conv, gone_out)
+        return
+    if gone_out:
+        tp.prune_conv_out_channels(conv, gone_out)
+    if gone_in:
+        tp.prune_conv_in_channels(conv, gone_in)
+
+
+def _gone(classes: np.ndarray, stays: np.ndarray) -> list[int]:
+    gone: list[int] = np.flatnonzero(~stays[classes]).tolist()
+    return gone
+
+
+def prune(
+    model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray
+) -> tuple[nn.Module, Plan]:
+    """Remove the least important channels until every group has its width.
+
+    Args:
+        widths: by group id (see `resolve`).
+        scores: importance per class, shape (class_count,), higher stays.
+
+    Returns:
+        The pruned copy and the plan with realised ratios and kept indices.
+    """
+    stays = choose_kept(table, widths, scores)
+    return remove(model, table, stays), Plan(canonical_ratios(table, widths), kept_indices(table, stays))
+
+
+def replay(model: nn.Module, table: LayerTable, plan: Plan) -> tuple[nn.Module, Plan]:
+    """Apply a plan that records its kept channels: the same network again, bit for bit, without importance."""
+    stays = classes_from_kept(table, plan.kept)
+    kept = kept_indices(table, stays)
+    return remove(model, table, stays), Plan(dict(plan.ratios), kept)

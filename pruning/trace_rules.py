@@ -1,0 +1,53 @@
+"""Modules whose forward hides a dependency between channels that the functions alone do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics.nn.modules.block import Attention
+
+from pruning.trace import ChannelTracer, ConvTrace
+
+Rule = Callable[[ChannelTracer, str, Any], Callable[..., Any]]
+
+
+def attention(tracer: ChannelTracer, name: str, module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`Attention` of YOLOv10/11/26: views the values as (B, C, H, W) with the C of its *input*.
+
+    So the input's channels and the values' (heads x head_dim) leave in the same proportion, and every head loses the
+    same number. Queries and keys keep their width: their dot product is scaled by it.
+    """
+    inner = module.forward
+    heads, key, value = module.num_heads, module.key_dim, module.head_dim
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        atoms = tracer.labels(x)
+        with torch._C.DisableTorchFunction():
+            out: torch.Tensor = inner(x)
+        qkv = tracer.conv(f"{name}.qkv.conv", module.qkv.conv.out_channels, atoms, x.shape[1])
+        rows = qkv.outputs.reshape(heads, 2 * key + value)
+        values = rows[:, 2 * key :]
+        tracer.atoms.freeze(rows[:, : 2 * key].ravel(), "queries and keys keep their width, their product is scaled by it")
+        flat = values.ravel()
+        tracer.convs.setdefault(f"{name}.pe.conv", ConvTrace(f"{name}.pe.conv", flat, flat, depthwise=True))
+        proj = tracer.conv(f"{name}.proj.conv", module.proj.conv.out_channels, flat, len(flat))
+        for part, atoms_of in (("qkv", qkv.outputs), ("pe", flat), ("proj", proj.outputs)):
+            if isinstance(getattr(module, part), nn.Module) and hasattr(getattr(module, part), "bn"):
+                tracer.norms[f"{name}.{part}.bn"] = atoms_of
+        if atoms is None:
+            tracer.atoms.freeze(flat, "the attention's input keeps its channels")
+        else:
+            tracer.ties.append((atoms, flat))
+        tracer.pieces.extend(values)
+        tracer.ties.extend((values[0], other) for other in values[1:])
+        tracer.attributes.append((name, "head_dim", values[0]))
+        return tracer.label(out, proj.outputs, fresh=True)
+
+    return forward
+
+
+RULES: dict[type, Rule] = {Attention: attention}
