@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
+from torch import nn
+
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
-
-import torch  # isort: skip  (after pruning.quiet, which sets what Ultralytics reads at its import)
-from torch import nn  # isort: skip
 
 # What a pickled class may come from. `__builtin__`, `_codecs` and `copy_reg` are protocol 2's spelling of the standard
 # library; numpy is left out on purpose: its module paths moved between versions 1 and 2.
@@ -68,14 +68,11 @@ def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str,
     from ultralytics import __version__
 
     path = Path(path)
-    copy = plain_copy(model)
-    copy.requires_grad_(False)
+    copy: Any = plain_copy(model).requires_grad_(False)
     args = stock_args(model, train_args)
-    copy.args = args  # type: ignore[assignment]
-    copy.pt_path = path.name  # type: ignore[assignment]
-    copy.task = args["task"]
-    if isinstance(getattr(copy, "yaml", None), dict) and "yaml_file" in copy.yaml:
-        copy.yaml["yaml_file"] = PurePath(str(copy.yaml["yaml_file"])).name  # type: ignore[index]
+    copy.args, copy.pt_path, copy.task = args, path.name, args["task"]
+    if "yaml_file" in (getattr(copy, "yaml", None) or {}):
+        copy.yaml["yaml_file"] = PurePath(str(copy.yaml["yaml_file"])).name
     empty = ("best_fitness", "ema", "updates", "optimizer", "scaler", "stopper", "train_metrics", "train_results")
     content = {
         "date": datetime.now().astimezone().isoformat(),

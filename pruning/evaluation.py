@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher
 from pruning.quiet import quiet_ultralytics
-
-import torch  # isort: skip
-from torch import nn  # isort: skip
 
 __all__ = ["EVALUATION_BATCH", "Evaluator", "check_dataset", "evaluate"]
 
@@ -74,7 +74,9 @@ class Evaluator:
         """The metrics of `model`; see `evaluate`."""
         task = task_of(model)
         if task not in _SUFFIX:
-            raise PruningError(f"accuracy is mAP, for models that detect; got task '{task}': use one of {sorted(_SUFFIX)}")
+            raise PruningError(
+                f"accuracy is mAP, for models that detect; got task '{task}': use one of {sorted(_SUFFIX)}"
+            )
         refuse_non_finite(model)
         with quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="paretoprune-val-") as scratch:
             validator = _validator_class(task, self._wrap)(

@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
-
-from torch import nn  # isort: skip
 
 _LABELLED_BY_TEXT = {"detect", "segment", "pose", "obb"}
 
@@ -59,7 +59,10 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return dict(check_det_dataset(str(path), autodownload=False))
         except FileNotFoundError as error:
-            raise PruningError(_line(f"{error}: correct `path`, `train` and `val` in {path}, or fetch the images")) from error
+            missing = str(error).split("\n")[0].split("missing path")[-1].strip()
+            raise PruningError(
+                _line(f"images of '{path}' must exist, but got {missing}: correct its paths, or fetch the images")
+            ) from error
         except Exception as error:  # yaml's own errors, KeyError, TypeError, SyntaxError: whatever the file provokes
             raise PruningError(_line(f"'{path}' is not a dataset description: {error}")) from error
 

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from pruning.errors import PruningError
 from pruning.latency_runtimes import Session, open_session, torch_device
 from pruning.latency_stats import Quad, Speedup, inferences_per_block, is_settled, speedup
 
-import torch  # isort: skip
-from torch import nn  # isort: skip
-
-_FEWEST_QUADS = 6  # below this an interval by bootstrap is too narrow to decide on
+_FEWEST_QUADS = 12  # an interval from fewer is too uncertain itself to stop on
+_LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
 _WARMUP_SHARE = 0.3  # of max_seconds, at most
 
 
@@ -27,7 +27,7 @@ class LatencyResult:
     """A candidate's latency and its speed-up over the baseline measured in the same minutes. Times in milliseconds.
 
     `median_ms`, `p90_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as many of
-    the baseline. `speedup`: baseline time / candidate time, the median over the A B B A quads, with its 95 % interval.
+    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads, with its 95 % interval.
     `blocks`: timed blocks of both models together. `converged`: the interval's half-width reached the target; if not,
     the time was up. `warmup_iterations`: inferences of each model before the first timed one.
     """
@@ -126,11 +126,13 @@ def time_pair(
     quads: list[Quad] = []
     while True:
         quads.append(_time_quad(candidate, baseline, counts))
-        if len(quads) < 2:
+        time_is_up = len(quads) >= 2 and clock() >= end
+        look = len(quads) >= _FEWEST_QUADS and len(quads) % _LOOK_EVERY == 0
+        if not (time_is_up or look):
             continue
         result = speedup(quads)
         converged = len(quads) >= _FEWEST_QUADS and result.halfwidth <= target_halfwidth
-        if converged or clock() >= end:
+        if converged or time_is_up:
             return PairedTimes(tuple(quads), result, converged, warmup_iterations=len(warm[0]))
 
 

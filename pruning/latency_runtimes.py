@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+from torch import nn
+
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
-
-import torch  # isort: skip
-from torch import nn  # isort: skip
 
 RUNTIMES = ("torch",)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,6 +36,8 @@ class Quad:
         baseline, candidate = (
             float(np.mean([np.median(block) for block in blocks])) for blocks in (self.baseline, self.candidate)
         )
+        if not (0 < candidate < math.inf and 0 < baseline < math.inf):
+            raise ValueError(f"times must be positive and finite, but got medians of {candidate} and {baseline} ms")
         return math.log(baseline / candidate)
 
 
@@ -53,31 +56,41 @@ class Speedup:
 
 
 def speedup(quads: Sequence[Quad], seed: int = 0) -> Speedup:
-    """Median over the quads of their speed-ups, with a 95 % percentile interval by circular block bootstrap.
+    """Interquartile mean over the quads of their speed-ups, with a 95 % interval by circular block bootstrap.
 
-    Blocks of about n^(1/3) neighbouring quads are resampled (Politis and Romano 1992), so that what slow noise is left
-    between quads widens the interval as it should. Deterministic for a given `seed`. One quad gives an interval of
-    infinite width; none raises ValueError, as does a time that is not positive and finite.
+    Means are of logarithms, so swapping the models inverts the figure. Blocks of about n^(1/3) neighbouring quads are
+    resampled (Politis and Romano 1992), so that slow noise left between quads widens the interval as it should; the
+    quantiles are widened by Student's t over the number of such blocks, without which few quads cover too little (on
+    heavy-tailed series with stopping at 1 %: 79 to 88 % without, 94 to 97 % with). Deterministic for a given `seed`.
+    One quad gives an interval of infinite width; none raises ValueError, as does a time that is not positive and
+    finite.
     """
     if not quads:
         raise ValueError("a speed-up needs at least one quad of blocks, but got none")
     logs = np.array([quad.log_speedup for quad in quads], dtype=np.float64)
-    if not np.isfinite(logs).all():
-        raise ValueError("timed values must be positive and finite")
-    centre = float(np.median(logs))
+    centre = float(_interquartile_mean(logs))
     if len(logs) == 1:
         return Speedup(math.exp(centre), 0.0, math.inf)
-    medians = np.median(_resampled(logs, np.random.default_rng(seed)), axis=1)
-    # A median of few quads varies more than its bootstrap shows (the resamples are of n values, spread n - 1)
-    widen = math.sqrt(len(logs) / (len(logs) - 1))
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Speedup(math.exp(centre), math.exp(centre - widen * (centre - low)), math.exp(centre + widen * (high - centre)))
+    length = max(1, round(len(logs) ** (1 / 3)))
+    resamples = _resampled(logs, length, np.random.default_rng(seed))
+    low, high = np.quantile(_interquartile_mean(resamples), [0.025, 0.975])
+    blocks = len(logs) / length
+    widen = math.sqrt(blocks / (blocks - 1)) * float(stdtrit(blocks - 1, 0.975) / ndtri(0.975))
+    return Speedup(
+        math.exp(centre), math.exp(centre - widen * (centre - low)), math.exp(centre + widen * (high - centre))
+    )
 
 
-def _resampled(values: FloatArray, generator: np.random.Generator) -> FloatArray:
-    """(_RESAMPLES, n) circular block resamples of `values` (n,)."""
+def _interquartile_mean(values: FloatArray) -> FloatArray:
+    """(..., n) -> (...): the mean without the lowest and the highest quarter."""
+    ordered = np.sort(values, axis=-1)
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1), dtype=np.float64)
+
+
+def _resampled(values: FloatArray, length: int, generator: np.random.Generator) -> FloatArray:
+    """(_RESAMPLES, n) resamples of `values` (n,), each of circular blocks of `length` neighbours."""
     n = len(values)
-    length = max(1, round(n ** (1 / 3)))
     starts = generator.integers(0, n, size=(_RESAMPLES, math.ceil(n / length)))
     indices = (starts[:, :, None] + np.arange(length)) % n
     picked: FloatArray = values[indices.reshape(_RESAMPLES, -1)[:, :n]]

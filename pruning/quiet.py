@@ -64,7 +64,7 @@ def _logging_to(log_path: Path | None) -> Iterator[None]:
 
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = to_log  # type: ignore[assignment]
+            warnings.showwarning = to_log
             yield
     finally:
         LOGGER.handlers, LOGGER.propagate = handlers, propagate
@@ -115,10 +115,10 @@ def preserved_random_state() -> Iterator[None]:
     import numpy as np
     import torch
 
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the legacy state that Ultralytics seeds
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

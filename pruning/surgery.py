@@ -122,7 +122,7 @@ def classes_from_kept(table: LayerTable, kept: Mapping[str, Sequence[int]]) -> n
         stays[outputs[gone]] = False
     for name, indices in kept.items():
         if not np.array_equal(np.flatnonzero(stays[table.convs[name].outputs]), np.asarray(sorted(indices))):
-            raise PlanError(f"the plan's kept channels of {name} do not fit the layers it loses channels with.")
+            raise PlanError(f"the plan is for another model: what it keeps of {name} does not fit the layers it loses channels with.")
     if not stays[ALWAYS]:
         raise PlanError("the plan removes channels that must stay; it is for another model.")
     return stays

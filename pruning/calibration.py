@@ -1,0 +1,76 @@
+"""Calibration images: a seeded sample of the training split, prepared as validation prepares images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.errors import PruningError
+from pruning.evaluation_dataset import dataset_file
+from pruning.quiet import quiet_ultralytics
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Letterboxed training images with their labels, on the CPU.
+
+    Attributes:
+        batch: an Ultralytics training batch; `batch["img"]` is float32 in [0, 1], shape (images, 3, imgsz, imgsz).
+    """
+
+    batch: dict[str, Any]
+
+    @property
+    def images(self) -> torch.Tensor:
+        images: torch.Tensor = self.batch["img"]
+        return images
+
+    def chunks(self, size: int) -> Iterator[dict[str, Any]]:
+        """The same batch in pieces of at most `size` images, labels renumbered."""
+        count = len(self.images)
+        owners = self.batch.get("batch_idx")
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            piece: dict[str, Any] = {"img": self.images[start:stop]}
+            mine = None if owners is None else (owners >= start) & (owners < stop)
+            for key, value in self.batch.items():
+                if key == "img" or not isinstance(value, torch.Tensor):
+                    continue
+                if mine is not None and len(value) == len(mine):
+                    piece[key] = value[mine] - start if key == "batch_idx" else value[mine]
+                elif len(value) == count:
+                    piece[key] = value[start:stop]
+            yield piece
+
+
+def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, seed: int = 0) -> Calibration:
+    """Draw `images` training images (all, where there are fewer) without augmentation.
+
+    Raises:
+        PruningError: the dataset cannot be read, or its training split holds no usable image.
+    """
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    task = str(getattr(model, "task", "detect"))
+    if task == "classify":
+        raise PruningError("calibration images are read for tasks with boxes, but the model classifies; use recover=none.")
+    with quiet_ultralytics():
+        content = check_det_dataset(str(dataset_file(data)), autodownload=False)
+        cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
+        dataset = build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)
+    if len(dataset) == 0:
+        raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
+    picks = np.random.default_rng(seed).permutation(len(dataset))[:images]
+    with contextlib.redirect_stdout(None):
+        samples = [dataset[int(i)] for i in sorted(picks)]
+    batch = dict(dataset.collate_fn(samples))
+    batch["img"] = batch["img"].float() / 255
+    return Calibration(batch)

@@ -1,0 +1,34 @@
+"""Exporting a network to another runtime's format, through Ultralytics' exporter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pruning.errors import PruningError
+from pruning.models import model_file
+from pruning.quiet import quiet_ultralytics
+
+
+def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu") -> Path:
+    """Write the checkpoint at `path` in the format `target` ("onnx", "openvino", "engine" ...) beside it.
+
+    Raises PruningError for an unknown format, and where the packages that the format needs are not installed (nothing
+    is installed by itself).
+    """
+    from ultralytics import YOLO
+    from ultralytics.engine.exporter import export_formats
+
+    known = [name for name in export_formats()["Argument"] if name != "-"]
+    if target not in known:
+        raise PruningError(f"the format must be one of {', '.join(known)}, but got '{target}'")
+    found = model_file(path)
+    with quiet_ultralytics():
+        try:
+            written = YOLO(str(found)).export(format=target, imgsz=imgsz, device=device, verbose=False)
+        except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
+            line = " ".join(str(error).split())[:200]
+            raise PruningError(
+                f"'{path}' cannot be exported to {target} ({type(error).__name__}: {line}); "
+                "install what the format needs, then try again"
+            ) from error
+    return Path(str(written))

@@ -1,0 +1,177 @@
+"""Fine-tuning that keeps a pruned network pruned, never ends worse than it began, and says nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.checkpoints import stock_args, task_of
+from pruning.errors import PruningError
+from pruning.evaluation import EVALUATION_BATCH, Evaluator
+from pruning.evaluation_dataset import check_dataset, dataset_file
+from pruning.evaluation_gate import Gate, NullGate
+from pruning.finetune_schedule import epochs_with_mosaic
+from pruning.latency_runtimes import torch_device
+from pruning.quiet import preserved_random_state, quiet_ultralytics
+
+__all__ = ["FinetuneResult", "FinetuneSettings", "Gate", "NullGate", "finetune"]
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to fine-tune; a value out of range raises PruningError at construction."""
+
+    epochs: int = 3
+    """Passes over the training images, at least 1."""
+    imgsz: int = 320
+    """Image size, pixels; a multiple of 32."""
+    batch: int = 16
+    """Images per optimizer step (no accumulation)."""
+    lr: float | None = None
+    """Peak learning rate of AdamW, in (0, 1]; None: chosen from the number of steps (`finetune_schedule.learning_rate`)."""
+    patience: int = 0
+    """Stop after so many epochs without a better one; 0: never."""
+    seed: int = 0
+    """Of everything random: the same seed gives the same result on one CPU thread."""
+    workers: int = 4
+    """Data-loading processes on a GPU; on a CPU there are none."""
+    distill: bool = False
+    """Learn from `teacher` too, by Ultralytics' built-in distillation of the head's inputs."""
+    amp: bool = True
+    """Mixed precision (bfloat16) where the device does it natively."""
+    mosaic: bool | None = None
+    """Join four images into one in the earlier epochs; None: only from 10 epochs on."""
+    weight_decay: float = 0.0005
+    """AdamW's weight decay (not on biases and normalisation)."""
+    evaluation_batch: int = EVALUATION_BATCH
+    """Images per validation batch; as `evaluate` has it, so that the figures are the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "imgsz", "batch", "evaluation_batch"):
+            if getattr(self, name) < 1:
+                raise PruningError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}")
+        if self.imgsz % 32:
+            raise PruningError(f"imgsz must be a multiple of 32, but got {self.imgsz}")
+        if self.lr is not None and not 0 < self.lr <= 1:
+            raise PruningError(f"lr must be in (0, 1], or None to have it chosen, but got {self.lr}")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The best network seen, the start included, and how it came about.
+
+    `model`: on the CPU, float32, eval mode, stock classes, the start's widths. `metrics`: its, as `evaluate` gives
+    them. `start_metrics`: the start network's. `epochs`: run; `best_epoch`: that of `model`, 0 for the start itself.
+    `history`: a row per epoch (`epoch`, `lr` at its end, losses, the averaged network's metrics, `seconds` so far).
+    """
+
+    model: nn.Module
+    metrics: dict[str, float]
+    start_metrics: dict[str, float]
+    epochs: int
+    best_epoch: int
+    seconds: float
+    lr: float
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def finetune(
+    model: nn.Module,
+    data: str,
+    settings: FinetuneSettings,
+    save_dir: Path,
+    device: str = "cpu",
+    gate: Gate | None = None,
+    teacher: nn.Module | None = None,
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+) -> FinetuneResult:
+    """Train a copy of `model` (its widths stay as they are) on `data` and return the best network of all epochs.
+
+    The start network is validated first and is a candidate, so the result is never worse than it on the validation
+    split. `on_epoch(epoch, metrics)` is called after each epoch, counted from 1; True ends the training. `gate` is
+    entered around each training batch and each validation batch. Ultralytics' log goes to `save_dir/train.log`;
+    nothing is printed, and nothing else is written but `args.yaml` there and the label cache beside the labels.
+
+    Raises PruningError for unusable data, several devices, a loss or weights that become NaN or infinite (naming the
+    epoch), and `settings.distill` without a `teacher`.
+    """
+    begin = time.monotonic()
+    save_dir = Path(save_dir)
+    _check(model, data, settings, device, teacher)
+    gate = gate or NullGate()
+    evaluator = Evaluator(data, settings.imgsz, device, settings.evaluation_batch, "val", gate, settings.workers)
+    with quiet_ultralytics(save_dir / "train.log"), preserved_random_state(), contextlib.ExitStack() as closing:
+        from pruning.finetune_trainer import Job, make_trainer
+
+        closing.callback(_remove_if_empty, save_dir / "weights")
+        closing.callback(evaluator.close)
+        job = Job(model, evaluator, gate, settings.lr, teacher if settings.distill else None, on_epoch)
+        trainer = make_trainer(task_of(model), job, _overrides(data, settings, save_dir, device))
+        closing.callback(trainer.close)
+        trainer.train()
+    assert job.best is not None, "the start network is always a candidate"
+    job.best.args = stock_args(model, {"imgsz": settings.imgsz, "data": str(data)})  # type: ignore[assignment]
+    return FinetuneResult(
+        model=job.best,
+        metrics=job.metrics,
+        start_metrics=job.start_metrics,
+        epochs=len(job.history),
+        best_epoch=job.best_epoch,
+        seconds=time.monotonic() - begin,
+        lr=float(trainer.args.lr0),
+        history=job.history,
+    )
+
+
+def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str, teacher: nn.Module | None) -> None:
+    if "," in str(device):
+        raise PruningError(f"one fine-tuning uses one device, but got '{device}': give one of them")
+    torch_device(device)
+    if settings.distill and teacher is None:
+        raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
+    check_dataset(data, model)
+
+
+def _overrides(data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
+    """Ultralytics' training arguments. What is not named keeps its default, the other augmentations among them."""
+    mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
+    on_gpu = torch_device(device).type == "cuda"
+    # fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads
+    amp = "bf16" if settings.amp and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else False
+    return {
+        "model": "pruned.pt",  # a name only: the network is already there
+        "data": str(dataset_file(data)),
+        "save_dir": str(save_dir.resolve()),
+        "device": device,
+        "epochs": settings.epochs,
+        "imgsz": settings.imgsz,
+        "batch": settings.batch,
+        "nbs": settings.batch,  # otherwise steps are accumulated up to 64 images: a quarter of the steps
+        "workers": settings.workers,
+        "seed": settings.seed,
+        "patience": settings.patience,
+        "optimizer": "AdamW",
+        "momentum": 0.9,
+        "weight_decay": settings.weight_decay,
+        "warmup_epochs": 0.0,  # `rate_factor` rises instead, for biases like for all others
+        "mosaic": 1.0 if mosaic else 0.0,
+        "close_mosaic": settings.epochs - mosaic if mosaic else 0,
+        "amp": amp,
+        "plots": False,
+        "save": False,
+        "verbose": False,
+        "exist_ok": True,
+    }
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """The stock trainer makes a folder for weights, and none are written."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,56 @@
+"""How a fine-tuning of a given length is run: learning rate, its course, averaging, mosaic. Pure functions."""
+
+from __future__ import annotations
+
+import math
+
+# Measured on networks refitted after pruning (yolov8n, 320 px, batch 16, AdamW, cosine): 39 steps at 4e-5 took one from
+# mAP 0.528 to 0.556 where 3e-4 took it to 0.459; 195 steps at 5e-4 took it to 0.600.
+_SHORT_STEPS, _SHORT_RATE = 39, 4e-5
+_LONG_STEPS, _LONG_RATE = 195, 5e-4
+_LOWEST_RATE = 1e-5
+
+
+def learning_rate(steps: int) -> float:
+    """The peak AdamW learning rate for a fine-tuning of `steps` optimizer steps in all.
+
+    Adam moves every weight by about the learning rate at each step, wherever it starts: few steps can only afford small
+    ones, or they end farther from a good start than they can come back. Between the two measured budgets the rate is
+    interpolated on logarithmic axes (an exponent of 1.57); it stays within [1e-5, 5e-4] outside.
+    """
+    exponent = math.log(_LONG_RATE / _SHORT_RATE) / math.log(_LONG_STEPS / _SHORT_STEPS)
+    rate: float = _SHORT_RATE * (max(steps, 1) / _SHORT_STEPS) ** exponent
+    return min(_LONG_RATE, max(_LOWEST_RATE, rate))
+
+
+def rate_factor(step: int, steps: int, final: float = 0.05) -> float:
+    """What the peak learning rate is multiplied with at `step` of `steps` (counted from 0): in (0, 1].
+
+    A linear rise over the first tenth (for biases too: the large bias rate of Ultralytics' warm-up is what ruins a good
+    start), while Adam's second moments form, then half a cosine down to `final`. By step, not by epoch, so that a
+    single epoch already ends on small steps.
+    """
+    rise = steps // 10
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    progress = min(1.0, (step - rise) / max(1, steps - 1 - rise))
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def averaging(steps: int) -> tuple[float, float]:
+    """(decay, tau) of the weights' moving average, as Ultralytics' ModelEMA takes them.
+
+    Its horizon is a tenth of the fine-tuning; the average forgets the start within the first tenth. Ultralytics' own
+    (0.9999, 2000) is made for tens of thousands of steps: over 40 it averages nothing, over 1000 it lags behind.
+    """
+    horizon = max(1.0, steps / 10)
+    return 1 - 1 / horizon, horizon
+
+
+def epochs_with_mosaic(epochs: int) -> int:
+    """For how many of the first `epochs` four images are joined into one: none of a short fine-tuning.
+
+    A network that is to be judged after few epochs must not spend them on images unlike the ones it is judged on; a
+    longer one (10 epochs and more) gains from them, with the last third, and at least five epochs, without.
+    """
+    return 0 if epochs < 10 else epochs - max(5, round(epochs / 3))

@@ -1,0 +1,181 @@
+"""Ultralytics' trainer, made to train the network it is given and nothing else.
+
+The stock trainer rebuilds a network from its yaml (a pruned one comes back unpruned, silently), warms biases up at a
+rate that ruins a good start, saves in half precision, reloads what it saved, and restarts from disk on NaN. Each of
+these is replaced here; its loop, losses, data loading, augmentation and mixed precision are used as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.models import yolo
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
+
+from pruning.checkpoints import plain_copy
+from pruning.errors import PruningError
+from pruning.evaluation import Evaluator, refuse_non_finite
+from pruning.evaluation_gate import Gate, GatedLoader, device_finisher
+from pruning.finetune_schedule import averaging, learning_rate, rate_factor
+
+OnEpoch = Callable[[int, dict[str, float]], bool]
+
+
+@dataclass
+class Job:
+    """What one fine-tuning is given and what comes out of it, epoch by epoch. Epoch 0 is the start network."""
+
+    model: nn.Module
+    evaluator: Evaluator
+    gate: Gate
+    lr: float | None = None
+    teacher: nn.Module | None = None
+    on_epoch: OnEpoch | None = None
+    best: nn.Module | None = None
+    best_epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    start_metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def consider(self, epoch: int, model: nn.Module, metrics: dict[str, float]) -> None:
+        """Keep `model` if it is better than every earlier one, the start included; on a tie the earlier stays."""
+        if epoch == 0:
+            self.start_metrics = dict(metrics)
+        if self.best is None or metrics["map50_95"] > self.metrics["map50_95"]:
+            self.best, self.best_epoch, self.metrics = model, epoch, dict(metrics)
+
+
+class _InPlaceTraining:
+    """Mixed into a task's trainer; what it overrides is listed in the module's first lines."""
+
+    # What the stock trainer provides; declared for the reader and the type checker
+    args: Any
+    data: dict[str, Any]
+    model: Any
+    ema: Any
+    epoch: int
+    epochs: int
+    accumulate: int
+    stop: bool
+    loss: torch.Tensor
+    optimizer: torch.optim.Optimizer
+    train_loader: Any
+    test_loader: Any
+    stopper: Any
+    device: torch.device
+
+    def __init__(self, job: Job, overrides: dict[str, Any]) -> None:
+        self.job = job
+        self.steps_done = 0
+        self.loaders: list[GatedLoader] = []
+        super().__init__(overrides=overrides)  # type: ignore[call-arg]
+        self.model = plain_copy(job.model)  # a module, so `setup_model` leaves it as it is
+
+    # -- set-up ------------------------------------------------------------------------------------------------------
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
+        self.loaders.append(GatedLoader(loader, self.job.gate, device_finisher(self.device)))
+        return self.loaders[-1]
+
+    def set_model_attributes(self) -> None:
+        super().set_model_attributes()  # type: ignore[misc]
+        if self.job.teacher is not None:
+            # Here, not by `distill_model=`: that takes a path, and would load the teacher from disk for every trial
+            self.model = DistillationModel(plain_copy(self.job.teacher), self.model)
+
+    def build_optimizer(self, model: nn.Module, name: str = "auto", lr: float = 0.0, *rest: Any, **kwargs: Any) -> Any:
+        self.args.lr0 = learning_rate(self.total_steps) if self.job.lr is None else self.job.lr
+        LOGGER.info(f"{self.total_steps} steps, learning rate {self.args.lr0:.3g}")
+        return super().build_optimizer(model, name, self.args.lr0, *rest, **kwargs)  # type: ignore[misc]
+
+    def _setup_scheduler(self) -> None:
+        super()._setup_scheduler()  # type: ignore[misc]
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _: 1.0)  # set by step instead
+
+    def _setup_train(self) -> None:
+        super()._setup_train()  # type: ignore[misc]
+        decay, tau = averaging(self.total_steps)
+        self.ema = ModelEMA(self.model, decay=decay, tau=tau)
+        self.epoch = -1  # so that the start network is epoch 0
+        self.validate()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return max(1, self.epochs * len(self.train_loader) // self.accumulate)
+
+    # -- steps and epochs --------------------------------------------------------------------------------------------
+
+    def optimizer_step(self) -> None:
+        if not bool(torch.isfinite(self.loss)):
+            raise PruningError(
+                f"the training loss must stay finite, but became {float(self.loss)} in epoch {self.epoch + 1}; "
+                "use a lower learning rate, or turn mixed precision off"
+            )
+        factor = rate_factor(self.steps_done, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        super().optimizer_step()  # type: ignore[misc]
+        self.steps_done += 1
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """The averaged network's accuracy; it becomes the result if it is the best so far."""
+        model = plain_copy(unwrap_model(self.ema.ema))
+        refuse_non_finite(model, f" after epoch {self.epoch + 1} of fine-tuning" if self.epoch >= 0 else "")
+        metrics = self.job.evaluator.run(model)
+        self.job.consider(self.epoch + 1, model, metrics)
+        LOGGER.info(f"epoch {self.epoch + 1}/{self.epochs} " + " ".join(f"{k}={v:.4f}" for k, v in metrics.items()))
+        return dict(metrics), metrics["map50_95"]
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """One epoch's row of the history, instead of a line of results.csv; asks whether to go on."""
+        rates = [value for name, value in metrics.items() if name.startswith("lr/")]
+        figures = {k: float(v) for k, v in metrics.items() if not k.startswith(("lr/", "val/", "metrics/"))}
+        row = {"epoch": float(self.epoch + 1), "lr": float(rates[0]), **figures}
+        row["seconds"] = time.time() - self.train_time_start  # type: ignore[attr-defined]
+        self.job.history.append(row)
+        LOGGER.info("  ".join(f"{k}={v:.5g}" for k, v in row.items()))
+        measured = {k: v for k, v in figures.items() if "/" not in k}
+        if self.job.on_epoch is not None and self.job.on_epoch(self.epoch + 1, measured):
+            self.stop = True
+
+    # -- what the stock trainer does with files ----------------------------------------------------------------------
+
+    def save_model(self) -> bool:
+        """Nothing on disk: the best network is kept in memory in full precision."""
+        return False
+
+    def final_eval(self) -> None:
+        """Nothing: the best network was validated in its own epoch."""
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """No recovery from disk: `optimizer_step` and `validate` have raised by now."""
+        return False
+
+    def close(self) -> None:
+        """Give the gate back and end the workers, however the training ended."""
+        for loader in self.loaders:
+            loader.release()
+            loader.close()
+
+
+def make_trainer(task: str, job: Job, overrides: dict[str, Any]) -> Any:
+    """The trainer of `task` with the changes above; raises PruningError for a task that is not trained here."""
+    stock: dict[str, type[Any]] = {
+        "detect": yolo.detect.DetectionTrainer,
+        "segment": yolo.segment.SegmentationTrainer,
+        "pose": yolo.pose.PoseTrainer,
+        "obb": yolo.obb.OBBTrainer,
+    }
+    if task not in stock:
+        raise PruningError(f"fine-tuning is for {', '.join(stock)}, but the model's task is '{task}'")
+    trainer = type(f"InPlace{stock[task].__name__}", (_InPlaceTraining, stock[task]), {})
+    return trainer(job, overrides)

@@ -1,0 +1,27 @@
+"""Importance criteria: how much each channel is worth, higher stays.
+
+A criterion is a function from `Evidence` to one score per class of channels that leave together, shape (class_count,).
+Register it with `@criterion(name)`; it then works everywhere (`--importance NAME`).
+"""
+
+from __future__ import annotations
+
+from pruning.importance.activations import activation
+from pruning.importance.base import CRITERIA, Criterion, Evidence, score
+from pruning.importance.gradients import taylor
+from pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Evidence",
+    "activation",
+    "bn_scale",
+    "fpgm",
+    "l1",
+    "l2",
+    "lamp",
+    "random",
+    "score",
+    "taylor",
+]

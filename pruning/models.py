@@ -1,0 +1,84 @@
+"""Loading task models and counting what they cost."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruning.errors import ModelError
+from pruning.quiet import quiet_ultralytics
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """Parameters in millions, GFLOPs (2 x multiply-adds) of one square image, size of the float32 weights in MB (1e6 bytes)."""
+
+    params_m: float
+    gflops: float
+    size_mb: float
+
+
+def model_file(name: str | Path) -> Path:
+    """The checkpoint a person means: a path, or the name of an official model (`yolov8n.pt`), fetched if need be.
+
+    Raises:
+        ModelError: there is no such file and no such official model, or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.suffix != ".pt":
+        raise ModelError(f"a model is an Ultralytics checkpoint (.pt), but got '{name}'; give the path of a .pt file.")
+    if path.is_file():
+        return path
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+    if path.parent == Path() and path.name in GITHUB_ASSETS_NAMES:
+        with quiet_ultralytics():
+            try:
+                found = Path(attempt_download_asset(path.name))
+            except Exception as error:  # whatever the network and its libraries raise; all mean the same to the user
+                raise ModelError(f"'{name}' is not here and could not be fetched ({_first_line(error)}).") from None
+        if found.is_file():
+            return found
+    raise ModelError(f"the model must be an existing .pt file, but there is no '{name}'; check the path.")
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """Load a checkpoint as its task model: float32, eval mode, CPU, gradients enabled.
+
+    Raises:
+        ModelError: the file is missing, is no Ultralytics checkpoint, or holds no convolutional block list.
+    """
+    from ultralytics.nn.tasks import load_checkpoint
+
+    found = model_file(path)
+    with quiet_ultralytics():
+        try:
+            model: nn.Module = load_checkpoint(str(found), device="cpu")[0]
+        except Exception as error:  # pickle, zip, attribute and import errors alike: the file is not usable
+            raise ModelError(
+                f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {_first_line(error)}"
+            ) from None
+    if not isinstance(getattr(model, "model", None), nn.Sequential):
+        raise ModelError(f"'{path}' holds a {type(model).__name__}, which has no numbered blocks; give a YOLO or RT-DETR model.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.float().eval()
+
+
+def model_stats(model: nn.Module, imgsz: int) -> ModelStats:
+    """Cost of a model, counted as `model.info()` of stock Ultralytics does. The model is not touched."""
+    from ultralytics.utils.torch_utils import get_flops
+
+    parameters = sum(p.numel() for p in model.parameters())
+    state = sum(t.numel() for t in model.state_dict().values())
+    flops: Any = get_flops(copy.deepcopy(model), imgsz)
+    return ModelStats(params_m=parameters / 1e6, gflops=float(flops), size_mb=state * 4 / 1e6)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).replace("❌", "").replace("️", "").split())
+    return f"{type(error).__name__}: {text[:160]}"

@@ -1,0 +1,108 @@
+"""What one worker keeps between trials: the baseline, its layer table, calibration images, scores and refit targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.calibration import Calibration, load_calibration
+from pruning.errors import PruningError
+from pruning.importance import CRITERIA, Evidence, score
+from pruning.layers import LayerTable, build_layer_table
+from pruning.models import load_model
+from pruning.plan import Plan
+from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, record_targets, refit
+from pruning.surgery import prune, replay, resolve
+
+RECOVERIES = ("none", "bn", "refit", "refit+bn")
+
+
+class Workbench:
+    """Prunes and recovers one baseline again and again. Everything costly is made at first use and kept.
+
+    Args:
+        model_path: the unpruned checkpoint.
+        data: data.yaml for calibration; None where neither the criterion nor the recovery looks at images.
+        imgsz: side of the calibration images, pixels.
+        device: where importance, refit and recalibration compute ("cpu", "cuda:0").
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        data: str | None = None,
+        imgsz: int = 640,
+        device: str = "cpu",
+        calibration_images: int = 64,
+        importance: str = "taylor",
+        round_to: int = 8,
+        seed: int = 0,
+        refit_settings: RefitSettings | None = None,
+    ) -> None:
+        if importance not in CRITERIA:
+            raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{importance}'.")
+        self.model_path, self.data, self.imgsz, self.device = str(model_path), data, imgsz, device
+        self.calibration_images, self.importance, self.round_to, self.seed = calibration_images, importance, round_to, seed
+        self.refit_settings = refit_settings or RefitSettings()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The unpruned baseline, float32 on the CPU; never changed."""
+        return load_model(self.model_path)
+
+    @cached_property
+    def table(self) -> LayerTable:
+        return build_layer_table(self.model)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        if self.data is None:
+            raise PruningError("calibration images are needed, but no dataset was given; pass --data DATA.")
+        return load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Importance per class, shape (class_count,)."""
+        images = self.calibration if CRITERIA[self.importance].needs_data else None
+        return score(self.importance, Evidence(self.model, self.table, images, self.seed, self.device))
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The baseline's answers that refits aim at."""
+        model = self.model.to(self.device)
+        found = record_targets(model, self.table, self.calibration.images, self.refit_settings, self.seed)
+        self.model.to("cpu")
+        return found
+
+    def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
+        """Apply ratios (names or patterns), or a plan; a plan that records its kept channels gives that very network."""
+        if isinstance(plan, Plan) and plan.kept:
+            return replay(self.model, self.table, plan)
+        ratios = plan.ratios if isinstance(plan, Plan) else plan
+        return prune(self.model, self.table, resolve(self.table, ratios, self.round_to), self.scores)
+
+    def recover(self, pruned: nn.Module, plan: Plan, how: str = "refit") -> None:
+        """Regain accuracy without a gradient step, in place; the network comes back on the device it was on."""
+        if how not in RECOVERIES:
+            raise PruningError(f"`recover` must be one of {', '.join(RECOVERIES)}, but got '{how}'.")
+        if how == "none":
+            return
+        home = next(pruned.parameters()).device
+        pruned.to(self.device).eval()
+        images = self.calibration.images
+        if "refit" in how:
+            kept = {k: tuple(v) for k, v in plan.kept.items()}
+            refit(pruned, self.table, kept, images, self.targets, self.refit_settings)
+        if "bn" in how:
+            recalibrate_batch_norm(pruned, images)
+        pruned.to(home)
+
+    def release_device(self) -> None:
+        """Drop what lies on the device (the refit targets); they are recorded again when needed."""
+        self.__dict__.pop("targets", None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

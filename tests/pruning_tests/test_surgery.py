@@ -1,0 +1,148 @@
+"""Plans, widths and refusals of the surgery, on one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pruning.errors import PlanError
+from pruning.importance import Evidence, score
+from pruning.layers import LayerTable, build_layer_table
+from pruning.plan import Plan
+from pruning.surgery import canonical_ratios, prune, replay, resolve
+from torch import nn
+
+from tests.pruning_tests.masking import build, relative_error
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build("yolov8n")
+
+
+@pytest.fixture(scope="module")
+def table(model: nn.Module) -> LayerTable:
+    return build_layer_table(model)
+
+
+@pytest.fixture(scope="module")
+def scores(model: nn.Module, table: LayerTable) -> np.ndarray:
+    return score("l2", Evidence(model, table))
+
+
+def test_real_weights_pruned_equals_masked(assets: Path) -> None:
+    from pruning.models import load_model
+
+    real = load_model(assets / "weights" / "yolov8n.pt")
+    table = build_layer_table(real)
+    scores = score("l2", Evidence(real, table))
+    for ratio in (0.25, 0.5, 0.75):
+        pruned, plan = prune(real, table, resolve(table, {"*": ratio}), scores)
+        assert relative_error(real, pruned, plan.kept, torch.rand(2, 3, 192, 192)) < 1e-4
+
+
+@pytest.mark.parametrize(("round_to", "ratio", "expected"), [(8, 0.5, 16), (8, 0.3, 24), (1, 0.3, 22), (8, 0.99, 8), (16, 0.4, 16)])
+def test_widths_as_planned(model: nn.Module, table: LayerTable, scores: np.ndarray, round_to: int, ratio: float, expected: int) -> None:
+    pruned, plan = prune(model, table, resolve(table, {"model.1": ratio}, round_to), scores)
+    assert pruned.model[1].conv.out_channels == expected  # type: ignore[index, union-attr]
+    assert pruned.model[2].cv1.conv.in_channels == expected  # type: ignore[index, union-attr]
+    assert plan.ratios == {"model.1": round(1 - expected / 32, 6)}
+    assert len(plan.kept["model.1.conv"]) == expected
+
+
+def test_both_halves_of_a_chunk_keep_the_same_width(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
+    pruned, plan = prune(model, table, resolve(table, {"model.4.cv1": 0.5}), scores)
+    kept = np.array(plan.kept["model.4.cv1.conv"])
+    assert (kept < 32).sum() == (kept >= 32).sum() == 16
+    assert pruned.model[4].c == 16  # type: ignore[index, union-attr]
+    assert pruned.model[4].m[0].cv2.conv.out_channels == 16  # type: ignore[index, union-attr]
+
+
+def test_the_channels_of_highest_score_stay(model: nn.Module, table: LayerTable) -> None:
+    scores = np.zeros(table.class_count)
+    outputs = table.convs["model.3.conv"].outputs
+    wanted = [5, 9, 11, 20, 33, 40, 52, 63]
+    scores[outputs[wanted]] = 1.0
+    _, plan = prune(model, table, resolve(table, {"model.3": 0.875}), scores)
+    assert list(plan.kept["model.3.conv"]) == wanted
+
+
+def test_same_plan_same_network_bit_for_bit(model: nn.Module, table: LayerTable, scores: np.ndarray, tmp_path: Path) -> None:
+    first, plan = prune(model, table, resolve(table, {"model.?.*": 0.4, "model.8.*": 0.6}), scores)
+    plan.save(tmp_path / "plan.json")
+    again, plan_again = replay(model, table, Plan.load(tmp_path / "plan.json"))
+    assert plan_again.kept == plan.kept
+    assert plan_again.hash == plan.hash == json.loads((tmp_path / "plan.json").read_text())["hash"]
+    for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_pruned_network_can_be_pruned_again(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
+    once, _ = prune(model, table, resolve(table, {"*": 0.3}), scores)
+    second_table = build_layer_table(once)
+    twice, plan = prune(once, second_table, resolve(second_table, {"*": 0.3}), score("l2", Evidence(once, second_table)))
+    assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 1e-4
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, once, twice)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_names_win_over_patterns_and_later_patterns_over_earlier(table: LayerTable) -> None:
+    widths = resolve(table, {"model.3": 0.25, "model.*": 0.5, "model.5": 0.0, "model.7": 0.75, "model.[57]": 0.5})
+    by_name = {table.groups[g].name: w for g, w in widths.items()}
+    assert by_name["model.3"] == 48
+    assert by_name["model.7"] == 64
+    assert "model.5" not in by_name
+    assert by_name["model.1"] == 16
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ({"model.1": 1.0}, "a ratio must lie in [0, 1)"),
+        ({"model.1": -0.1}, "a ratio must lie in [0, 1)"),
+        ({"model.1": float("nan")}, "a ratio must lie in [0, 1)"),
+        ({"model.99": 0.5}, "it has none named model.99"),
+        ({"backbone.*": 0.5}, "it has none named backbone.*"),
+        ({"model.22.cv2.0.2": 0.5}, "model.22.cv2.0.2 is not prunable: its output channels have a fixed meaning"),
+        ({"model.4.cv1": 0.5, "model.4.m.0.cv2": 0.25}, "lose their channels together"),
+    ],
+)
+def test_a_plan_that_cannot_be_applied_is_refused(table: LayerTable, ratios: dict[str, float], words: str) -> None:
+    with pytest.raises(PlanError) as error:
+        resolve(table, ratios)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_of_another_model_is_refused(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
+    _, plan = prune(model, table, resolve(table, {"*": 0.5}), scores)
+    other = build("yolov8s")
+    with pytest.raises(PlanError, match="for another model"):
+        replay(other, build_layer_table(other), plan)
+
+
+def test_canonical_ratios_are_equal_exactly_for_equal_widths(table: LayerTable) -> None:
+    a, b, c = (canonical_ratios(table, resolve(table, {"model.*": r})) for r in (0.30, 0.31, 0.45))
+    assert a == b != c
+    assert Plan(a).hash == Plan(b).hash != Plan(c).hash
+
+
+def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    Plan({"model.1": 0.5}).save(path)
+    path.write_text(path.read_text().replace("0.5", "0.25"))
+    with pytest.raises(PlanError, match="was changed after it was written"):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"ratio": 1}', "{", '{"ratios": {"a": "x"}}', '{"schema_version": 9, "ratios": {}}'])
+def test_a_broken_plan_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanError) as error:
+        Plan.load(path)
+    assert "\n" not in str(error.value)
