@@ -14,7 +14,7 @@ from torch import nn
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import check_dataset, dataset_file
-from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher
+from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, torch_device
 from pruning.quiet import quiet_ultralytics
 
 __all__ = ["EVALUATION_BATCH", "Evaluator", "check_dataset", "evaluate"]
@@ -68,6 +68,7 @@ class Evaluator:
         self._args = {"data": str(dataset_file(data)), "imgsz": imgsz, "device": device, "batch": batch, "split": split}
         self._args["workers"] = workers
         self._gate = gate or NullGate()
+        self._finish = device_finisher(torch_device(device))
         self._loader: GatedLoader | None = None
 
     def run(self, model: nn.Module) -> dict[str, float]:
@@ -94,7 +95,7 @@ class Evaluator:
         return {**self._args, **silent, "task": task, "mode": "val", "rect": True, "val": False}
 
     def _wrap(self, loader: Any) -> GatedLoader:
-        self._loader = GatedLoader(loader, self._gate, device_finisher(self._args["device"]))
+        self._loader = GatedLoader(loader, self._gate, self._finish)
         return self._loader
 
     def release(self) -> None:

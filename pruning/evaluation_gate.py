@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol
 
+import torch
+
+from pruning.errors import PruningError
+
 
 class Gate(Protocol):
     """Something that lets many users work at once and can make them all wait between two batches."""
@@ -64,10 +68,18 @@ def _nothing() -> None:
     pass
 
 
-def device_finisher(device: Any) -> Callable[[], None] | None:
-    """A function that waits until a CUDA device has done all queued work; None for a device that has no queue."""
-    if str(device).split(":")[0] != "cuda":
-        return None
-    import torch
+def torch_device(device: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1` or `1` (Ultralytics' short form) as a torch device; PruningError if it is not there."""
+    name = f"cuda:{device}" if str(device).isdigit() else str(device)
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise PruningError(f"the device must be 'cpu' or 'cuda[:N]', but got '{device}'") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise PruningError(f"device '{device}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return found
 
-    return lambda: torch.cuda.synchronize(device)
+
+def device_finisher(device: torch.device) -> Callable[[], None] | None:
+    """A function that waits until a CUDA device has done all queued work; None for a device that has no queue."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None

@@ -16,9 +16,8 @@ from pruning.checkpoints import stock_args, task_of
 from pruning.errors import PruningError
 from pruning.evaluation import EVALUATION_BATCH, Evaluator
 from pruning.evaluation_dataset import check_dataset, dataset_file
-from pruning.evaluation_gate import Gate, NullGate
+from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_schedule import epochs_with_mosaic
-from pruning.latency_runtimes import torch_device
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "Gate", "NullGate", "finetune"]
@@ -35,7 +34,7 @@ class FinetuneSettings:
     batch: int = 16
     """Images per optimizer step (no accumulation)."""
     lr: float | None = None
-    """Peak learning rate of AdamW, in (0, 1]; None: chosen from the number of steps (`finetune_schedule.learning_rate`)."""
+    """Peak learning rate of AdamW, in (0, 1]; None: chosen from the number of steps by `learning_rate`."""
     patience: int = 0
     """Stop after so many epochs without a better one; 0: never."""
     seed: int = 0

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.latency_runtimes import Session, open_session, torch_device
+from pruning.evaluation_gate import torch_device
+from pruning.latency_runtimes import Session, open_session
 from pruning.latency_stats import Quad, Speedup, inferences_per_block, is_settled, speedup
 
 _FEWEST_QUADS = 12  # an interval from fewer is too uncertain itself to stop on

@@ -11,6 +11,7 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
+from pruning.evaluation_gate import torch_device
 from pruning.quiet import quiet_ultralytics
 
 RUNTIMES = ("torch",)
@@ -67,15 +68,3 @@ class TorchSession:
         end_event.record()
         end_event.synchronize()
         return float(start_event.elapsed_time(end_event))
-
-
-def torch_device(device: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1` or `1` (Ultralytics' short form) as a torch device that exists here."""
-    name = f"cuda:{device}" if str(device).isdigit() else str(device)
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise PruningError(f"the device must be 'cpu' or 'cuda[:N]', but got '{device}'") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise PruningError(f"device '{device}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return found

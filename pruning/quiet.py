@@ -72,18 +72,22 @@ def _logging_to(log_path: Path | None) -> Iterator[None]:
         handler.close()
 
 
-def _no_integrations(_instance: object) -> None:
-    """Stand-in for Ultralytics' `add_integration_callbacks`."""
+def _nothing(_argument: object) -> None:
+    """Stand-in for what Ultralytics would do beside the work."""
 
 
 @contextmanager
 def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     """Nothing of Ultralytics reaches stdout or stderr; its log lines go to `log_path` (appended), or nowhere.
 
-    Inside, too: no progress bars; none of its integrations (its Ray callback calls `tune.report` by itself inside a
-    live trial; MLflow, ClearML, Comet, usage analytics and the rest are on or off by the user's own settings file,
-    which is left alone); and the thread count that torch has now survives (`select_device("cpu")` otherwise sets it to
-    the number of cores less one, whatever a worker was pinned to).
+    Inside, too:
+    - no progress bars;
+    - none of its integrations: its Ray callback calls `tune.report` by itself inside a live trial, and MLflow, ClearML,
+      Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
+    - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
+      firewall it waits three seconds);
+    - the thread count that torch has now stays: `select_device("cpu")` otherwise sets it to the number of cores less
+      one, whatever a worker was pinned to.
 
     An inner context without a path keeps writing to the outer one's log. The state is the process's: not for two
     threads at once.
@@ -93,13 +97,15 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         return
     import torch
     from ultralytics import utils
+    from ultralytics.data import utils as data_utils
     from ultralytics.utils import callbacks, torch_utils
 
     path = None if log_path is None else Path(log_path)
     with ExitStack() as stack:
         stack.enter_context(_logging_to(path))
         stack.enter_context(_replaced(utils, "VERBOSE", False))  # read by every progress bar when it is made
-        stack.enter_context(_replaced(callbacks, "add_integration_callbacks", _no_integrations))
+        stack.enter_context(_replaced(callbacks, "add_integration_callbacks", _nothing))
+        stack.enter_context(_replaced(data_utils, "check_font", _nothing))
         stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
         _ACTIVE.append(path)
         stack.callback(_ACTIVE.pop)

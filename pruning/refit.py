@@ -11,7 +11,7 @@ the asymmetric reconstruction), without its channel selection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning.layers import LayerTable
+from pruning.least_squares import Moments, solve_ridge
+
+_CHUNK = 4096  # positions observed at once
+_UNCHANGED = 1e-9  # share of variance below which a layer's input has not changed
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,11 @@ def record_targets(
 
 
 def refit(
-    pruned: nn.Module, table: LayerTable, kept: dict[str, tuple[int, ...]], images: torch.Tensor, targets: Targets,
+    pruned: nn.Module,
+    table: LayerTable,
+    kept: Mapping[str, tuple[int, ...]],
+    images: torch.Tensor,
+    targets: Targets,
     settings: RefitSettings,
 ) -> dict[str, float]:
     """Refit every convolution of `pruned`, in place, in execution order.
@@ -95,93 +103,110 @@ def refit(
         images: the ones `targets` were recorded on, (N, C, H, W).
 
     Returns:
-        Per refitted convolution, the share of the answers' variance that the refitted weights still miss, in [0, inf).
+        Per convolution, the share of the answers' variance that the refitted weights still miss, in [0, inf).
     """
     device = next(pruned.parameters()).device
     missed: dict[str, float] = {}
+    shared = _SharedSums()
 
     def stop_at(name: str, conv: nn.Conv2d, source: torch.Tensor) -> None:
-        if name in missed:
-            return
-        sample = targets[name]
-        rows = list(kept[name]) if name in kept else slice(None)
-        missed[name] = _refit_one(pruned, name, conv, source, sample.places, sample.answers[:, rows], settings)
+        if name not in missed:
+            rows = list(kept[name]) if name in kept else slice(None)
+            sample = Sample(targets[name].places, targets[name].answers[:, rows])
+            missed[name] = _refit_one(conv, _norm_of(pruned, name), source, sample, settings, shared)
 
     with torch.no_grad(), _Hooks() as hooks:
         for name in table.convs:
             module = pruned.get_submodule(name)
-            if isinstance(module, nn.Conv2d) and name in targets:
+            if isinstance(module, nn.Conv2d) and name in targets and _can_refit(module, _norm_of(pruned, name)):
                 hooks.before(module, lambda x, name=name, module=module: stop_at(name, module, x))
         pruned(images.to(device))
     return missed
 
 
+@dataclass
+class _SharedSums:
+    """The inputs' second moments of the last input: layers that read the same tensor alike need them once."""
+
+    source: torch.Tensor | None = None
+    geometry: tuple[object, ...] = ()
+    moments: Moments | None = None
+
+
 def _refit_one(
-    pruned: nn.Module, name: str, conv: nn.Conv2d, source: torch.Tensor, places: torch.Tensor, answers: torch.Tensor,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    source: torch.Tensor,
+    sample: Sample,
     settings: RefitSettings,
+    shared: _SharedSums,
 ) -> float:
-    patches = gather_patches(source, conv, places)  # (positions, in, kernel area)
     depthwise = conv.groups > 1
-    if depthwise and conv.groups != conv.in_channels:
-        return 0.0
-    weight = conv.weight.flatten(2) if depthwise else conv.weight.flatten(1)[None]  # (systems, out per system, unknowns)
-    features = patches.transpose(0, 1) if depthwise else patches.flatten(1)[None]  # (systems, positions, unknowns)
-    wanted = answers.T[:, :, None] if depthwise else answers[None]  # (systems, positions, out per system)
+    flat = conv.weight.flatten(2) if depthwise else conv.weight.flatten(1)[None]  # (systems, outputs, unknowns)
+    constant = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels, device=source.device)
+    moments = _observe(conv, source, sample, depthwise, shared)
+    solution = solve_ridge(moments, flat.transpose(1, 2), constant.reshape(len(flat), 1, -1), settings.ridge)
+    if solution.missed_before < _UNCHANGED:
+        return solution.missed_before  # nothing upstream changed
+    conv.weight.copy_(solution.weights.transpose(1, 2).reshape(conv.weight.shape))
+    intercept = solution.intercept.flatten().to(conv.weight.dtype)
     if conv.bias is not None:
-        wanted = wanted - (conv.bias[:, None, None] if depthwise else conv.bias)
-    residual = wanted - features @ weight.transpose(1, 2)
-    spread = wanted.var(dim=1, unbiased=False).sum().clamp_min(1e-12)
-    if residual.square().mean(dim=1).sum() < 1e-9 * spread:
-        return 0.0  # nothing upstream changed
-    change, shift = solve_ridge(features, residual, settings.ridge)
-    conv.weight += change.transpose(1, 2).reshape(conv.weight.shape)
-    _shift_output(pruned, name, conv, shift.flatten())
-    left = residual - features @ change - shift
-    return float(left.square().mean(dim=1).sum() / spread)
+        conv.bias.copy_(intercept)
+    elif norm is not None and norm.running_mean is not None:
+        norm.running_mean -= intercept  # a convolution without bias: its batch norm subtracts the rest
+    return solution.missed
 
 
-def solve_ridge(features: torch.Tensor, wanted: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimise |wanted - features @ w - b|^2 + ridge * scale * |w|^2, with an unpenalised intercept b.
+def _observe(conv: nn.Conv2d, source: torch.Tensor, sample: Sample, depthwise: bool, shared: _SharedSums) -> Moments:
+    """Accumulate what the convolution sees and what it should answer, a chunk of positions at a time."""
+    (pad_y, pad_x) = conv.padding  # type: ignore[misc]
+    rows = F.pad(source, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1).contiguous()  # type: ignore[has-type]
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, id(sample.places))
+    again = shared.source is source and shared.geometry == geometry and shared.moments is not None
+    moments: Moments | None = None
+    for start in range(0, len(sample.places), _CHUNK):
+        stop = start + _CHUNK
+        patches = gather_patches(rows, conv, sample.places[start:stop])
+        answers = sample.answers[start:stop]
+        x = patches.permute(2, 0, 1) if depthwise else patches.transpose(1, 2).flatten(1)[None]
+        y = answers.T[:, :, None] if depthwise else answers[None]
+        moments = moments or Moments.about(x, y)
+        moments.add(x, y, with_xx=not again)
+    assert moments is not None  # a target has at least one position
+    if again and shared.moments is not None:
+        moments.xx = shared.moments.xx
+    shared.source, shared.geometry, shared.moments = source, geometry, moments
+    return moments
+
+
+def gather_patches(rows: torch.Tensor, conv: nn.Conv2d, places: torch.Tensor) -> torch.Tensor:
+    """What the convolution sees at the given output places.
 
     Args:
-        features: (systems, positions, unknowns); wanted: (systems, positions, outputs).
-        ridge: relative to `scale`, the mean diagonal of the features' centred second moments.
+        rows: the padded input with channels last, (N, H, W, in).
+        places: int64 (positions, 3): image, row, column of the output.
 
     Returns:
-        w (systems, unknowns, outputs) and b (systems, 1, outputs), solved in float64.
+        (positions, kernel area, in channels)
     """
-    middle, level = features.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
-    centred = features - middle
-    gram = (centred.transpose(1, 2) @ centred).double()
-    right = (centred.transpose(1, 2) @ (wanted - level)).double()
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    penalty = ridge * diagonal.mean(dim=1, keepdim=True) + 1e-12
-    gram.diagonal(dim1=1, dim2=2).add_(penalty)
-    solution = torch.linalg.solve(gram, right).to(features.dtype)
-    return solution, level - middle @ solution
-
-
-def gather_patches(source: torch.Tensor, conv: nn.Conv2d, places: torch.Tensor) -> torch.Tensor:
-    """What the convolution sees at the given output places: (positions, in channels, kernel area)."""
-    (pad_y, pad_x), (step_y, step_x) = conv.padding, conv.stride  # type: ignore[misc]
-    padded = F.pad(source, (pad_x, pad_x, pad_y, pad_y))  # type: ignore[has-type]
     image, row, column = places.unbind(1)
-    taps = []
-    for dy in range(conv.kernel_size[0]):
-        for dx in range(conv.kernel_size[1]):
-            y, x = row * step_y + dy * conv.dilation[0], column * step_x + dx * conv.dilation[1]
-            taps.append(padded[image, :, y, x])
-    return torch.stack(taps, dim=2)
+    top, left = row * conv.stride[0], column * conv.stride[1]
+    taps = [
+        rows[image, top + dy * conv.dilation[0], left + dx * conv.dilation[1]]
+        for dy in range(conv.kernel_size[0])
+        for dx in range(conv.kernel_size[1])
+    ]
+    return torch.stack(taps, dim=1)
 
 
-def _shift_output(pruned: nn.Module, name: str, conv: nn.Conv2d, shift: torch.Tensor) -> None:
-    """Add a constant per channel to a convolution's output: in its bias, or in the mean its batch norm subtracts."""
-    if conv.bias is not None:
-        conv.bias += shift
-        return
+def _norm_of(pruned: nn.Module, name: str) -> nn.BatchNorm2d | None:
     norm: Any = getattr(pruned.get_submodule(name.rpartition(".")[0]), "bn", None)
-    if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
-        norm.running_mean -= shift
+    return norm if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None else None
+
+
+def _can_refit(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> bool:
+    """Plain or depthwise, and able to take up an intercept: the one that is not (DFL's) decodes, it learns nothing."""
+    return conv.groups in (1, conv.in_channels) and (conv.bias is not None or norm is not None)
 
 
 def recalibrate_batch_norm(pruned: nn.Module, images: torch.Tensor, chunk: int = 16) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from pruning.calibration import Calibration, load_calibration
 from pruning.errors import PruningError
-from pruning.importance import CRITERIA, Evidence, score
+from pruning.importance import CRITERIA, Evidence, propose_ratios, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
 from pruning.plan import Plan
@@ -46,7 +47,8 @@ class Workbench:
         if importance not in CRITERIA:
             raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{importance}'.")
         self.model_path, self.data, self.imgsz, self.device = str(model_path), data, imgsz, device
-        self.calibration_images, self.importance, self.round_to, self.seed = calibration_images, importance, round_to, seed
+        self.calibration_images, self.importance = calibration_images, importance
+        self.round_to, self.seed = round_to, seed
         self.refit_settings = refit_settings or RefitSettings()
 
     @cached_property
@@ -65,10 +67,27 @@ class Workbench:
         return load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
 
     @cached_property
-    def scores(self) -> np.ndarray:
-        """Importance per class, shape (class_count,)."""
+    def evidence(self) -> Evidence:
+        """What the criterion looks at."""
         images = self.calibration if CRITERIA[self.importance].needs_data else None
-        return score(self.importance, Evidence(self.model, self.table, images, self.seed, self.device))
+        return Evidence(self.model, self.table, images, self.seed, self.device)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Importance per class, shape (class_count,), where no plan is known."""
+        return score(self.importance, self.evidence)
+
+    def scores_for(self, widths: Mapping[int, int]) -> np.ndarray:
+        """Importance per class, shape (class_count,), for the plan with these widths by group id."""
+        if CRITERIA[self.importance].by_width:
+            return score(self.importance, replace(self.evidence, widths=widths))
+        return self.scores
+
+    def propose_ratios(self) -> dict[str, float]:
+        """Layer -> ratio that class-separability clustering proposes; a layer it proposes nothing for is left out."""
+        if self.importance != "separability":
+            raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
+        return propose_ratios(self.evidence, self.round_to)
 
     @cached_property
     def targets(self) -> Targets:
@@ -79,11 +98,12 @@ class Workbench:
         return found
 
     def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
-        """Apply ratios (names or patterns), or a plan; a plan that records its kept channels gives that very network."""
+        """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network."""
         if isinstance(plan, Plan) and plan.kept:
             return replay(self.model, self.table, plan)
         ratios = plan.ratios if isinstance(plan, Plan) else plan
-        return prune(self.model, self.table, resolve(self.table, ratios, self.round_to), self.scores)
+        widths = resolve(self.table, ratios, self.round_to)
+        return prune(self.model, self.table, widths, self.scores_for(widths))
 
     def recover(self, pruned: nn.Module, plan: Plan, how: str = "refit") -> None:
         """Regain accuracy without a gradient step, in place; the network comes back on the device it was on."""
@@ -95,8 +115,7 @@ class Workbench:
         pruned.to(self.device).eval()
         images = self.calibration.images
         if "refit" in how:
-            kept = {k: tuple(v) for k, v in plan.kept.items()}
-            refit(pruned, self.table, kept, images, self.targets, self.refit_settings)
+            refit(pruned, self.table, plan.kept, images, self.targets, self.refit_settings)
         if "bn" in how:
             recalibrate_batch_norm(pruned, images)
         pruned.to(home)

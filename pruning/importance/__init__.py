@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pruning.importance.activations import activation
 from pruning.importance.base import CRITERIA, Criterion, Evidence, score
-from pruning.importance.gradients import taylor
+from pruning.importance.gradients import hessian, taylor
+from pruning.importance.separability import propose_ratios, separability
 from pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
 
 __all__ = [
@@ -18,10 +19,13 @@ __all__ = [
     "activation",
     "bn_scale",
     "fpgm",
+    "hessian",
     "l1",
     "l2",
     "lamp",
+    "propose_ratios",
     "random",
     "score",
+    "separability",
     "taylor",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,34 +17,52 @@ from pruning.layers import ALWAYS, LayerTable
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given."""
+    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given.
+
+    Attributes:
+        widths: of the plan that is being applied, by group id, for criteria that choose a whole set of channels
+            (`Criterion.by_width`); None where no plan is known.
+        memo: what such a criterion computed from everything but the widths. Shared by `replace(evidence, widths=...)`,
+            so a second plan does not look at the images again.
+    """
 
     model: nn.Module
     table: LayerTable
     calibration: Calibration | None = None
     seed: int = 0
     device: str = "cpu"
+    widths: Mapping[int, int] | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+CriterionFunction = Callable[[Evidence], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named criterion; `needs_data` ones are refused without calibration images."""
+    """A named criterion.
+
+    Attributes:
+        needs_data: it is refused without calibration images.
+        by_width: its scores depend on the plan's widths, so they are computed anew for every plan.
+    """
 
     name: str
-    function: Callable[[Evidence], np.ndarray]
+    function: CriterionFunction
     needs_data: bool
+    by_width: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, needs_data: bool = False
-) -> Callable[[Callable[[Evidence], np.ndarray]], Callable[[Evidence], np.ndarray]]:
+    name: str, needs_data: bool = False, by_width: bool = False
+) -> Callable[[CriterionFunction], CriterionFunction]:
     """Register a function as the criterion `name`."""
 
-    def add(function: Callable[[Evidence], np.ndarray]) -> Callable[[Evidence], np.ndarray]:
-        CRITERIA[name] = Criterion(name, function, needs_data)
+    def add(function: CriterionFunction) -> CriterionFunction:
+        CRITERIA[name] = Criterion(name, function, needs_data, by_width)
         return function
 
     return add
@@ -59,7 +78,7 @@ def score(name: str, evidence: Evidence) -> np.ndarray:
         raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{name}'.")
     chosen = CRITERIA[name]
     if chosen.needs_data and evidence.calibration is None:
-        raise PruningError(f"importance '{name}' looks at images, but no dataset was given; pass --data DATA or use l2.")
+        raise PruningError(f"importance '{name}' looks at images, but no dataset was given; pass --data or use l2.")
     scores = np.asarray(chosen.function(evidence), dtype=np.float64)
     scores[ALWAYS] = 0.0
     if not np.isfinite(scores).all():
@@ -69,7 +88,7 @@ def score(name: str, evidence: Evidence) -> np.ndarray:
 
 def conv_weight(module: nn.Module) -> torch.Tensor:
     """A convolution's weight as (out, in, positions), also of a transposed one."""
-    weight: torch.Tensor = module.weight.detach().float()  # type: ignore[union-attr, operator]
+    weight: torch.Tensor = module.weight.detach().float()  # type: ignore[operator]
     if isinstance(module, nn.ConvTranspose2d):
         weight = weight.transpose(0, 1)
     return weight.flatten(2)

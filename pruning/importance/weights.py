@@ -36,14 +36,17 @@ def bn_scale(evidence: Evidence) -> np.ndarray:
     """Absolute batch-norm scale (network slimming; Liu et al. 2017, arXiv:1708.06519)."""
     total = np.zeros(evidence.table.class_count)
     for name, classes in evidence.table.norms.items():
-        scale = evidence.model.get_submodule(name).weight.detach().abs()  # type: ignore[union-attr, operator]
+        scale = evidence.model.get_submodule(name).weight.detach().abs()  # type: ignore[operator]
         np.add.at(total, classes, scale.cpu().numpy().astype(np.float64))
     return total
 
 
 @criterion("fpgm")
 def fpgm(evidence: Evidence) -> np.ndarray:
-    """Sum of distances to the layer's other filters: near the geometric median is replaceable (He et al. 2019, arXiv:1811.00250)."""
+    """Sum of distances to the layer's other filters: near their geometric median is replaceable.
+
+    He et al. 2019, arXiv:1811.00250, without its restriction to one layer: every convolution of the group counts alike.
+    """
     total = np.zeros(evidence.table.class_count)
     for name, channels in evidence.table.convs.items():
         filters = conv_weight(evidence.model.get_submodule(name)).flatten(1)

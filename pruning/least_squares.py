@@ -1,0 +1,99 @@
+"""Ridge least squares from accumulated moments: memory does not grow with the number of observations.
+
+Several independent systems of one size are solved at once (a depthwise convolution has one per channel).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Moments:
+    """First and second moments of inputs x (unknowns) and answers y, float64, about fixed reference points.
+
+    Shapes: `xx` (systems, unknowns, unknowns), `xy` (systems, unknowns, outputs), `yy` (systems, outputs).
+    """
+
+    x0: torch.Tensor
+    y0: torch.Tensor
+    count: int
+    x: torch.Tensor
+    y: torch.Tensor
+    xx: torch.Tensor
+    xy: torch.Tensor
+    yy: torch.Tensor
+
+    @classmethod
+    def about(cls, x: torch.Tensor, y: torch.Tensor) -> Moments:
+        """Empty moments whose reference points are the means of a first chunk (keeps the sums well conditioned)."""
+        x0, y0 = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        systems, unknowns, outputs = x.shape[0], x.shape[2], y.shape[2]
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(systems, *shape, dtype=torch.float64, device=x.device)
+
+        return cls(x0, y0, 0, zeros(1, unknowns), zeros(1, outputs), zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(outputs))
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, with_xx: bool = True) -> None:
+        """Take in observations: x (systems, observations, unknowns), y (systems, observations, outputs), float32."""
+        x, y = x - self.x0, y - self.y0
+        self.count += x.shape[1]
+        self.x += x.sum(1, keepdim=True)
+        self.y += y.sum(1, keepdim=True)
+        self.xy += x.transpose(1, 2) @ y
+        self.yy += y.square().sum(1)
+        if with_xx:
+            self.xx += x.transpose(1, 2) @ x
+
+    def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Covariances (not divided by a count): xx, xy, yy about the true means."""
+        n = max(self.count, 1)
+        xx = self.xx - self.x.transpose(1, 2) @ self.x / n
+        xy = self.xy - self.x.transpose(1, 2) @ self.y / n
+        return xx, xy, (self.yy - self.y.square().squeeze(1) / n).clamp_min(0)
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean input (systems, 1, unknowns) and mean answer (systems, 1, outputs)."""
+        n = max(self.count, 1)
+        return self.x0 + self.x / n, self.y0 + self.y / n
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights (systems, unknowns, outputs), intercept (systems, 1, outputs), and the share of variance they miss."""
+
+    weights: torch.Tensor
+    intercept: torch.Tensor
+    missed_before: float
+    missed: float
+
+
+def solve_ridge(moments: Moments, start: torch.Tensor, start_intercept: torch.Tensor, ridge: float) -> Solution:
+    """Minimise |y - x w - b|^2 + ridge * scale * |w - start|^2 over w and a free intercept b.
+
+    Args:
+        start: (systems, unknowns, outputs), the weights to stay near.
+        start_intercept: (systems, 1, outputs), only used to say what `start` misses.
+        ridge: relative to `scale`, the mean diagonal of the inputs' centred second moments.
+    """
+    xx, xy, yy = moments.centred()
+    begin = start.double()
+    penalised = xx.clone()
+    scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    penalised.diagonal(dim1=1, dim2=2).add_(ridge * scale + 1e-9 * scale + 1e-12)
+    weights = begin + torch.linalg.solve(penalised, xy - xx @ begin)
+    x_mean, y_mean = (m.double() for m in moments.means())
+    intercept = y_mean - x_mean @ weights
+    total = float(yy.sum().clamp_min(1e-12))
+    offset = y_mean - x_mean @ begin - start_intercept.double()
+    before = (_missed(xx, xy, yy, begin) + float(moments.count * offset.square().sum())) / total
+    return Solution(weights, intercept, before, _missed(xx, xy, yy, weights) / total)
+
+
+def _missed(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, weights: torch.Tensor) -> float:
+    """Sum of squared errors of centred data under `weights`."""
+    explained = (weights * (2 * xy - xx @ weights)).sum()
+    return float((yy.sum() - explained).clamp_min(0))
