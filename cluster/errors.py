@@ -1,0 +1,27 @@
+"""Errors for people: one line that says condition, what was got, and the remedy."""
+
+from __future__ import annotations
+
+
+class ClusterError(ValueError):
+    """A request that the machines at hand cannot meet. The text is one line and fit to be shown as it is."""
+
+
+class RayUnreachableError(ClusterError, ConnectionError):
+    """No Ray cluster answers at `address`, or a local one did not start."""
+
+    def __init__(self, address: str, why: str, remedy: str) -> None:
+        super().__init__(f"Ray must be reachable at {address}, but {why}; {remedy}")
+        self.address = address
+
+
+class LockDirectoryError(ClusterError, OSError):
+    """The directory of the device locks cannot be used or cannot be trusted."""
+
+
+class LockOrderError(ClusterError, RuntimeError):
+    """A thread asked to measure while it was itself using the device: it would wait for itself for ever."""
+
+
+class DeviceNotFoundError(ClusterError, LookupError):
+    """A device string that names no device of this host."""

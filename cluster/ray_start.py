@@ -1,0 +1,148 @@
+"""Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.environment import usable_cpus
+from cluster.errors import ClusterError, RayUnreachableError
+from cluster.resources import ClusterInfo, Node
+
+# What every worker runs with, on whatever node: Ultralytics must neither install packages nor look for the network.
+WORKER_ENVIRONMENT = {"YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true"}
+LOCAL = "local"
+
+# Weights and records travel as files; what goes through Ray is small, and a container's /dev/shm often is, too.
+_OBJECT_STORE_BYTES = 256 * 2**20
+_ANSWER_SECONDS = 5.0
+_connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
+_HOST_PORT = re.compile(r"(?:ray://)?(\[[^\]]+\]|[^:/\s]+):(\d{1,5})")
+
+
+def connect(
+    address: str | None = None,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    log_level: str = "ERROR",
+    worker_environment: Mapping[str, str] | None = None,
+) -> ClusterInfo:
+    """Be connected to Ray afterwards, and say what is there. A second call answers from the same connection.
+
+    address: None or "local" starts Ray on this machine: no dashboard, every port on the loopback interface, Ray's token
+        authentication left on. "auto", "host:port" and "ray://host:port" join a running cluster.
+    num_cpus, num_gpus: of a local Ray; None means what this process may use.
+    worker_environment: further variables for the workers, beside WORKER_ENVIRONMENT. It counts for the first call.
+    Raises RayUnreachableError where nothing answers or Ray does not start, ClusterError for an address that is none.
+    """
+    import ray
+
+    global _connected_to
+    wanted = address or LOCAL
+    if ray.is_initialized():
+        if wanted != (_connected_to or wanted):
+            raise ClusterError(
+                f"one process talks to one Ray, but it is connected to {_connected_to} and was asked for {wanted}; "
+                "disconnect first"
+            )
+        return describe_cluster(wanted)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    variables = WORKER_ENVIRONMENT | dict(worker_environment or {})
+    options: dict[str, Any] = {"logging_level": log_level, "log_to_driver": False}
+    if wanted == LOCAL:
+        _stay_on_loopback()
+        options |= {
+            "num_cpus": num_cpus or usable_cpus(),
+            "num_gpus": num_gpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+        variables |= _import_path()
+    else:
+        _check_answers(wanted)
+    try:
+        ray.init(address=wanted, runtime_env={"env_vars": variables}, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise RayUnreachableError(wanted, _first_line(error), _remedy(wanted)) from error
+    _connected_to = wanted
+    return describe_cluster(wanted)
+
+
+def shutdown() -> None:
+    """Leave the cluster; a local one ends. Does nothing where there is no connection."""
+    import ray
+
+    global _connected_to
+    _connected_to = None
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def describe_cluster(address: str = LOCAL) -> ClusterInfo:
+    """The living nodes of the connected cluster, the driver's own first, then by name."""
+    import ray
+
+    nodes = []
+    for entry in ray.nodes():
+        if entry["Alive"]:
+            resources = entry["Resources"]
+            name = str(entry["NodeManagerHostname"] or entry["NodeManagerAddress"])
+            node = Node(name, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+            nodes.append((name != socket.gethostname(), name, node))
+    found = tuple(node for _, _, node in sorted(nodes, key=lambda item: item[:2]))
+    return ClusterInfo(found, sum(node.cpus for node in found), sum(node.gpus for node in found), address)
+
+
+def _stay_on_loopback() -> None:
+    """Make a Ray that starts now listen on 127.0.0.1 only.
+
+    Ray 2.60 turns an explicit 127.0.0.1 into the machine's outside address and then listens on all interfaces. This
+    switch, made for desktop systems whose firewall asks, is what it does honour; it is read when ray is imported, so a
+    ray that was imported before gets its constant set.
+    """
+    variable = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if variable in os.environ:
+        return  # somebody decided
+    os.environ[variable] = "0"
+    constants = sys.modules.get("ray._private.ray_constants")
+    if hasattr(constants, "ENABLE_RAY_CLUSTER"):
+        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[union-attr]
+
+
+def _import_path() -> dict[str, str]:
+    """From a checkout, workers must find the four packages wherever the command was called from."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").is_file():
+        return {}  # installed: the workers' interpreter has it
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for most of a minute before it gives up on a host that does not answer."""
+    if address == "auto":
+        return
+    match = _HOST_PORT.fullmatch(address)
+    if match is None:
+        raise ClusterError(
+            f"a Ray address must be local, auto, host:port or ray://host:port, but got {address!r}; "
+            "leave it out to use this machine alone"
+        )
+    try:
+        socket.create_connection((match.group(1).strip("[]"), int(match.group(2))), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RayUnreachableError(address, _first_line(error), _remedy(address)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _remedy(address: str) -> str:
+    if address == LOCAL:
+        return "check free memory and disk space below the temporary directory, and that $HOME can be written"
+    return "start it with `ray start --head`, correct the address, or leave it out to use this machine alone"

@@ -1,0 +1,53 @@
+"""The objectives a run can have. The one owner of the sign: from here on arrays are `losses`, and lower is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from results.errors import ObjectiveError
+from results.records import TrialRecord
+
+DIRECTIONS: dict[str, str] = {
+    "map50_95": "max",
+    "map50": "max",
+    "latency_ms": "min",
+    "params_m": "min",
+    "gflops": "min",
+    "size_mb": "min",
+}
+DEFAULT_OBJECTIVES: tuple[str, ...] = ("map50_95", "latency_ms")
+
+Losses = NDArray[np.float64]
+
+
+def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Raises ObjectiveError for none, a repeated one or an unknown one."""
+    for name in names:
+        if name not in DIRECTIONS:
+            raise ObjectiveError(f"objectives must be among {', '.join(DIRECTIONS)}, but got {name!r}")
+    if not names or len(set(names)) != len(names):
+        raise ObjectiveError(f"objectives must be one or more different names, but got {list(names)}")
+    return tuple(names)
+
+
+def metrics_to_losses(metrics: Mapping[str, Any], names: Sequence[str]) -> Losses:
+    """One mapping of metrics -> (m,) losses, lower is better. Raises ObjectiveError for a missing or NaN metric."""
+    losses = np.empty(len(names))
+    for column, name in enumerate(check_objectives(names)):
+        value = metrics.get(name)
+        if not isinstance(value, (int, float)) or not np.isfinite(value):
+            raise ObjectiveError(f"every compared trial must have the metric {name}, but got {value!r}")
+        losses[column] = -value if DIRECTIONS[name] == "max" else value
+    return losses
+
+
+def to_losses(records: Sequence[TrialRecord], names: Sequence[str] = DEFAULT_OBJECTIVES) -> Losses:
+    """n records -> (n, m) losses in the order of `names`, lower is better; never NaN (ObjectiveError instead)."""
+    check_objectives(names)
+    if not records:
+        return np.empty((0, len(names)))
+    return np.stack([metrics_to_losses(record.metrics, names) for record in records])

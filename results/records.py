@@ -1,0 +1,263 @@
+"""The record of one trial, checked at its boundary, and the append-only file that holds them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from numbers import Real
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from results.atomic import fsync_directory
+from results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
+
+SCHEMA_VERSION = 1
+FIDELITIES = ("refit", "epochs", "full")
+REQUIRED_METRICS = ("map50_95", "latency_ms")
+"""What every completed trial has; the other metrics may be missing and then show as a dash."""
+
+_log = logging.getLogger(__name__)
+
+
+class TrialState(str, Enum):
+    """How a trial ended. All three are final: a record never changes."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One finished trial. Raises RecordError, naming the field, for anything that breaks the rules below.
+
+    trial_id: a file name: no separators, no control characters.
+    state: completed trials have at least `map50_95` and `latency_ms`; failed ones have an `error`.
+    ratios: layer -> fraction of its channels removed, in [0, 1).
+    metrics: name -> finite number, text, or list of those. NaN and infinity are refused.
+    epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
+    seconds: phase -> wall seconds. finished_at: unix seconds.
+    """
+
+    trial_id: str
+    state: TrialState
+    plan_hash: str
+    ratios: dict[str, float]
+    metrics: dict[str, Any]
+    epochs: int
+    fidelity: str
+    finished_at: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+    node: str = ""
+    error: str | None = None
+    provenance: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise SchemaVersionError("a trial record", self.schema_version, SCHEMA_VERSION)
+        _check_trial_id(self.trial_id)
+        checked = {
+            "state": _state(self.state),
+            "ratios": {_key("ratios", k): _ratio(k, v) for k, v in _mapping("ratios", self.ratios).items()},
+            "metrics": {_key("metrics", k): _metric(k, v) for k, v in _mapping("metrics", self.metrics).items()},
+            "seconds": {_key("seconds", k): _seconds(k, v) for k, v in _mapping("seconds", self.seconds).items()},
+            "finished_at": _finite("finished_at", self.finished_at),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """The rules that tie several fields."""
+        if self.fidelity not in FIDELITIES:
+            raise RecordError("fidelity", f"fidelity must be one of {', '.join(FIDELITIES)}, but got {self.fidelity!r}")
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
+            raise RecordError("epochs", f"epochs must be a whole number >= 0, but got {self.epochs!r}")
+        if self.fidelity == "refit" and self.epochs:
+            raise RecordError("fidelity", f'fidelity "refit" means no epoch, but got epochs={self.epochs}')
+        if self.state is TrialState.FAILED and not self.error:
+            raise RecordError("error", f"a failed trial must say why, but trial {self.trial_id!r} has no error line")
+        missing = [name for name in REQUIRED_METRICS if name not in self.metrics]
+        if self.state is TrialState.COMPLETED and missing:
+            raise RecordError("metrics", f"completed trial {self.trial_id!r} must have the metric {missing[0]}")
+
+    @property
+    def fidelity_label(self) -> str:
+        """How far the trial went, in words; trials are compared only where this is equal."""
+        if self.fidelity == "epochs":
+            return "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return "refit only" if self.fidelity == "refit" else "full fine-tuning"
+
+    def number(self, name: str) -> float | None:
+        """A metric as a float, or None where the record does not have it as a number."""
+        value = self.metrics.get(name)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping, the inverse of `from_json`."""
+        content: dict[str, Any] = {"schema_version": self.schema_version}
+        content.update((item.name, getattr(self, item.name)) for item in fields(self))
+        content["state"] = self.state.value
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
+        """Raises SchemaVersionError for another schema, RecordError for missing or unknown fields."""
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise SchemaVersionError("a trial record", content.get("schema_version"), SCHEMA_VERSION)
+        names = {item.name for item in fields(cls)}
+        for name in content:
+            if name not in names:
+                raise RecordError(name, f"a record of schema_version {SCHEMA_VERSION} has no field {name!r}")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise RecordError("record", f"a record lacks a field ({error})") from error
+
+
+def _check_trial_id(trial_id: object) -> None:
+    valid = isinstance(trial_id, str) and 0 < len(trial_id) <= 200 and trial_id not in (".", "..")
+    if not valid or any(letter in "/\\" or ord(letter) < 32 for letter in str(trial_id)):
+        raise RecordError("trial_id", f"trial_id must be usable as a file name (no / or \\), but got {trial_id!r}")
+
+
+def _mapping(name: str, value: object) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise RecordError(name, f"{name} must be a mapping, but got {type(value).__name__}")
+    return value
+
+
+def _key(name: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise RecordError(name, f"the names in {name} must be text, but got {key!r}")
+    return key
+
+
+def _state(value: object) -> TrialState:
+    try:
+        return TrialState(value)
+    except ValueError:
+        states = ", ".join(state.value for state in TrialState)
+        raise RecordError("state", f"state must be one of {states}, but got {value!r}") from None
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise RecordError(name, f"{name} must be a finite number, but got {value!r}")
+    return float(value)
+
+
+def _ratio(name: str, value: object) -> float:
+    ratio = _finite(f"ratios[{name}]", value)
+    if not 0 <= ratio < 1:
+        raise RecordError(f"ratios[{name}]", f"ratios[{name}] must be in [0, 1), but got {ratio}")
+    return ratio
+
+
+def _seconds(name: str, value: object) -> float:
+    seconds = _finite(f"seconds[{name}]", value)
+    if seconds < 0:
+        raise RecordError(f"seconds[{name}]", f"seconds[{name}] must not be negative, but got {seconds}")
+    return seconds
+
+
+def _metric(name: str, value: object) -> Any:
+    """Numbers become plain Python ones (numpy scalars are not JSON); lists are checked item by item."""
+    if isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_metric(f"{name}][{index}", item) for index, item in enumerate(value)]
+    number = _finite(f"metrics[{name}]", value)
+    return int(number) if isinstance(value, int) else number
+
+
+class RecordStore:
+    """`trials.jsonl`: one JSON record a line, append-only, the source of truth of a run.
+
+    A torn last line (the writer died) is skipped by `read` and cut off by the next `append`; a torn line anywhere else
+    means that somebody else wrote here, and is an error with its line number.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._known_ids: set[str] = set()
+        self._known_size = -1  # of the file that _known_ids was read from; saves parsing it again at every append
+
+    def read(self) -> list[TrialRecord]:
+        """All records in the order of their arrival; [] where the file is not there yet. Raises StoreError."""
+        if not self.path.exists():
+            return []
+        return _parse(self.path, self.path.read_bytes())[0]
+
+    def append(self, record: TrialRecord) -> None:
+        """Add one record and return when it is on disk. Raises DuplicateTrialError, StoreError, OSError."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(record.to_json(), allow_nan=False).encode("utf-8") + b"\n"
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two processes repairing and appending at once would tear lines
+            if os.fstat(file.fileno()).st_size != self._known_size:
+                self._repair(file)
+            if record.trial_id in self._known_ids:
+                raise DuplicateTrialError(record.trial_id, str(self.path))
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            self._known_ids.add(record.trial_id)
+            self._known_size = os.fstat(file.fileno()).st_size
+        fsync_directory(self.path.parent)
+
+    def _repair(self, file: BinaryIO) -> None:
+        """Read the ids that are there, and make the file end with a whole line."""
+        file.seek(0)
+        content = file.read()
+        records, intact_bytes = _parse(self.path, content)
+        if intact_bytes < len(content):
+            _log.warning("%s: cut off a torn last line of %d bytes", self.path, len(content) - intact_bytes)
+            file.truncate(intact_bytes)
+        elif content and not content.endswith(b"\n"):
+            file.write(b"\n")  # the last record is whole, only its newline was lost
+            file.flush()
+        self._known_ids = {known.trial_id for known in records}
+        self._known_size = os.fstat(file.fileno()).st_size
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[TrialRecord], int]:
+    """The records, and how many leading bytes hold them (less than all where the last line is torn)."""
+    records: list[TrialRecord] = []
+    seen: set[str] = set()
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    offset = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:  # also UnicodeDecodeError
+            if number == len(lines):
+                return records, offset
+            problem = "not a whole JSON record, and not the last line: restore it or delete it"
+            raise StoreError(path, number, problem) from None
+        record = _record(path, number, values)
+        if record.trial_id in seen:
+            raise StoreError(path, number, f"trial {record.trial_id!r} has a second record: delete one of them")
+        seen.add(record.trial_id)
+        records.append(record)
+        offset += len(line) + 1
+    return records, min(offset, len(content))
+
+
+def _record(path: Path, number: int, values: object) -> TrialRecord:
+    if not isinstance(values, dict):
+        raise StoreError(path, number, f"a record must be a JSON object, but got {type(values).__name__}")
+    try:
+        return TrialRecord.from_json(values)
+    except RecordError as error:
+        raise StoreError(path, number, str(error)) from error

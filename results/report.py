@@ -1,0 +1,72 @@
+"""The report: one HTML file that opens offline, front.csv and the PNG figures beside it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from results import palette, wording
+from results.atomic import write_text
+from results.drawing import draw_front, draw_hypervolume, draw_time, draw_widths
+from results.frames import front_frame
+from results.interactive import front_spec, hypervolume_spec, script_json
+from results.run_folder import RunFolder
+from results.summary import Summary, summarise
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.html, front.csv and report/*.png of a run folder, and return the path of report.html.
+
+    Works at any time of a run, also before the first trial has finished. Raises ResultsError where the folder is not a
+    run folder or one of its files is broken, OSError where it cannot be written.
+    """
+    folder = RunFolder(Path(run_dir))
+    summary = summarise(folder)
+    write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
+    draw_figures(summary, folder.report_dir)
+    return write_text(folder.report_html, render(summary))
+
+
+def draw_figures(summary: Summary, directory: Path) -> list[Path]:
+    """The PNG figures that have something to show, in `directory`; stale ones are removed."""
+    drawn = [
+        draw_front(summary.front, summary.latency_title, f"{summary.model}: pruned networks", directory / "front.png")
+    ]
+    if summary.widths:
+        drawn.append(draw_widths(summary.widths, directory / "widths.png"))
+    if summary.hypervolume.trials:
+        drawn.append(draw_hypervolume(summary.hypervolume, directory / "hypervolume.png"))
+    if summary.time.phases:
+        drawn.append(draw_time(summary.time, directory / "time.png"))
+    for name in ("widths.png", "hypervolume.png", "time.png"):
+        if directory / name not in drawn:
+            (directory / name).unlink(missing_ok=True)
+    return drawn
+
+
+def render(summary: Summary) -> str:
+    """The HTML text. Every value is escaped: autoescape for HTML, `script_json` for what the scripts read."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(wording=wording, palette=palette)
+    specs: dict[str, Any] = {"front": front_spec(summary.front, summary.latency_title)}
+    if summary.hypervolume.trials:
+        specs["hypervolume"] = hypervolume_spec(summary.hypervolume)
+    return environment.get_template("report.html.j2").render(
+        run=summary,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        plotly=Markup(get_plotlyjs()),  # Plotly's own bundle; it holds no closing script tag
+        specs=Markup(script_json(specs)),
+    )

@@ -1,0 +1,198 @@
+"""Everything the report says, as one value object: what was won, the tables, failures, commands, environment."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results import wording
+from results.figures import (
+    FrontFigure,
+    HypervolumeCurve,
+    PickMove,
+    Point,
+    TimeFigure,
+    front_figure,
+    hypervolume_curve,
+    time_figure,
+)
+from results.records import TrialRecord, TrialState
+from results.run_folder import RunFolder, Selected
+from results.selection import choose, lead_pick
+from results.widths import WidthsFigure, widths_figure
+
+SUGGESTED_PICKS = 3
+_IDS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing a reader sees: one sentence, the network it speaks of, and a line of context below it."""
+
+    sentence: str
+    detail: str
+    move: PickMove | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials that failed for the same reason; `trial_ids` are at most a dozen of `count`."""
+
+    reason: str
+    count: int
+    trial_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Shell commands that belong together, each with what it is for: (purpose, line)."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run, ready to be shown."""
+
+    title: str
+    model: str
+    data: str
+    device: str
+    imgsz: int | None
+    headline: Headline
+    counts: Mapping[str, int]
+    excluded: tuple[str, ...]
+    front: FrontFigure
+    widths: tuple[WidthsFigure, ...]
+    hypervolume: HypervolumeCurve
+    time: TimeFigure
+    failures: tuple[Failure, ...]
+    commands: tuple[Commands, ...]
+    environment: Mapping[str, str]
+
+    @property
+    def latency_title(self) -> str:
+        """The latency axis' title, with unit and what was measured."""
+        size = f", {self.imgsz} px" if self.imgsz else ""
+        return f"Latency (ms per inference{size}, {self.device or 'unnamed device'})"
+
+
+def summarise(folder: RunFolder) -> Summary:
+    """Read a run folder and compute everything. Raises ResultsError where a file breaks its contract."""
+    baseline, records, objectives = folder.read_baseline(), folder.read_records(), folder.objectives()
+    picks = choose(records, baseline, SUGGESTED_PICKS, objectives)
+    selected = folder.read_selected()
+    figure = front_figure(records, baseline, picks, selected, objectives)
+    model = str(baseline.get("model") or "model")
+    ratios = {record.trial_id: record.ratios for record in records}
+    layers = baseline.get("layers") or []
+    return Summary(
+        title=folder.path.resolve().name,
+        model=Path(model).name,
+        data=str(baseline.get("data") or ""),
+        device=str(baseline.get("device") or ""),
+        imgsz=baseline.get("imgsz"),
+        headline=headline(figure, lead_pick(selected), Path(model).stem, len(records)),
+        counts={state.value: sum(record.state is state for record in records) for state in TrialState},
+        excluded=_excluded(figure),
+        front=figure,
+        widths=tuple(
+            widths_figure(move.trial_id, move.chosen_as, ratios[move.trial_id], layers)
+            for move in figure.picks
+            if layers and move.trial_id in ratios
+        ),
+        hypervolume=hypervolume_curve(records, baseline, objectives),
+        time=time_figure(records),
+        failures=_failures(records),
+        commands=_commands(folder, baseline, figure),
+        environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
+    )
+
+
+def headline(figure: FrontFigure, lead: Selected | None, model: str, trials: int) -> Headline:
+    """What was won: by the leading finished pick, else by the knee as its trial left it. trials: number ended."""
+    best = next((move for move in figure.picks if lead and move.trial_id == lead.trial_id), None)
+    if best and best.after:
+        epochs = f" of {wording.count(best.epochs, 'epoch')}" if best.epochs else ""
+        detail = f"Pick {best.trial_id} ({best.chosen_as or 'chosen by id'}), after full fine-tuning{epochs}."
+        return Headline(_won(best.after, figure.baseline, model), detail, best)
+    if figure.knee:
+        move = next((item for item in figure.picks if item.trial_id == figure.knee.name), None)
+        detail = (
+            f"Trial {figure.knee.name}, the knee of the front, as the trial left it ({figure.knee.fidelity}). "
+            "No pick has been fully fine-tuned yet."
+        )
+        return Headline(_won(figure.knee, figure.baseline, model), detail, move)
+    ended = f"{wording.count(trials, 'trial')} ended without a result." if trials else "No trial has finished yet."
+    return Headline(f"The search over {model} has no result yet", ended, None)
+
+
+def _won(item: Point, baseline: Point, model: str) -> str:
+    """'m runs 1.61× as fast (12.4 ms → 7.70 ms) at mAP50-95 0.598 (−0.014) with 53 % fewer parameters'."""
+    text = (
+        f"{model} runs {wording.factor(item.speedup)} as fast "
+        f"({wording.milliseconds(baseline.latency_ms)} → {wording.milliseconds(item.latency_ms)}) "
+        f"at mAP50-95 {item.map50_95:.3f} ({wording.signed(item.map50_95 - baseline.map50_95)})"
+    )
+    if item.params_m and baseline.params_m:
+        fewer = round(100 * (1 - item.params_m / baseline.params_m))
+        text += f", with {fewer} % fewer parameters" if fewer > 0 else ""
+    return text
+
+
+def _excluded(figure: FrontFigure) -> tuple[str, ...]:
+    """One line for each kind of trial that is shown but does not compete."""
+    kinds = Counter((item.state, item.fidelity) for item in figure.apart)
+    lines = []
+    for (state, fidelity), number in sorted(kinds.items()):
+        why = "stopped early" if state == TrialState.STOPPED.value else "of another fidelity"
+        lines.append(f"{wording.count(number, 'trial')} {why} ({fidelity})")
+    return tuple(lines)
+
+
+def _failures(records: Sequence[TrialRecord]) -> tuple[Failure, ...]:
+    """Failed trials by reason, the most frequent first."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.state is TrialState.FAILED:
+            reasons[record.error or ""].append(record.trial_id)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    return tuple(Failure(reason, len(ids), tuple(ids[:_IDS_SHOWN])) for reason, ids in ordered)
+
+
+def _commands(folder: RunFolder, baseline: Mapping[str, Any], figure: FrontFigure) -> tuple[Commands, ...]:
+    """Shell-safe commands that repeat the run and, for each pick, its network and its check in stock Ultralytics."""
+    config = folder.read_config()
+    model = str((config.get("model") or {}).get("path") or baseline.get("model") or "MODEL")
+    data = str((config.get("data") or {}).get("path") or baseline.get("data") or "DATA")
+    again = ["paretoprune", "search", model, data, "--config", str(folder.config), "--run", f"{folder.path}-again"]
+    size = [f"imgsz={baseline['imgsz']}"] if baseline.get("imgsz") else []
+    groups = [Commands("The whole run", (("the same search in a new folder", shlex.join(again)),))]
+    for move in figure.picks:
+        plan = str(folder.trial_plan(move.trial_id))
+        prune = ["paretoprune", "prune", model, "--plan", plan, "--data", data, "-o", f"{move.trial_id}.pt"]
+        lines = [("prune the model by the pick's plan", shlex.join(prune))]
+        lines += _finished(folder, move, model, data, size) if move.after else _waiting(folder, move)
+        groups.append(Commands(move.trial_id, tuple(lines)))
+    return tuple(groups)
+
+
+def _waiting(folder: RunFolder, move: PickMove) -> list[tuple[str, str]]:
+    """What to do with a pick that was not fully fine-tuned yet."""
+    finetune = ["paretoprune", "finetune", str(folder.path), "--trial", move.trial_id]
+    return [("fine-tune it fully", shlex.join(finetune))]
+
+
+def _finished(folder: RunFolder, move: PickMove, model: str, data: str, size: list[str]) -> list[tuple[str, str]]:
+    """What to do with a pick that is ready."""
+    best = str(folder.selected_checkpoint(move.trial_id))
+    return [
+        ("validate it in stock Ultralytics", shlex.join(["yolo", "val", f"model={best}", f"data={data}", *size])),
+        ("measure its latency beside the baseline", shlex.join(["paretoprune", "latency", best, "--against", model])),
+        ("export it", shlex.join(["paretoprune", "export", best, "--format", "onnx"])),
+    ]

@@ -1,0 +1,73 @@
+"""The command ``paretoprune``. Thin: each command's module does its work, and imports what is heavy when it runs.
+
+Data goes to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from cluster.errors import ClusterError
+from pruning.errors import PruningError
+from results.errors import ResultsError
+from search.commands.machine import demo, doctor
+from search.commands.models import export, latency, layers, prune
+from search.commands.picks import finetune, front, report
+from search.commands.runs import resume, search, status
+from search.errors import SearchError
+
+# What people can cause. Anything else is a fault of the program and keeps its traceback.
+EXPECTED = (PruningError, SearchError, ClusterError, ResultsError, OSError)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (may stand anywhere).")
+@click.version_option(None, "--version", package_name="paretoprune", message="%(prog)s %(version)s")
+def cli(debug: bool) -> None:
+    """Find the best accuracy/latency trade-offs that channel pruning reaches for a trained YOLO model.
+
+    Try it: `paretoprune demo` needs no download and no GPU.
+    """
+
+
+for _command in (demo, layers, prune, search, resume, status, front, finetune, report, latency, export, doctor):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; an expected error is one line on stderr."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        result = cli.main(args=arguments, prog_name="paretoprune", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        _complain(error)
+        return 2
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("error: interrupted", err=True)
+        return 1
+    except BrokenPipeError:
+        # Who read our output has gone (`| head`); a further write at exit would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except EXPECTED as error:
+        if debug:
+            raise
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return 1
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _complain(error: click.UsageError) -> None:
+    where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+    click.echo(f"error: {' '.join(error.format_message().split())}{where}", err=True)

@@ -1,0 +1,185 @@
+"""Commands over one model: layers, prune, latency, export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from search.errors import SearchError
+from search.output import emit, emit_one, format_option
+
+RECOVERIES = ("none", "bn", "refit", "refit+bn")
+model_argument = click.argument("model")
+device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
+
+
+@click.command()
+@model_argument
+@format_option
+def layers(model: str, form: str) -> None:
+    """List MODEL's convolutions: block, group, channels, and for what cannot be pruned the reason."""
+    from search.preflight import check_model_file
+
+    check_model_file(model)
+    from pruning.layers import build_layer_table
+    from pruning.models import load_model
+
+    emit(build_layer_table(load_model(model)).to_rows(), form)
+
+
+@click.command()
+@model_argument
+@click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
+@click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
+@click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
+@click.option("--importance", help="Criterion that chooses the channels.  [default: taylor with --data, else l2]")
+@click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
+@click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
+@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The pruned checkpoint, OUT.pt.")
+@device_option
+@format_option
+def prune(
+    model: str,
+    ratio: float | None,
+    plan: Path | None,
+    data: str | None,
+    importance: str | None,
+    recover: str | None,
+    round_to: int,
+    imgsz: int,
+    output: Path,
+    device: str | None,
+    form: str,
+) -> None:
+    """Remove channels from MODEL; writes OUT.pt (loads in stock Ultralytics) and OUT.plan.json beside it."""
+    if (ratio is None) == (plan is None):
+        raise click.UsageError("give either --ratio or --plan")
+    if output.suffix != ".pt":
+        raise click.UsageError(f"-o must name a .pt file, got {output}")
+    recover = recover or ("refit" if data else "none")
+    if recover != "none" and data is None:
+        raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
+    wanted = _ratios(ratio, plan)
+    from search.preflight import check_model_file
+
+    check_model_file(model)
+    from pruning.evaluation_dataset import check_dataset
+    from pruning.workbench import Workbench
+
+    criterion = importance or ("taylor" if data else "l2")
+    bench = Workbench(model, data, imgsz, _device(device), importance=criterion, round_to=round_to)
+    if data is not None:
+        check_dataset(data, bench.model)
+    pruned, applied = bench.prune(wanted)
+    bench.recover(pruned, applied, how=recover)
+    emit_one(_written(bench, pruned, applied, imgsz, output), form)
+
+
+@click.command()
+@model_argument
+@click.option("--against", help="The unpruned model that is timed beside it.  [default: MODEL itself]")
+@click.option("--runtime", default="torch", show_default=True, help="What executes the network.")
+@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core this process may use]")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time.")
+@device_option
+@format_option
+def latency(
+    model: str,
+    against: str | None,
+    runtime: str,
+    imgsz: int,
+    batch: int,
+    threads: int | None,
+    seconds: float,
+    device: str | None,
+    form: str,
+) -> None:
+    """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds."""
+    from search.preflight import check_model_file
+
+    for path in filter(None, (model, against)):
+        check_model_file(path)
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import device_key
+    from cluster.environment import usable_cpus
+    from pruning.latency import measure_pair
+    from pruning.models import load_model
+
+    candidate = load_model(model)
+    baseline = candidate if against is None else load_model(against)
+    place = _device(device)
+    with DeviceLock(device_key(place)).measuring():
+        result = measure_pair(
+            candidate,
+            baseline,
+            imgsz,
+            device=place,
+            batch=batch,
+            threads=threads or usable_cpus(),
+            max_seconds=seconds,
+            runtime=runtime,
+        )
+    emit_one(result.to_dict(), form)
+
+
+@click.command()
+@model_argument
+@click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
+@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@device_option
+def export(model: str, target: str, imgsz: int, device: str | None) -> None:
+    """Export MODEL through Ultralytics' exporter; prints the path of what was written."""
+    from search.preflight import check_model_file
+
+    check_model_file(model)
+    from pruning.export import export_model
+
+    click.echo(str(export_model(model, target, imgsz, _device(device))))
+
+
+def _ratios(ratio: float | None, plan: Path | None) -> Any:
+    """What to remove, checked before anything heavy is loaded."""
+    from pruning.plan import Plan, check_ratio
+
+    if plan is not None:
+        return Plan.load(plan)
+    check_ratio("--ratio", ratio)
+    assert ratio is not None, "one of the two was given"
+    return {"*": ratio}
+
+
+def _device(given: str | None) -> str:
+    """What was asked for, else the first GPU, else the CPU."""
+    if given:
+        return given
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Mapping[str, Any]:
+    """Save the network and its plan, and say what changed."""
+    from pruning.checkpoints import save_checkpoint
+    from pruning.models import model_stats
+
+    if not plan.ratios:
+        raise SearchError("the ratio removes no channel at these widths; give a greater one or a smaller --round-to")
+    plan_path = output.with_suffix(".plan.json")
+    save_checkpoint(pruned, output, {"imgsz": imgsz})
+    plan.save(plan_path)
+    before, after = model_stats(bench.model, imgsz), model_stats(pruned, imgsz)
+    return {
+        "checkpoint": str(output),
+        "plan": str(plan_path),
+        "layers_cut": len(plan.ratios),
+        "params_m": after.params_m,
+        "params_m_before": before.params_m,
+        "gflops": after.gflops,
+        "gflops_before": before.gflops,
+    }

@@ -1,0 +1,167 @@
+"""The sections of a run's configuration; every field says what it means, its unit and its bounds.
+
+Each class is strict: an unknown key or a wrong type is refused (:mod:`search.config` turns that into one line).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, nothing unknown allowed, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The trained model that is pruned."""
+
+    path: str
+    """Ultralytics checkpoint (.pt), a path or a name that Ultralytics knows."""
+    imgsz: int = Field(default=640, ge=32, multiple_of=32)
+    """Side of the square input, pixels; a multiple of 32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
+
+
+class DataSection(Section):
+    """The dataset that trials train and validate on."""
+
+    path: str
+    """The dataset's data.yaml."""
+    batch: int = Field(default=16, ge=1)
+    """Images per batch in validation."""
+
+
+class SpaceSection(Section):
+    """Which widths the search may choose."""
+
+    granularity: Literal["layer", "block"] = "layer"
+    """One axis per prunable group ("layer"), or one per block of the network ("block")."""
+    round_to: int = Field(default=8, ge=1)
+    """Widths move in steps of this many channels."""
+    min_ratio: Ratio = 0.0
+    """Least fraction of channels removed on every axis."""
+    max_ratio: Ratio = 0.7
+    """Greatest fraction of channels removed on every axis."""
+    blocks: list[int] | None = None
+    """Numbers of the blocks that may be pruned; none given: all."""
+    exclude: list[str] = []
+    """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
+    bounds: dict[str, tuple[Ratio, Ratio]] = {}
+    """Pattern of layers -> [least, greatest] ratio, in place of min_ratio and max_ratio; the last match wins."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SpaceSection:
+        pairs = {"min_ratio and max_ratio": (self.min_ratio, self.max_ratio), **self.bounds}
+        for name, (low, high) in pairs.items():
+            if low > high:
+                raise ValueError(f"`least <= greatest` must hold for {name}, got ({low}, {high})")
+        return self
+
+
+class SearchSection(Section):
+    """How the space is explored."""
+
+    trials: int = Field(default=50, ge=1)
+    """Finished trials the run ends with."""
+    sampler: Literal["gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
+    """Optuna's sampler; "gp" serves best up to some hundred trials."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random in the run."""
+    objectives: list[str] = ["map50_95", "latency_ms"]
+    """Metrics of the front, two or three."""
+    ladder: bool = True
+    """Try one uniform ratio over all layers, 0.1 to 0.6, with the first quarter of the trials."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        from results.objectives import DIRECTIONS
+
+        unknown = [name for name in value if name not in DIRECTIONS]
+        if unknown:
+            raise ValueError(f"objectives must be of {', '.join(DIRECTIONS)}, got {', '.join(unknown)}")
+        if len(set(value)) != len(value) or not 2 <= len(value) <= 3:
+            raise ValueError(f"two or three different objectives are needed, got {value}")
+        return value
+
+
+class RecoverSection(Section):
+    """What happens right after channels were removed, before any gradient step."""
+
+    how: Literal["none", "bn", "refit", "refit+bn"] = "refit"
+    """Nothing, batch-norm statistics, least-squares refit of the consumers, or both."""
+    importance: str = "taylor"
+    """Criterion that chooses which channels go."""
+    calibration_images: int = Field(default=64, ge=1)
+    """Training images the refit and the criterion look at."""
+
+
+class TrialSection(Section):
+    """The short fine-tuning of a trial."""
+
+    epochs: int = Field(default=1, ge=0)
+    """Epochs of fine-tuning; 0 judges a trial right after the refit."""
+    batch: int = Field(default=16, ge=1)
+    """Images per training batch."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate; none given: chosen from the number of steps."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that load images for a GPU; on a CPU there are none."""
+    distill: bool = False
+    """Let the unpruned model teach."""
+    amp: bool = True
+    """Mixed precision, on a GPU that does it natively."""
+
+
+class FinetuneSection(Section):
+    """The full fine-tuning of the picks."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Epochs at most."""
+    patience: int = Field(default=20, ge=0)
+    """Epochs without a better validation after which it ends; 0: never."""
+    batch: int = Field(default=16, ge=1)
+    """Images per training batch."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate; none given: chosen from the number of steps."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that load images for a GPU; on a CPU there are none."""
+    distill: bool = False
+    """Let the unpruned model teach."""
+    amp: bool = True
+    """Mixed precision, on a GPU that does it natively."""
+
+
+class LatencySection(Section):
+    """How latency is measured, always beside the unpruned baseline."""
+
+    batch: int = Field(default=1, ge=1)
+    """Images per inference."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an inference; none given: every core the driver's machine may use."""
+    max_seconds: float = Field(default=4.0, gt=0)
+    """Longest time one measurement may take, seconds."""
+    target_halfwidth: float = Field(default=0.01, gt=0)
+    """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
+    runtime: str = "torch"
+    """What executes the network."""
+
+
+class ResourcesSection(Section):
+    """Where trials run and how many at a time."""
+
+    address: str | None = None
+    """A Ray cluster to join (``auto``, ``ray://host:10001``); none given: Ray is started on this machine."""
+    gpus_per_trial: float | None = Field(default=None, ge=0)
+    """GPUs, or the fraction of one, that a trial takes."""
+    cpus_per_trial: int | None = Field(default=None, ge=1)
+    """CPU cores that a trial takes."""
+    parallel: int | None = Field(default=None, ge=1)
+    """Trials at a time at most; none given: as many as fit."""

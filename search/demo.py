@@ -1,0 +1,77 @@
+"""``paretoprune demo``: the whole job on what the project brings along, in minutes and without a network or a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from results.run_folder import RunFolder, Selected
+from search.progress import note
+
+# Chosen for two CPU cores: a trial takes some ten seconds, the whole demo less than eight minutes.
+TRIAL_EPOCHS = 1
+FULL_EPOCHS = 12
+PICKS = 2
+LATENCY_SECONDS = 2.0
+
+
+def demo_settings(dataset: Path, trials: int) -> dict[str, Any]:
+    """The demo's settings; everything not named keeps its default."""
+    from pruning.builtin import BASELINE, IMGSZ
+
+    return {
+        "model": {"path": str(BASELINE), "imgsz": IMGSZ},
+        "data": {"path": str(dataset)},
+        "search": {"trials": trials},
+        "trial": {"epochs": TRIAL_EPOCHS},
+        "finetune": {"epochs": FULL_EPOCHS},
+        "latency": {"max_seconds": LATENCY_SECONDS},
+    }
+
+
+def run_demo(run: Path, trials: int) -> int:
+    """Build the dataset, search, fine-tune two picks, report; ends with three lines. Returns the exit code."""
+    from pruning.builtin.dataset import build_dataset
+    from results.report import write_report
+    from search.commands.runs import sweep
+    from search.config import build_config
+    from search.preflight import check_writable, prepare
+    from search.promote import choose_picks, promote
+
+    check_writable(run)
+    note("building the dataset")
+    dataset = build_dataset(run.parent / "builtin-data")
+    prepared = prepare(build_config(demo_settings(dataset.resolve(), trials), "the demo's settings"), run)
+    if sweep(prepared) != 0:
+        return 1
+    folder, config = prepared.folder, prepared.config
+    promotion = promote(folder, config, choose_picks(folder, config.search.objectives, PICKS))
+    report = write_report(folder.path)
+    if promotion.failed:
+        for trial_id, reason in promotion.failed.items():
+            click.echo(f"error: {trial_id}: {reason}", err=True)
+        return 1
+    for line in closing_lines(folder, folder.read_selected(), report):
+        click.echo(line)
+    return 0
+
+
+def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> list[str]:
+    """What was won, in three lines: the unpruned model, the most accurate pick, where the report lies."""
+    best = max(selected, key=lambda item: float(item.after["map50_95"]))
+    baseline = folder.read_baseline()["metrics"]
+    won = f"({best.after['speedup']:.2f}x faster, {best.chosen_as})"
+    return [
+        f"unpruned   {_figures(baseline)}",
+        f"{best.trial_id:<10} {_figures(best.after)}  {won}",
+        f"report     {report}",
+    ]
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    return (
+        f"mAP50-95 {metrics['map50_95']:.3f}  latency {metrics['latency_ms']:6.2f} ms  "
+        f"parameters {metrics['params_m']:5.2f} M"
+    )

@@ -1,0 +1,31 @@
+"""What this room raises for people: one line that says the condition, what was got, and the remedy."""
+
+from __future__ import annotations
+
+
+class SearchError(ValueError):
+    """Base of this room's errors; the command line prints its text as one line and exits with 1."""
+
+
+class ConfigError(SearchError):
+    """A setting is unknown, has a wrong value, or contradicts another one."""
+
+
+class SpaceError(SearchError):
+    """The search space cannot be built: a pattern or block matches nothing, or nothing is left to prune."""
+
+
+class RunFolderError(SearchError):
+    """A run folder cannot be used: missing, unwritable, of another configuration, or in use.
+
+    ``host`` and ``pid`` name the driver that holds the folder, where that is the reason.
+    """
+
+    def __init__(self, message: str, host: str | None = None, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.host = host
+        self.pid = pid
+
+
+class TrialError(SearchError):
+    """A trial's result cannot be used (a figure is not finite, a phase did not deliver)."""

@@ -1,0 +1,53 @@
+"""A trial's ``events.jsonl`` (one JSON object per line, for machines) and the seconds each phase took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class PhaseClock:
+    """Times named phases; a phase entered twice adds up. ``current`` is the phase that runs, for error lines."""
+
+    def __init__(self, events: Path) -> None:
+        self._events = events
+        self.seconds: dict[str, float] = {}
+        self.current = "start"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the body as ``name`` and write its begin and end as events."""
+        self.current = name
+        self.event("phase_started", phase=name)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.event("phase_ended", phase=name, seconds=round(spent, 4))
+
+    def event(self, kind: str, **values: object) -> None:
+        """Append one event with the time (unix seconds)."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **values})
+        with self._events.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def last_phase(events: Path) -> str:
+    """The phase that began last, "" before the first one or where the file cannot be read."""
+    try:
+        lines = events.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line is being written right now
+            continue
+        if entry.get("event") == "phase_started":
+            return str(entry.get("phase", ""))
+    return ""

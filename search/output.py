@@ -1,0 +1,86 @@
+"""How rows reach a person or a program: an aligned table, JSON or CSV, always on stdout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ("table", "json", "csv")
+FOLDER = click.Path(path_type=Path)
+
+format_option: Callable[[Any], Any] = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+)
+
+
+def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
+    """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given)."""
+    if form == "json":
+        click.echo(json.dumps(list(rows), indent=2))
+    elif form == "csv":
+        click.echo(_as_csv(rows), nl=False)
+    else:
+        click.echo(as_table(rows, columns))
+
+
+def emit_one(row: Mapping[str, Any], form: str) -> None:
+    """Print one thing: a JSON object, a CSV of one line, or a key and its value per line."""
+    if form == "json":
+        click.echo(json.dumps(dict(row), indent=2))
+    elif form == "csv":
+        click.echo(_as_csv([row]), nl=False)
+    else:
+        width = max((len(key) for key in row), default=0)
+        for key, value in row.items():
+            click.echo(f"{key:<{width}}  {_text(value)}")
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Aligned columns with a header; numbers to the right."""
+    if not rows:
+        return "(nothing)"
+    names = list(columns or rows[0])
+    cells = [[_text(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(names[i]), *(len(line[i]) for line in cells)) for i in range(len(names))]
+    right = [all(_is_number(row.get(name)) for row in rows) for name in names]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(texts, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), *(line(texts) for texts in cells)])
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
+    return stream.getvalue()
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return " .. ".join(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,173 @@
+"""Everything that can be wrong with the input, found before Ray starts and said in one line each.
+
+The cheap checks come first: they need neither torch nor the model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.run_folder import RunFolder
+from search.driver_lock import alive_driver
+from search.errors import ConfigError, RunFolderError
+from search.space import Space, build_space
+
+if TYPE_CHECKING:
+    from search.config import RunConfig
+
+# Which exactly exist, Ultralytics says; anything else need not wait for it to be loaded.
+OFFICIAL_NAME = re.compile(r"(yolo|rtdetr)[\w.-]*\.pt", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that may start: its folder, its configuration with absolute paths and all defaults decided, its space."""
+
+    folder: RunFolder
+    config: RunConfig
+    space: Space
+
+
+def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with the model's and the dataset's paths made absolute where they exist.
+
+    A run must be resumable from any working directory.
+    """
+    resolved = dict(values)
+    for section in ("model", "data"):
+        content = resolved.get(section)
+        if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
+            path = Path(content["path"]).expanduser()
+            text = str(path.resolve()) if path.exists() else str(content["path"])
+            resolved[section] = {**content, "path": text}
+    return resolved
+
+
+def prepare(config: RunConfig, run: Path) -> Prepared:
+    """Check everything about starting ``config`` in the folder ``run``; nothing is written.
+
+    Raises one of the rooms' errors, each one line.
+    """
+    config = _decided(config)
+    check_files(config)
+    if not Path(config.model.path).is_file():
+        config = _fetched(config)
+    folder = RunFolder(run.expanduser().resolve())
+    check_run_folder(folder, config)
+    return Prepared(folder, config, check_model(config))
+
+
+def check_files(config: RunConfig) -> None:
+    """The model and the dataset are there; a bare name is left to Ultralytics, which knows some."""
+    model, data = config.model.path, config.data.path
+    check_model_file(model)
+    if not Path(data).exists() and _is_path(data):
+        raise ConfigError(f"the dataset must exist, but there is no file {data}; give the path of its data.yaml")
+
+
+def check_model_file(model: str) -> None:
+    """``model`` is a checkpoint that exists, or may be an official name; said before torch is loaded."""
+    if Path(model).suffix != ".pt":
+        raise ConfigError(f"a model must be an Ultralytics checkpoint (.pt), got {model}; give a .pt file")
+    if not Path(model).is_file() and not OFFICIAL_NAME.fullmatch(model):
+        raise ConfigError(f"the model must exist, but there is no file {model}; check the path")
+
+
+def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """The folder can be written, nobody drives it, and it holds no other configuration."""
+    check_writable(folder.path)
+    driver = alive_driver(folder.path)
+    if driver is not None:
+        raise RunFolderError(
+            f"run folder {folder.path} is in use by another driver (host {driver.host}, pid {driver.pid}); "
+            "wait for it, stop it, or choose another --run",
+            driver.host,
+            driver.pid,
+        )
+    if folder.config.is_file():
+        _check_same(folder, config)
+    elif folder.trials_file.exists():
+        raise RunFolderError(
+            f"run folder {folder.path} holds trials but no config.yaml, so what they mean is unknown; "
+            "choose another --run"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """A file can be made in ``path``, or in the nearest folder above it that exists."""
+    place = path
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RunFolderError(
+            f"run folder {path} must be writable, but {place} is not ({os.strerror(error.errno or 0)}); "
+            "choose another --run"
+        ) from error
+
+
+def check_model(config: RunConfig) -> Space:
+    """The model loads, the dataset fits it, the criterion exists, and the settings leave something to prune."""
+    from pruning.evaluation_dataset import check_dataset
+    from pruning.workbench import Workbench
+
+    bench = Workbench(config.model.path, config.data.path, importance=config.recover.importance)
+    check_dataset(config.data.path, bench.model)
+    return build_space(bench.table, config.space)
+
+
+def existing_run(run: Path) -> tuple[RunFolder, RunConfig]:
+    """The folder and configuration of a run that ``search`` began; :class:`RunFolderError` where there is none."""
+    from search.config import load_config
+
+    folder = RunFolder(run.expanduser().resolve())
+    if not folder.config.is_file():
+        what = "it does not exist" if not folder.path.exists() else "it holds no config.yaml"
+        raise RunFolderError(f"{run} must be a run folder, but {what}; `paretoprune search` makes one")
+    return folder, load_config(folder.config)
+
+
+def _check_same(folder: RunFolder, config: RunConfig) -> None:
+    from search.config import differing_keys, load_config
+
+    stored = load_config(folder.config)
+    differing = differing_keys(stored, config)
+    if differing:
+        key = differing[0]
+        before, after = stored.flat().get(key), config.flat().get(key)
+        more = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
+        raise RunFolderError(
+            f"run folder {folder.path} already holds another configuration: `{key}` is {before!r} there, got {after!r}"
+            f"{more}; choose another --run, or go on with `paretoprune resume`"
+        )
+
+
+def _decided(config: RunConfig) -> RunConfig:
+    """Defaults that depend on this machine become values, so that config.yaml repeats the run."""
+    from cluster.environment import usable_cpus
+
+    if config.latency.threads is not None:
+        return config
+    latency = config.latency.model_copy(update={"threads": usable_cpus()})
+    return config.model_copy(update={"latency": latency})
+
+
+def _fetched(config: RunConfig) -> RunConfig:
+    """A model that was given by its official name, as the file it is in: workers have other working directories."""
+    from pruning.models import model_file
+
+    path = str(model_file(config.model.path).resolve())
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+
+
+def _is_path(text: str) -> bool:
+    """Whether ``text`` means a place on disk rather than a name that Ultralytics may know."""
+    return os.sep in text or text.startswith(("~", "."))

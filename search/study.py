@@ -1,0 +1,207 @@
+"""The Optuna study of a run: suggestions as levels of the space, results told exactly once, no plan twice.
+
+No Ray here: :mod:`search.searcher` adapts it. The study lives in ``study.journal`` (optuna-dashboard opens it) but is
+never the truth: it is rebuilt from the run's records at every start, so a driver that died leaves no trial RUNNING.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.errors import TrialError
+from search.space import Levels, Space
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY_NAME = "paretoprune"
+RE_ASKS = 3  # a sampler that has converged repeats itself: after this many repeats a neighbour is taken instead
+MAXIMIZED = "max"  # results' word for it
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A plan to evaluate. ``number`` is the study's own; ``provenance`` says who proposed it."""
+
+    number: int
+    levels: Levels
+    provenance: str
+
+
+class SearchStudy:
+    """Asks and tells in the terms of a :class:`Space`.
+
+    Values told are the metrics themselves; the directions come from ``results.objectives`` alone.
+    With one trial at a time, equal seeds give equal suggestions.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objectives: Mapping[str, str],
+        sampler: str = "gp",
+        seed: int = 0,
+        ladder: Sequence[Levels] = (),
+        journal: Path | None = None,
+    ) -> None:
+        """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory."""
+        import optuna
+
+        self._space = space
+        self._objectives = dict(objectives)
+        self._ladder = list(ladder)
+        self._generator = random.Random(seed)
+        self._sampler_name = sampler
+        self._seen: set[Levels] = set()
+        self._running: dict[int, optuna.Trial] = {}
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.IntDistribution(0, size - 1) for name, size in space.sizes.items()
+        }
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study = optuna.create_study(
+                study_name=STUDY_NAME,
+                storage=_journal_storage(journal),
+                sampler=make_sampler(sampler, seed, startup=max(2, len(self._ladder) + 1)),
+                directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
+            )
+
+    def replay(self, levels: Levels, metrics: Mapping[str, object] | None, trial_id: str) -> None:
+        """Tell a trial that finished earlier: its metrics, or None for a failed one. Its plan is not asked again."""
+        import optuna
+
+        values = None if metrics is None else self._values(metrics)
+        self._seen.add(levels)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.COMPLETE if values else optuna.trial.TrialState.FAIL,
+                values=values,
+                params=self._params(levels),
+                distributions=dict(self._distributions),
+                user_attrs={"trial_id": trial_id, "provenance": "replayed"},
+            )
+        )
+
+    def ask(self, trial_id: str = "") -> Suggestion | None:
+        """The next plan that was not asked before: the ladder first; None when every plan of the space was.
+
+        ``trial_id`` is noted in the study, so that a dashboard and the records can be read together.
+        """
+        while self._ladder:
+            levels = self._ladder.pop(0)
+            if levels not in self._seen:
+                return self.ask_for(levels, "ladder", trial_id)
+        if len(self._seen) >= self._space.count():
+            return None
+        for _ in range(RE_ASKS):
+            trial = self.study.ask(self._distributions)
+            levels = tuple(trial.params[axis.name] for axis in self._space.axes)
+            if levels not in self._seen:
+                return self._start(trial, levels, self._sampler_name, trial_id)
+            self._drop(trial, "equal plan was evaluated before")
+        return self.ask_for(self._unseen_near(levels), "random", trial_id)
+
+    def ask_for(self, levels: Levels, provenance: str, trial_id: str = "") -> Suggestion:
+        """Start a trial of exactly these levels (ladder, a trial that another driver left unfinished)."""
+        self.study.enqueue_trial(self._params(levels))
+        return self._start(self.study.ask(self._distributions), levels, provenance, trial_id)
+
+    def tell(self, number: int, metrics: Mapping[str, object]) -> None:
+        """Finish a trial with its metrics; :class:`TrialError` (and FAIL in the study) where one is not finite."""
+        import optuna
+
+        trial = self._running.pop(number)
+        try:
+            values = self._values(metrics)
+        except TrialError:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        self.study.tell(trial, values)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Finish a trial as failed; the sampler learns nothing from it, its plan is not asked again."""
+        self._drop(self._running.pop(number), reason)
+
+    def close(self) -> None:
+        """Fail what still runs: a trial left RUNNING would be waited for by every sampler for ever."""
+        for number in list(self._running):
+            self.fail(number, "the sweep ended before this trial")
+
+    def _start(self, trial: optuna.Trial, levels: Levels, provenance: str, trial_id: str) -> Suggestion:
+        self._seen.add(levels)
+        trial.set_user_attr("trial_id", trial_id)
+        trial.set_user_attr("provenance", provenance)
+        self._running[trial.number] = trial
+        return Suggestion(trial.number, levels, provenance)
+
+    def _drop(self, trial: optuna.Trial, reason: str) -> None:
+        import optuna
+
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def _unseen_near(self, levels: Levels) -> Levels:
+        """A plan not seen yet, as few random steps from ``levels`` as were found."""
+        steps = 1
+        while True:
+            for _ in range(20 * len(levels)):
+                near = list(levels)
+                for _ in range(steps):
+                    index = self._generator.randrange(len(near))
+                    near[index] += self._generator.choice((-1, 1))
+                candidate = tuple(
+                    min(max(level, 0), axis.size - 1) for level, axis in zip(near, self._space.axes, strict=True)
+                )
+                if candidate not in self._seen:
+                    return candidate
+            steps += 1
+
+    def _params(self, levels: Levels) -> dict[str, int]:
+        return {axis.name: level for axis, level in zip(self._space.axes, levels, strict=True)}
+
+    def _values(self, metrics: Mapping[str, object]) -> list[float]:
+        values = []
+        for name in self._objectives:
+            value = metrics.get(name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise TrialError(f"the objective {name} must be a finite number, got {value!r}")
+            values.append(float(value))
+        return values
+
+
+def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler by our name. ``startup``: finished trials before a model-based one stops drawing randomly."""
+    import optuna
+
+    samplers = optuna.samplers
+    if name == "gp":
+        return samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    if name == "tpe":
+        return samplers.TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+        )
+    if name == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=20)
+    if name == "nsga3":
+        return samplers.NSGAIIISampler(seed=seed, population_size=20)
+    assert name == "random", name
+    return samplers.RandomSampler(seed=seed)
+
+
+def _journal_storage(journal: Path | None) -> optuna.storages.BaseStorage:
+    from optuna.storages import InMemoryStorage, JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if journal is None:
+        return InMemoryStorage()
+    # A driver killed while writing leaves its lock behind; the run folder's own lock says that none is alive now.
+    for leftover in journal.parent.glob(journal.name + "*"):
+        leftover.unlink()
+    return JournalStorage(JournalFileBackend(str(journal)))

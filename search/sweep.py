@@ -1,0 +1,235 @@
+"""One sweep: baseline, then trials under Ray Tune until as many have finished as were asked for.
+
+The run folder is the truth. Ray's own storage is a scratch folder inside it, thrown away at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.objectives import DIRECTIONS
+from results.records import TrialState
+from results.run_folder import RunFolder
+from search.driver_lock import DriverLock
+from search.errors import RunFolderError, SearchError
+from search.ladder import ladder_plans
+from search.progress import Reporter, make_reporter, note
+from search.request import adopt_records
+from search.state import SweepState
+from search.study import SearchStudy
+from search.tools import make_tools
+from search.worker import ToolsFactory, WorkerContext, work_on_baseline
+
+if TYPE_CHECKING:
+    from cluster.resources import ClusterInfo, TrialResources
+    from search.config import RunConfig
+    from search.preflight import Prepared
+    from search.trainable import StopSweep
+
+RAY_SCRATCH = "ray"
+DRIVER_LOG = "driver.log"
+
+# Read by Ray Tune when it is imported or a sweep begins. Its tables, loggers and warnings would bury our progress,
+# and its result files repeat what the records say.
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "600",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours also says what happens, and covers SIGTERM
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept."""
+
+    finished: int
+    failed: int
+    total: int
+    interrupted: bool
+
+
+def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOutcome:
+    """Run (or go on with) the run of ``prepared`` until ``search.trials`` trials have finished.
+
+    Raises :class:`RunFolderError` where another driver is alive, :class:`SearchError` where the first trials all fail
+    for one reason. Finished trials survive whatever ends this.
+    """
+    folder, config = prepared.folder, prepared.config
+    try:
+        folder.trials_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
+        ) from error
+    with DriverLock(folder.path) as lock:
+        config.save(folder.config)
+        records = adopt_records(folder)
+        if len(records) >= config.search.trials and folder.baseline.is_file():
+            return SweepOutcome(len(records), _failed(records), config.search.trials, interrupted=False)
+        note(f"starting Ray ({config.resources.address or 'this machine'})")
+        resources, context = start_workers(config, folder, factory)
+        slots = min(resources.slots, config.resources.parallel or resources.slots)
+        lock.describe(slots)
+        note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
+        context = with_baseline(context)
+        state = make_state(prepared, records)
+        reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
+        try:
+            interrupted = _tune(state, context, resources, slots, reporter)
+        finally:
+            state.close()
+            reporter.close()
+            shutil.rmtree(folder.path / RAY_SCRATCH, ignore_errors=True)
+    fault = state.systematic_fault()
+    if fault is not None and not interrupted:
+        raise SearchError(
+            f"the first {len(state.records)} trials all failed for one reason ({fault}); "
+            f"see {folder.trial_dir(state.records[0].trial_id) / 'trial.log'}"
+        )
+    return SweepOutcome(len(state.records), _failed(state.records), config.search.trials, interrupted)
+
+
+def make_state(prepared: Prepared, records: list[Any]) -> SweepState:
+    """The study rebuilt from ``records``, with the unpruned network told where it was measured."""
+    from pruning.plan import Plan
+
+    config, space = prepared.config, prepared.space
+    settings = config.search
+    ladder = ladder_plans(space, settings.trials) if settings.ladder else []
+    # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
+    study = SearchStudy(
+        space,
+        {name: DIRECTIONS[name] for name in settings.objectives},
+        sampler=settings.sampler,
+        seed=settings.seed + len(records),
+        ladder=ladder,
+        journal=prepared.folder.study,
+    )
+    unpruned = space.uniform(0.0)
+    if prepared.folder.baseline.is_file() and not space.ratios(unpruned):
+        study.replay(unpruned, prepared.folder.read_baseline()["metrics"], "baseline")
+    return SweepState(
+        prepared.folder, space, study, records, settings.trials, plan_hash=lambda ratios: Plan(ratios).hash
+    )
+
+
+def start_workers(
+    config: RunConfig, folder: RunFolder, factory: ToolsFactory = make_tools
+) -> tuple[TrialResources, WorkerContext]:
+    """Connect to Ray and say what a worker gets."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from cluster.ray_start import connect
+    from cluster.resources import slots
+
+    info: ClusterInfo = connect(config.resources.address)
+    resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are ours to report
+    context = WorkerContext(
+        settings=config.model_dump(mode="json"),
+        run=str(folder.path),
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        factory=factory,
+    )
+    return resources, context
+
+
+def with_baseline(context: WorkerContext) -> WorkerContext:
+    """Measure the unpruned network, unless an earlier start did, in a worker like a trial's."""
+    import ray
+
+    folder = context.folder
+    if not folder.baseline.is_file():
+        note("measuring the unpruned model")
+        task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(work_on_baseline)
+        try:
+            content: dict[str, Any] = ray.get(task.remote(context))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # the worker's own error, which says what to do
+        folder.write_baseline(content)
+    metrics = folder.read_baseline()["metrics"]
+    note(f"unpruned: mAP50-95 {metrics['map50_95']:.3f}, {metrics['latency_ms']:.2f} ms")
+    return replace(context, baseline_latency_ms=float(metrics["latency_ms"]))
+
+
+def _tune(state: SweepState, context: WorkerContext, resources: TrialResources, slots: int, reporter: Reporter) -> bool:
+    """Run Tune until nothing remains; True where a signal ended it early."""
+    from ray import tune
+
+    from search.searcher import RequestSearcher
+    from search.trainable import StopSweep, SweepCallback, TrialRunner
+
+    stopper = StopSweep(state)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialRunner, context=context), {"cpu": resources.cpus, "gpu": resources.gpus}
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=RequestSearcher(state, slots),
+            num_samples=state.remaining,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(Path(context.run) / RAY_SCRATCH),
+            callbacks=[SweepCallback(state, reporter)],
+            stop=stopper,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    with _clean_stop(stopper, reporter), _messages_to(Path(context.run) / DRIVER_LOG):
+        tuner.fit()
+    state.collect()
+    return stopper.asked
+
+
+@contextmanager
+def _messages_to(path: Path) -> Iterator[None]:
+    """Ray prints about dead workers on stdout, which belongs to our data."""
+    with path.open("a", encoding="utf-8") as log, redirect_stdout(log):
+        yield
+
+
+@contextmanager
+def _clean_stop(stopper: StopSweep, reporter: Reporter) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the sweep with everything finished kept; a second Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        if stopper.asked:
+            raise KeyboardInterrupt
+        stopper.asked = True
+        reporter.note("stopping: finished trials are kept, running ones will be taken up by `paretoprune resume`")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _failed(records: list[Any]) -> int:
+    return sum(record.state is TrialState.FAILED for record in records)

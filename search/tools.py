@@ -1,0 +1,190 @@
+"""What a trial does to a network, done by the pruning room. One instance lives in each worker process and is reused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.trial import DeviceGate, OnEpoch, PlanLike, Tuned
+
+if TYPE_CHECKING:
+    from search.config import RunConfig
+    from search.config_sections import FinetuneSection, TrialSection
+
+WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
+PATIENCE = 3.0  # times the usual seconds
+
+
+class PruningTools:
+    """A workbench (baseline, layer table, calibration batch), an evaluator with its loader, and the run's settings."""
+
+    def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:
+        from pruning.evaluation import Evaluator
+        from pruning.workbench import Workbench
+
+        self._config = config
+        self._gate = gate
+        self.device = device
+        self._bench = Workbench(
+            config.model.path,
+            config.data.path,
+            config.model.imgsz,
+            device,
+            calibration_images=config.recover.calibration_images,
+            importance=config.recover.importance,
+            round_to=config.space.round_to,
+            seed=config.search.seed,
+        )
+        self._evaluator = Evaluator(
+            config.data.path, config.model.imgsz, device, config.data.batch, gate=gate, workers=config.trial.workers
+        )
+
+    @property
+    def baseline(self) -> Any:
+        """The unpruned network."""
+        return self._bench.model
+
+    def logging(self, path: Path) -> AbstractContextManager[None]:
+        """Ultralytics' lines go to ``path``."""
+        from pruning.quiet import quiet_ultralytics
+
+        return quiet_ultralytics(path)
+
+    def plan_hash(self, ratios: Mapping[str, float]) -> str:
+        """The hash of the plan with these realised ratios."""
+        from pruning.plan import Plan
+
+        return Plan(dict(ratios)).hash
+
+    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
+        """A pruned copy of the baseline and its plan."""
+        return self._bench.prune(ratios)
+
+    def recover(self, model: Any, plan: Any) -> None:
+        """Refit ``model`` in place as the configuration says."""
+        self._bench.recover(model, plan, how=self._config.recover.how)
+
+    def stats(self, model: Any) -> dict[str, float]:
+        """Parameters (millions), GFLOPs and size of a network."""
+        from pruning.models import model_stats
+
+        stats = model_stats(model, self._config.model.imgsz)
+        return {"params_m": stats.params_m, "gflops": stats.gflops, "size_mb": stats.size_mb}
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Accuracy on the validation split."""
+        return self._evaluator.run(model)
+
+    def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None) -> Tuned:
+        """The short fine-tuning of ``config.trial``."""
+        return self._tune(model, folder, on_epoch, self._config.trial, patience=0)
+
+    def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
+        """The full fine-tuning of ``config.finetune``."""
+        section = self._config.finetune
+        return self._tune(model, folder, on_epoch, section, patience=section.patience)
+
+    def save(self, model: Any, path: Path) -> None:
+        """A stock checkpoint."""
+        from pruning.checkpoints import save_checkpoint
+
+        config = self._config
+        save_checkpoint(model, path, {"imgsz": config.model.imgsz, "data": config.data.path})
+
+    def load(self, path: Path) -> Any:
+        """A network from its checkpoint."""
+        from pruning.models import load_model
+
+        return load_model(path)
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Latency of ``model`` beside the baseline; the caller has the device alone.
+
+        Where the machine was so busy that the interval is useless, once more with more time: such a figure would
+        mislead the search for good.
+        """
+        seconds = self._config.latency.max_seconds
+        first = self._measured(model, seconds)
+        if first["converged"] or _halfwidth(first) <= WIDEST_USEFUL:
+            return first
+        return min(first, self._measured(model, PATIENCE * seconds), key=_halfwidth)
+
+    def release(self) -> None:
+        """Free the finished trial's networks: a worker lives for the whole sweep."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def describe(self) -> dict[str, Any]:
+        """The rows and groups of the layer table, for ``baseline.json``."""
+        table = self._bench.table
+        groups = [
+            {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
+            for group in table.groups
+        ]
+        return {"layers": table.to_rows(), "groups": groups}
+
+    def _measured(self, model: Any, max_seconds: float) -> dict[str, Any]:
+        from pruning.latency import measure_pair
+
+        latency = self._config.latency
+        return measure_pair(
+            model,
+            self._bench.model,
+            self._config.model.imgsz,
+            device=self.device,
+            batch=latency.batch,
+            threads=latency.threads,
+            max_seconds=max_seconds,
+            target_halfwidth=latency.target_halfwidth,
+            runtime=latency.runtime,
+        ).to_dict()
+
+    def _tune(
+        self,
+        model: Any,
+        folder: Path,
+        on_epoch: OnEpoch | None,
+        section: TrialSection | FinetuneSection,
+        patience: int,
+    ) -> Tuned:
+        from pruning.finetune import FinetuneSettings, finetune
+
+        settings = FinetuneSettings(
+            epochs=section.epochs,
+            imgsz=self._config.model.imgsz,
+            batch=section.batch,
+            lr=section.lr,
+            patience=patience,
+            seed=self._config.search.seed,
+            workers=section.workers,
+            distill=section.distill,
+            amp=section.amp,
+            evaluation_batch=self._config.data.batch,
+        )
+        result = finetune(
+            model,
+            self._config.data.path,
+            settings,
+            folder,
+            device=self.device,
+            gate=self._gate,
+            teacher=self._bench.model if section.distill else None,
+            on_epoch=on_epoch,
+        )
+        return Tuned(result.model, result.epochs, result.best_epoch, result.start_metrics, result.metrics)
+
+
+def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
+    """The tools of one worker; loads the baseline."""
+    return PruningTools(config, device, gate)
+
+
+def _halfwidth(measured: Mapping[str, Any]) -> float:
+    low, high = measured["speedup_ci95"]
+    return float((high - low) / 2 / measured["speedup"])

@@ -1,0 +1,101 @@
+"""What runs inside a worker process: tools made once and kept, the device's lock, a trial or the baseline.
+
+Plain functions over plain data; :mod:`search.trainable` and :mod:`search.promote` hand them to Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.records import TrialRecord
+from results.run_folder import RunFolder
+from search.config import RunConfig, build_config
+from search.request import TrialRequest
+from search.trial import DeviceGate, TrialSettings, TrialTools, latency_metrics, run_trial
+
+ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
+
+# Importing torch and loading the baseline take longer than many a trial: once per process, for all its trials.
+_KEPT: dict[tuple[str, str], tuple[Any, DeviceGate]] = {}
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Everything a worker must know of a run; crosses processes, so plain data and importable functions only."""
+
+    settings: dict[str, Any]
+    run: str
+    cpus: int
+    gpus: float
+    factory: ToolsFactory
+    baseline_latency_ms: float = 0.0
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return build_config(self.settings)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.run))
+
+
+def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
+    """Run one trial in this process."""
+    config = context.config
+    tools, gate = tools_of(context)
+    settings = TrialSettings(config.trial.epochs, config.recover.how != "none", context.baseline_latency_ms)
+    return run_trial(request, settings, tools, gate, context.folder.trial_dir(request.trial_id))
+
+
+def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
+    """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
+    from cluster.environment import describe_environment
+
+    config = context.config
+    tools, gate = tools_of(context)
+    model = tools.baseline
+    with tools.logging(context.folder.path / "baseline.log"):
+        metrics: dict[str, Any] = dict(tools.evaluate(model))
+        with gate.measuring():
+            measured = tools.measure(model)
+        metrics.update(tools.stats(model))
+    metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
+    return {
+        "model": config.model.path,
+        "data": config.data.path,
+        "imgsz": config.model.imgsz,
+        "metrics": metrics,
+        "device": tools.device,
+        "environment": describe_environment(),
+        **tools.describe(),
+    }
+
+
+def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
+    """This process's tools for the run, made at the first call."""
+    key = (context.run, repr(sorted(context.settings.items())))
+    if key not in _KEPT:
+        from cluster.device_lock import DeviceLock
+        from cluster.devices import device_key
+        from cluster.environment import pin_threads
+
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        pin_threads(context.cpus)
+        device = worker_device(context.config.model.device, context.gpus)
+        gate = DeviceLock(device_key(device))
+        _KEPT.clear()  # a worker serves one run at a time
+        _KEPT[key] = (context.factory(context.config, device, gate), gate)
+    return _KEPT[key]
+
+
+def worker_device(choice: str, gpus: float) -> str:
+    """Ray shows a worker only the GPUs it was given, so the first one visible is its own."""
+    if choice == "cpu" or (choice == "auto" and not gpus):
+        return "cpu"
+    return "cuda:0"

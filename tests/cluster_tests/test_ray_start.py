@@ -1,0 +1,121 @@
+"""A real local Ray: what it listens on, what its workers run with, and the one line where there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import ray_start
+from cluster.errors import ClusterError
+from cluster.resources import ClusterInfo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh driver: a process talks to one Ray only, and the test run's own is taken."""
+    paths = {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | paths | environment
+    )
+
+
+def test_what_is_there(ray_session: ClusterInfo) -> None:
+    assert [node.name for node in ray_session.nodes] == [socket.gethostname()]
+    assert ray_session.cpus == max(2, len(os.sched_getaffinity(0)))
+    assert ray_session.address == "local"
+
+
+def test_a_second_call_answers_from_the_same_ray(ray_session: ClusterInfo) -> None:
+    assert ray_start.connect() == ray_session
+    with pytest.raises(ClusterError, match="connected to local and was asked for auto; disconnect first"):
+        ray_start.connect("auto")
+
+
+def test_nothing_listens_outside_the_loopback_interface(ray_session: ClusterInfo) -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = set()
+    for process in family:
+        try:
+            found = process.net_connections(kind="inet")
+        except psutil.NoSuchProcess:
+            continue
+        listening |= {each.laddr.ip.removeprefix("::ffff:") for each in found if each.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_worker_runs_as_told_and_finds_the_rooms(ray_session: ClusterInfo) -> None:
+    import ray
+
+    def look() -> dict[str, str | None]:
+        import os
+
+        import cluster
+
+        names = ("YOLO_AUTOINSTALL", "YOLO_OFFLINE", "RAY_AUTH_MODE")
+        return {name: os.environ.get(name) for name in names} | {"cluster": cluster.__file__}
+
+    seen = ray.get(ray.remote(look).remote())
+    assert seen == {
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_OFFLINE": "true",
+        "RAY_AUTH_MODE": "token",
+        "cluster": str(ROOT / "cluster" / "__init__.py"),
+    }
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_nobody_answers(scheme: str) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+        address = f"{scheme}127.0.0.1:{reserved.getsockname()[1]}"
+        code = f"from cluster.ray_start import connect\ntry: connect({address!r})\nexcept ValueError as e: print(e)"
+        done = run_python(code)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"Ray must be reachable at {address}, but ")
+    assert "refused" in line
+    assert line.endswith("`ray start --head`, correct the address, or leave it out to use this machine alone")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("address", ["head", "http://head:8265", "head:99999x", "::1:6379 "])
+def test_no_address_at_all(address: str) -> None:
+    done = run_python(
+        f"from cluster.ray_start import connect\ntry: connect({address!r})\nexcept ValueError as e: print(e)"
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"a Ray address must be local, auto, host:port or ray://host:port, but got {address!r};")
+
+
+@pytest.mark.slow
+def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    """Its folder cannot be made: a file is in the way."""
+    (tmp_path / "file").touch()
+    code = "from cluster.ray_start import connect\ntry: connect()\nexcept ValueError as e: print(e)"
+    done = run_python(code, RAY_TMPDIR=str(tmp_path / "file"))
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("Ray must be reachable at local, but ")
+    assert line.endswith("and that $HOME can be written")
+
+
+@pytest.mark.slow
+def test_a_driver_joins_a_running_ray(ray_session: ClusterInfo) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    code = f"""
+from cluster.ray_start import connect, shutdown
+info = connect({address!r}, worker_environment={{"COLOUR": "blue"}})
+import os, ray
+print(info.cpus, info.address, ray.get(ray.remote(lambda: (os.environ["COLOUR"], os.environ["YOLO_OFFLINE"])).remote()))
+shutdown(); shutdown()
+"""
+    done = run_python(code)
+    assert done.stdout.splitlines() == [f"{ray_session.cpus} {address} ('blue', 'true')"], done.stderr

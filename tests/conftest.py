@@ -1,0 +1,86 @@
+"""Shared by all rooms' tests: the assets, one Ray for the whole run, and a Python that cannot see this project."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.resources import ClusterInfo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports ultralytics or torch, here and in every process that a test starts.
+for _name, _value in {
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_OFFLINE": "true",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+StockPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# `-I` keeps the working directory and PYTHONPATH out, but an editable installation hooks itself into every interpreter
+# of the environment; so the four names are refused before any other finder is asked, and that is checked.
+_PRELUDE = """
+import sys
+class _Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pruning", "search", "cluster", "results"):
+            raise ModuleNotFoundError(f"No module named {name!r} on a stock machine", name=name)
+sys.meta_path.insert(0, _Refuse())
+try:
+    import pruning
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("the project is visible to the stock interpreter")
+"""
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real models and datasets that are too big for the repository."""
+    folder = Path(os.environ.get("PARETOPRUNE_ASSETS") or ROOT.parent / "shared" / "assets")
+    if not folder.is_dir():
+        pytest.skip(f"no real models and datasets: {folder} is no folder; set PARETOPRUNE_ASSETS to theirs")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[ClusterInfo]:
+    """One local Ray for the whole test run: starting it takes ten seconds."""
+    from cluster import ray_start
+
+    yield ray_start.connect(num_cpus=max(2, len(os.sched_getaffinity(0))))
+    ray_start.shutdown()
+
+
+@pytest.fixture
+def stock_python(tmp_path: Path) -> StockPython:
+    """Run a snippet as on a machine with the libraries but without this project: stock_python(code, *args).
+
+    The snippet's arguments are sys.argv[1:]. Returns the finished process; a failure fails the test unless check=False.
+    """
+
+    def run(code: str, *args: object, check: bool = True, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path / "stock"
+        folder.mkdir(exist_ok=True)
+        script = folder / "snippet.py"
+        script.write_text(_PRELUDE + textwrap.dedent(code), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-I", str(script), *map(str, args)],
+            cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            pytest.fail(f"stock python ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run

@@ -1,0 +1,206 @@
+"""Latency: the statistics against known series, the measuring against sessions with a known clock."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pruning.errors import PruningError
+from pruning.latency import measure_pair, time_pair
+from pruning.latency_stats import Quad, inferences_per_block, is_settled, speedup
+from tests.pruning_tests.recovery_material import fresh_yolov8n, same_weights, weights
+
+
+def quads_of(candidate_ms: float, baseline_ms: float, slowness: Callable[[int], float], count: int) -> list[Quad]:
+    """Quads of one inference a block; `slowness` is the factor on the time at each of the 4 x count positions."""
+    return [
+        Quad(
+            ((candidate_ms * slowness(4 * i),), (candidate_ms * slowness(4 * i + 3),)),
+            ((baseline_ms * slowness(4 * i + 1),), (baseline_ms * slowness(4 * i + 2),)),
+        )
+        for i in range(count)
+    ]
+
+
+class TestStatistics:
+    def test_linear_drift_cancels_exactly(self) -> None:
+        result = speedup(quads_of(4.0, 10.0, lambda position: 1 + 0.05 * position, 20))
+        assert result.value == pytest.approx(2.5, rel=1e-12)
+        assert result.halfwidth < 1e-9
+
+    def test_noise_is_covered_about_as_often_as_promised(self) -> None:
+        generator = np.random.default_rng(0)
+
+        def contains() -> bool:
+            noise = np.exp(0.03 * generator.standard_t(3, size=100))
+            result = speedup(quads_of(4.0, 6.0, lambda position: float(noise[position]), 25))
+            return result.low <= 1.5 <= result.high
+
+        assert sum(contains() for _ in range(200)) >= 184  # 92 %: three standard errors below 97 %
+
+    def test_swapping_the_models_inverts_the_figure(self) -> None:
+        noise = np.exp(0.1 * np.random.default_rng(1).normal(size=64))
+        there = quads_of(4.0, 6.0, lambda position: float(noise[position]), 16)
+        back = [Quad(quad.baseline, quad.candidate) for quad in there]
+        a, b = speedup(there), speedup(back)
+        assert a.value == pytest.approx(1 / b.value, rel=1e-12)
+        assert (a.low, a.high) == pytest.approx((1 / b.high, 1 / b.low), rel=0.02)
+
+    def test_an_interrupted_quad_does_not_move_it(self) -> None:
+        calm = quads_of(5.0, 5.0, lambda _: 1.0, 16)
+        calm[3] = Quad(((500.0,), (500.0,)), ((5.0,), (5.0,)))
+        assert speedup(calm).value == pytest.approx(1.0)
+
+    def test_more_quads_narrow_the_interval(self) -> None:
+        noise = np.exp(0.05 * np.random.default_rng(2).normal(size=800))
+        few, many = (speedup(quads_of(5.0, 5.0, lambda p: float(noise[p]), n)).halfwidth for n in (12, 200))
+        assert many < few / 2
+
+    def test_same_seed_same_interval(self) -> None:
+        quads = quads_of(4.0, 6.0, lambda position: 1 + 0.1 * math.sin(position), 16)
+        assert speedup(quads, seed=3) == speedup(quads, seed=3)
+
+    def test_one_quad_says_that_it_knows_nothing(self) -> None:
+        assert speedup(quads_of(4.0, 6.0, lambda _: 1.0, 1)).halfwidth == math.inf
+
+    @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+    def test_impossible_times_are_refused(self, bad: float) -> None:
+        with pytest.raises(ValueError, match="positive and finite"):
+            speedup(quads_of(bad, 5.0, lambda _: 1.0, 4))
+
+    def test_no_quads_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least one quad"):
+            speedup([])
+
+    def test_settled(self) -> None:
+        assert not is_settled([10.0] * 9)
+        assert is_settled([10.0] * 10)
+        assert not is_settled([30 - i for i in range(10)])
+        assert is_settled([100.0, 60.0, 30.0] + [10.0] * 10)
+        assert is_settled([10.0] * 5 + [11.0] * 5)  # slower is not a warm-up
+
+    def test_block_length(self) -> None:
+        assert [inferences_per_block(ms) for ms in (500.0, 20.0, 5.0, 0.001)] == [1, 1, 4, 200]
+
+
+class FakeTime:
+    """A clock that only the fake models move; `order` is the sequence of their inferences."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.order = ""
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+class FakeSession:
+    def __init__(self, world: FakeTime, name: str, time_ms: Callable[[int], float]) -> None:
+        self.world, self.name, self._time_ms, self.runs = world, name, time_ms, 0
+
+    def time_ms(self) -> float:
+        took = self._time_ms(self.runs)
+        self.runs += 1
+        self.world.order += self.name
+        self.world.now_s += took / 1e3
+        return took
+
+
+class TestMeasuring:
+    def test_steady_models_end_early_with_the_exact_ratio(self) -> None:
+        world = FakeTime()
+        a, b = FakeSession(world, "A", lambda _: 30.0), FakeSession(world, "B", lambda _: 45.0)
+        times = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock)
+        assert times.converged
+        assert times.speedup.value == pytest.approx(1.5)
+        assert len(times.quads) == 12
+        assert world.now_s < 10
+
+    def test_blocks_alternate_and_the_first_after_a_change_is_not_counted(self) -> None:
+        world = FakeTime()
+        a, b = FakeSession(world, "A", lambda _: 30.0), FakeSession(world, "B", lambda _: 45.0)
+        times = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock)
+        timed = world.order[2 * times.warmup_iterations :]
+        assert timed == "A" + "ABBBAA" * 12
+        assert len(times.all_ms("candidate")) == len(times.all_ms("baseline")) == 24
+
+    def test_noisy_models_end_with_the_time(self) -> None:
+        world, generator = FakeTime(), np.random.default_rng(0)
+
+        def noisy(_: int) -> float:
+            return float(30 * np.exp(0.5 * generator.normal()))
+
+        a, b = FakeSession(world, "A", noisy), FakeSession(world, "B", noisy)
+        times = time_pair(a, b, max_seconds=5, target_halfwidth=0.001, clock=world.clock)
+        assert not times.converged
+        assert 5 <= world.now_s < 6
+        assert times.speedup.halfwidth > 0.001
+
+    def test_even_no_time_gives_a_figure(self) -> None:
+        world = FakeTime()
+        a, b = FakeSession(world, "A", lambda _: 3000.0), FakeSession(world, "B", lambda _: 6000.0)
+        times = time_pair(a, b, max_seconds=0.1, target_halfwidth=0.01, clock=world.clock)
+        assert not times.converged
+        assert times.speedup.value == pytest.approx(2.0)
+
+    def test_warm_up_is_waited_for(self) -> None:
+        world = FakeTime()
+        a = FakeSession(world, "A", lambda run: 10.0 + max(0, 40 - run))
+        b = FakeSession(world, "B", lambda _: 20.0)
+        times = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock)
+        assert times.warmup_iterations >= 40
+        assert set(times.all_ms("candidate")) == {10.0}
+
+    def test_fast_models_are_timed_in_longer_blocks(self) -> None:
+        world = FakeTime()
+        a, b = FakeSession(world, "A", lambda _: 1.0), FakeSession(world, "B", lambda _: 4.0)
+        quad = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock).quads[0]
+        assert [len(block) for block in (*quad.candidate, *quad.baseline)] == [20, 20, 5, 5]
+
+
+class TestRealNetwork:
+    def test_against_itself(self) -> None:
+        model = fresh_yolov8n()
+        before, threads = weights(model), torch.get_num_threads()
+        result = measure_pair(model, model, imgsz=64, max_seconds=1.0, threads=1)
+        assert 0.5 < result.speedup < 2.0
+        assert result.speedup_ci95[0] <= result.speedup <= result.speedup_ci95[1]
+        assert (result.threads, result.device, result.runtime, result.batch) == (1, "cpu", "torch", 1)
+        assert 0 < result.median_ms <= result.p90_ms
+        assert result.blocks % 4 == 0
+        assert torch.get_num_threads() == threads
+        assert same_weights(before, weights(model))
+        assert "bn" in dict(model.model[0].named_children())  # type: ignore[index]  # fused was a copy
+        plain = json.loads(json.dumps(result.to_dict()))
+        keys = {"median_ms", "p90_ms", "iterations", "baseline_median_ms", "speedup", "speedup_ci95"}
+        assert keys <= plain.keys()
+
+    def test_a_much_smaller_input_network_is_faster(self) -> None:
+        from ultralytics.nn.tasks import DetectionModel
+
+        small = fresh_yolov8n()
+        large = DetectionModel("yolov8m.yaml", nc=3, verbose=False).eval()
+        assert measure_pair(small, large, imgsz=64, max_seconds=1.0).speedup > 1.5
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"runtime": "abacus"}, "the runtime must be one of torch, but got 'abacus'"),
+            ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+            ({"device": "toaster"}, "the device must be 'cpu' or 'cuda"),
+            ({"imgsz": 100}, "imgsz must be a multiple of 32, but got 100"),
+            ({"max_seconds": 0.0}, "`max_seconds > 0` must hold, but got max_seconds=0.0"),
+            ({"threads": 0}, "`threads > 0` must hold"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, change: dict[str, object], message: str) -> None:
+        model = fresh_yolov8n()
+        with pytest.raises(PruningError) as caught:
+            measure_pair(model, model, **{"imgsz": 64, **change})  # type: ignore[arg-type]
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)

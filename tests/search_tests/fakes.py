@@ -1,0 +1,219 @@
+"""Stand-ins for what a trial does to a network: quick, deterministic, importable in Ray workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from results.run_folder import RunFolder
+from search.config import RunConfig, build_config
+from search.preflight import Prepared
+from search.space import Space, build_space
+from search.trial import DeviceGate, Tuned
+
+
+@dataclass(frozen=True)
+class FakeLayer:
+    name: str
+    block: int
+
+
+@dataclass(frozen=True)
+class FakeGroup:
+    id: int
+    name: str
+    block: int
+    layers: tuple[str, ...]
+    channels: int
+
+    def widths(self, round_to: int) -> tuple[int, ...]:
+        return (self.channels, *(w for w in range(self.channels - 1, 0, -1) if w % round_to == 0))
+
+
+@dataclass(frozen=True)
+class FakeTable:
+    groups: tuple[FakeGroup, ...]
+
+    @property
+    def layers(self) -> tuple[FakeLayer, ...]:
+        named = [FakeLayer(name, group.block) for group in self.groups for name in group.layers]
+        return (*named, FakeLayer("model.9.head", 9))  # one that cannot be pruned
+
+
+def make_table(count: int = 6, channels: int = 64) -> FakeTable:
+    """Groups ``model.B.cv1`` (two layers each), two per block."""
+    groups = (
+        FakeGroup(
+            i, f"model.{i // 2}.c{i % 2}", i // 2, (f"model.{i // 2}.c{i % 2}", f"model.{i // 2}.d{i % 2}"), channels
+        )
+        for i in range(count)
+    )
+    return FakeTable(tuple(groups))
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    ratios: Mapping[str, float]
+
+    @property
+    def hash(self) -> str:
+        from pruning.plan import Plan
+
+        return Plan(dict(self.ratios)).hash
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"hash": self.hash, "ratios": dict(self.ratios)}))
+
+
+def accuracy_of(ratios: Mapping[str, float]) -> float:
+    """Falls with every ratio, the earlier layers' most."""
+    cost = sum(ratio**2 / (1 + index) for index, ratio in enumerate(ratios[name] for name in sorted(ratios)))
+    return 0.6 / (1 + cost)
+
+
+@dataclass
+class FakeTools:
+    """A network is its ratios. ``calls`` notes the order of what was done; ``hook`` may raise or kill at a phase."""
+
+    device: str = "cpu"
+    calls: list[str] = field(default_factory=list)
+    hook: Callable[[str, Mapping[str, float]], None] = lambda phase, ratios: None
+    speedup_of: Callable[[Mapping[str, float]], float] = lambda ratios: 1.0 + sum(ratios.values()) / 8
+    baseline: Any = field(default_factory=dict)
+
+    def logging(self, path: Path) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def plan_hash(self, ratios: Mapping[str, float]) -> str:
+        return FakePlan(ratios).hash
+
+    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, FakePlan]:
+        self._note("prune", ratios)
+        return dict(ratios), FakePlan(dict(ratios))
+
+    def recover(self, model: Any, plan: Any) -> None:
+        self._note("recover", model)
+
+    def stats(self, model: Any) -> dict[str, float]:
+        return {"params_m": 3.0 - 0.1 * sum(model.values()), "gflops": 8.0, "size_mb": 12.0}
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        self._note("evaluate", model)
+        return {"map50_95": accuracy_of(model), "map50": 0.8, "precision": 0.7, "recall": 0.6}
+
+    def finetune(self, model: Any, folder: Path, on_epoch: Any) -> Tuned:
+        self._note("finetune", model)
+        start = self.evaluate(model)
+        return Tuned(model, 1, 1, start, {**start, "map50_95": start["map50_95"] + 0.05})
+
+    def finetune_fully(self, model: Any, folder: Path, on_epoch: Any) -> Tuned:
+        on_epoch(1, {"map50_95": 0.5})
+        return self.finetune(model, folder, on_epoch)
+
+    def load(self, path: Path) -> Any:
+        return json.loads(path.read_text())
+
+    def save(self, model: Any, path: Path) -> None:
+        self._note("save", model)
+        path.write_text(json.dumps(model))
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        self._note("measure", model)
+        speedup = self.speedup_of(model)
+        low_high = [0.98 * speedup, 1.02 * speedup]
+        return {
+            "median_ms": 20.0 / speedup, "p90_ms": 22.0 / speedup, "baseline_median_ms": 20.0,
+            "speedup": speedup, "speedup_ci95": low_high,
+        }  # fmt: skip
+
+    def release(self) -> None:
+        self.calls.append("release")
+
+    def describe(self) -> dict[str, Any]:
+        return {"layers": [], "groups": []}
+
+    def _note(self, phase: str, ratios: Mapping[str, float]) -> None:
+        self.calls.append(phase)
+        self.hook(phase, ratios)
+
+
+class NoGate:
+    def using(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def make_config(**settings: Any) -> RunConfig:
+    """A configuration with dotted keys, without touching any file."""
+    from search.config import nest
+
+    return build_config(nest({"model.path": "model.pt", "data.path": "data.yaml", **settings}))
+
+
+def make_prepared(run: Path, **settings: Any) -> Prepared:
+    """A run over the fake table that may start."""
+    config = make_config(**{"search.sampler": "random", "trial.epochs": 0, **settings})
+    return Prepared(RunFolder(run), config, make_space())
+
+
+def make_space() -> Space:
+    return build_space(make_table(), make_config().space)
+
+
+# Factories for workers: importable functions, since they cross processes.
+
+
+def quick_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """Trials of some milliseconds."""
+    return FakeTools()
+
+
+def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """Trials of a third of a second."""
+
+    def hook(phase: str, ratios: Mapping[str, float]) -> None:
+        if phase == "prune":
+            time.sleep(0.3)
+
+    return FakeTools(hook=hook)
+
+
+def faulty_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """By trial of this worker: the second raises, the third kills its process."""
+    count = [0]
+
+    def hook(phase: str, ratios: Mapping[str, float]) -> None:
+        if phase != "prune":
+            return
+        count[0] += 1
+        if count[0] == 2:
+            raise RuntimeError("out of luck\nsecond line")
+        if count[0] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return FakeTools(hook=hook)
+
+
+def hopeless_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """Every trial fails the same way."""
+
+    def hook(phase: str, ratios: Mapping[str, float]) -> None:
+        if phase == "recover":
+            raise OSError("the disk is full")
+
+    return FakeTools(hook=hook)
+
+
+def process_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """Says in the device's name which process it is, and how many tools that process has made."""
+    made = globals()["_MADE"] = globals().get("_MADE", 0) + 1
+    return FakeTools(device=f"{os.getpid()}:{made}")

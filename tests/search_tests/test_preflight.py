@@ -1,0 +1,143 @@
+"""Bad input: one clear line each, found before Ray starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pruning.errors import PruningError
+from results.run_folder import RunFolder
+from search.driver_lock import DriverLock
+from search.errors import ConfigError, RunFolderError, SpaceError
+from search.preflight import (
+    check_files,
+    check_model,
+    check_run_folder,
+    check_writable,
+    existing_run,
+    prepare,
+    resolve_paths,
+)
+from tests.search_tests.fakes import make_config
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> bool:
+    return "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "line"),
+    [
+        ("models/none.pt", "data.yaml", "the model must exist, but there is no file models/none.pt; check the path"),
+        ("mymodel.pt", "data.yaml", "the model must exist, but there is no file mymodel.pt"),
+        ("model.onnx", "data.yaml", r"a model must be an Ultralytics checkpoint \(.pt\), got model.onnx"),
+        ("yolov8n.pt", "no/data.yaml", "the dataset must exist, but there is no file no/data.yaml"),
+    ],
+)
+def test_missing_files(model: str, data: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        check_files(make_config(**{"model.path": model, "data.path": data}))
+
+
+def test_run_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunFolderError, match=r"must be writable, but .*file is not \(Not a directory\); choose another --run"
+    ):
+        check_writable(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_run_folder_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(RunFolderError, match="Permission denied"):
+        check_writable(tmp_path / "closed" / "run")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+def test_run_folder_on_a_file_system_that_takes_no_files() -> None:
+    with pytest.raises(RunFolderError, match="run folder /proc/run must be writable, but /proc is not"):
+        check_writable(Path("/proc/run"))
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_configuration_in_the_folder(tmp_path: Path) -> None:
+    make_config(**{"space.round_to": 16, "model.imgsz": 320}).save(tmp_path / "config.yaml")
+    line = (
+        r"already holds another configuration: `model.imgsz` is 320 there, got 640 and 1 more settings; choose another"
+    )
+    with pytest.raises(RunFolderError, match=line) as caught:
+        check_run_folder(RunFolder(tmp_path), make_config())
+    assert one_line(caught)
+
+
+def test_same_configuration_with_more_trials_goes_on(tmp_path: Path) -> None:
+    make_config().save(tmp_path / "config.yaml")
+    check_run_folder(RunFolder(tmp_path), make_config(**{"search.trials": 80}))
+
+
+def test_trials_without_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "trials.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"holds trials but no config\.yaml"):
+        check_run_folder(RunFolder(tmp_path), make_config())
+
+
+def test_a_folder_in_use(tmp_path: Path) -> None:
+    with DriverLock(tmp_path), pytest.raises(RunFolderError, match=f"pid {os.getpid()}"):
+        check_run_folder(RunFolder(tmp_path), make_config())
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="must be a run folder, but it does not exist"):
+        existing_run(tmp_path / "none")
+    with pytest.raises(RunFolderError, match=r"must be a run folder, but it holds no config\.yaml"):
+        existing_run(tmp_path)
+
+
+def test_paths_become_absolute_where_they_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    values = {"model": {"path": "a.pt"}, "data": {"path": "coco8.yaml"}, "space": {"round_to": 4}}
+    resolved = resolve_paths(values)
+    assert resolved["model"]["path"] == str(tmp_path.resolve() / "a.pt")
+    assert resolved["data"]["path"] == "coco8.yaml"
+    assert values["model"]["path"] == "a.pt"
+
+
+def test_real_model_and_dataset_fit(assets: Path, tmp_path: Path) -> None:
+    config = make_config(**bccd(assets))
+    prepared = prepare(config, tmp_path / "run")
+    assert prepared.config.latency.threads is not None  # decided, so that the run can be repeated
+    assert len(prepared.space.axes) > 20
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_of_other_classes(assets: Path) -> None:
+    settings = {**bccd(assets), "data.path": str(assets / "coco" / "data.yaml")}
+    with pytest.raises(PruningError, match="classes must be the model's, but .* 80 and the model 3") as caught:
+        check_model(make_config(**settings))
+    assert one_line(caught)
+
+
+def test_pattern_criterion_and_broken_file(assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match=r"the pattern 'model.99.\*' matches none of the \d+ layers"):
+        check_model(make_config(**{**bccd(assets), "space.exclude": ["model.99.*"]}))
+    with pytest.raises(PruningError, match="`importance` must be one of"):
+        check_model(make_config(**{**bccd(assets), "recover.importance": "beauty"}))
+    (tmp_path / "broken.pt").write_text("no checkpoint")
+    with pytest.raises(PruningError, match="must be an Ultralytics checkpoint, but it cannot be loaded"):
+        check_model(make_config(**{**bccd(assets), "model.path": str(tmp_path / "broken.pt")}))
+
+
+def bccd(assets: Path) -> dict[str, object]:
+    return {
+        "model.path": str(assets / "weights" / "bccd_yolov8n.pt"),
+        "data.path": str(assets / "bccd" / "data.yaml"),
+        "model.imgsz": 320,
+    }

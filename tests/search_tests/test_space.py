@@ -1,0 +1,121 @@
+"""The space: widths, bounds, exclusion, no dead axes, and the way back from ratios to levels."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from search.config_sections import SpaceSection
+from search.errors import SpaceError
+from search.ladder import ladder_plans, ladder_ratios
+from search.space import build_space
+from tests.search_tests.fakes import FakeGroup, FakeTable, make_table
+
+
+def test_levels_are_the_widths_between_the_bounds() -> None:
+    space = build_space(make_table(), SpaceSection(round_to=8, min_ratio=0.1, max_ratio=0.5))
+    # 64 channels: ratio 0.1 to 0.5 is width 57.6 to 32
+    assert [axis.groups[0].widths for axis in space.axes] == [(56, 48, 40, 32)] * 6
+    assert space.ratios((0,) * 6)["model.0.c0"] == pytest.approx(1 - 56 / 64)
+
+
+def test_every_level_vector_is_another_plan() -> None:
+    space = build_space(make_table(2, channels=40), SpaceSection())
+    plans = {
+        tuple(sorted(space.ratios((a, b)).items()))
+        for a in range(space.axes[0].size)
+        for b in range(space.axes[1].size)
+    }
+    assert len(plans) == space.count() == space.axes[0].size * space.axes[1].size
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block"])
+def test_ratios_lead_back_to_their_levels(granularity: str) -> None:
+    groups = tuple(
+        FakeGroup(i, f"model.{i // 2}.c{i % 2}", i // 2, (f"model.{i // 2}.c{i % 2}",), 40 + 24 * i) for i in range(6)
+    )
+    space = build_space(FakeTable(groups), SpaceSection(granularity=granularity))
+    generator = random.Random(0)
+    for _ in range(200):
+        levels = space.random(generator)
+        assert space.levels_of(space.ratios(levels)) == levels
+
+
+def test_ratios_of_another_space_are_not_mistaken() -> None:
+    table = make_table()
+    wide, narrow = build_space(table, SpaceSection()), build_space(table, SpaceSection(max_ratio=0.3))
+    assert narrow.levels_of(wide.ratios((5,) * 6)) is None
+
+
+def test_one_axis_per_block() -> None:
+    groups = (
+        FakeGroup(0, "model.0.a", 0, ("model.0.a",), 32),
+        FakeGroup(1, "model.0.b", 0, ("model.0.b",), 128),
+        FakeGroup(2, "model.1.a", 1, ("model.1.a",), 64),
+    )
+    space = build_space(FakeTable(groups), SpaceSection(granularity="block"))
+    assert [axis.name for axis in space.axes] == ["model.0", "model.1"]
+    ratios = space.ratios(space.uniform(0.5))
+    assert ratios == {"model.0.a": 0.5, "model.0.b": 0.5, "model.1.a": 0.5}
+    assert space.axes[0].groups[0].name == "model.0.b"  # the widest leads, so no level repeats a plan
+
+
+def test_an_axis_with_one_width_does_not_exist() -> None:
+    groups = (FakeGroup(0, "model.0", 0, ("model.0",), 16), FakeGroup(1, "model.1", 1, ("model.1",), 128))
+    space = build_space(FakeTable(groups), SpaceSection(round_to=16))
+    assert [axis.name for axis in space.axes] == ["model.1"]
+    assert "no two widths in steps of 16" in space.left_out["model.0"]
+
+
+def test_blocks_exclusion_and_bounds() -> None:
+    bounds = {"model.*": (0.0, 0.5), "model.1.c0": (0.2, 0.4)}
+    space = build_space(make_table(), SpaceSection(blocks=[0, 1], exclude=["model.0.d1"], bounds=bounds))
+    # model.0.c1 loses channels together with model.0.d1, so it is excluded too; the last bounds that match win
+    assert {axis.name: axis.groups[0].widths for axis in space.axes} == {
+        "model.0.c0": (64, 56, 48, 40, 32),
+        "model.1.c0": (48, 40),
+        "model.1.c1": (64, 56, 48, 40, 32),
+    }
+    assert space.left_out["model.0.c1"] == "excluded by model.0.d1"
+    assert space.left_out["model.2.c0"] == "its block is not in space.blocks"
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        (
+            SpaceSection(exclude=["model.77.*"]),
+            r"space.exclude: the pattern 'model.77.\*' matches none of the 13 layers",
+        ),
+        (SpaceSection(bounds={"nothing": (0, 0.5)}), "space.bounds: the pattern 'nothing' matches none"),
+        (SpaceSection(blocks=[9]), "space.blocks: block 9 has nothing to prune; blocks that have are 0, 1, 2"),
+        (
+            SpaceSection(exclude=["model.*"]),
+            r"nothing is left to prune: all 6 groups are left out \(6 because excluded by",
+        ),
+        (SpaceSection(round_to=64), "6 because no two widths in steps of 64"),
+    ],
+)
+def test_what_matches_nothing_is_an_error(section: SpaceSection, line: str) -> None:
+    with pytest.raises(SpaceError, match=line):
+        build_space(make_table(), section)
+
+
+def test_a_pattern_that_matches_only_what_cannot_be_pruned_is_fine() -> None:
+    assert len(build_space(make_table(), SpaceSection(exclude=["model.9.*"])).axes) == 6
+
+
+@pytest.mark.parametrize(("trials", "steps"), [(1, 1), (2, 2), (4, 2), (12, 3), (24, 6), (40, 10), (400, 11)])
+def test_ladder_takes_a_quarter_of_the_trials(trials: int, steps: int) -> None:
+    ratios = ladder_ratios(trials)
+    assert len(ratios) == steps
+    assert ratios == sorted(set(ratios))
+    assert all(0.1 <= ratio <= 0.6 + 1e-9 for ratio in ratios)
+
+
+def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
+    space = build_space(make_table(), SpaceSection(max_ratio=0.3))
+    plans = ladder_plans(space, 40)
+    assert len(plans) == len(set(plans)) == 2  # ten ratios, but only widths 56 and 48 lie below the bound
+    assert all(any(plan) for plan in plans)

@@ -1,0 +1,150 @@
+"""Real Ray sweeps over pretended networks: counts, faults, reuse of workers, resume, promotion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.resources import ClusterInfo
+from results.records import TrialState
+from results.run_folder import RunFolder
+from search.driver_lock import DriverLock
+from search.errors import RunFolderError, SearchError
+from search.promote import choose_picks, promote
+from search.sweep import SweepOutcome, run_sweep
+from tests.search_tests.fakes import (
+    faulty_tools,
+    hopeless_tools,
+    make_prepared,
+    process_tools,
+    quick_tools,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def study_states(run: Path) -> list[str]:
+    """The states in the journal, read as a dashboard would."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    study = optuna.load_study(
+        study_name="paretoprune", storage=JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    )
+    return [trial.state.name for trial in study.trials]
+
+
+def test_a_sweep_finishes_as_many_trials_as_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 7}), quick_tools)
+    assert outcome == SweepOutcome(7, 0, 7, interrupted=False)
+    folder = RunFolder(tmp_path / "run")
+    records = folder.read_records()
+    assert sorted(record.trial_id for record in records) == [f"t{i:04d}" for i in range(7)]
+    assert len({record.plan_hash for record in records}) == 7
+    assert folder.read_baseline()["metrics"]["latency_ratio"] == 1.0
+    assert study_states(folder.path) == ["COMPLETE"] * 8  # the unpruned network is told, too
+    assert not (folder.path / "ray").exists()
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "7/7 done, 0 running, 0 left" in captured.err
+    assert "tune" not in captured.err.lower()
+
+
+def test_one_slot_and_one_seed_give_the_same_plans(tmp_path: Path) -> None:
+    settings = {"search.trials": 6, "resources.parallel": 1, "search.sampler": "gp"}
+    plans = []
+    for name in "ab":
+        run_sweep(make_prepared(tmp_path / name, **settings), quick_tools)
+        plans.append([record.plan_hash for record in RunFolder(tmp_path / name).read_records()])
+    assert plans[0] == plans[1]
+
+
+def test_a_finished_run_is_extended_and_nothing_is_repeated(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_sweep(make_prepared(run, **{"search.trials": 3}), quick_tools)
+    before = RunFolder(run).read_records()
+    assert run_sweep(make_prepared(run, **{"search.trials": 3}), quick_tools).finished == 3
+    run_sweep(make_prepared(run, **{"search.trials": 5}), quick_tools)
+    after = RunFolder(run).read_records()
+    assert after[:3] == before
+    assert len({record.plan_hash for record in after}) == len(after) == 5
+
+
+def test_exceptions_and_killed_workers_fail_their_trial_only(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = {"search.trials": 6, "resources.parallel": 1}
+    outcome = run_sweep(make_prepared(run, **settings), faulty_tools)
+    records = RunFolder(run).read_records()
+    assert outcome.finished == len(records) == 6
+    errors = [record.error for record in records if record.state is TrialState.FAILED]
+    # the worker that was killed is replaced, and its successor's second trial raises again
+    assert errors[:2] == [
+        "prune: RuntimeError: out of luck",
+        "worker: its process died (killed, out of memory, or its node was lost)",
+    ]
+    assert study_states(run).count("FAIL") == len(errors) == outcome.failed
+    assert "RUNNING" not in study_states(run)
+
+
+def test_a_systematic_fault_ends_the_sweep_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"trials all failed for one reason \(recover: OSError: the disk is full\)"):
+        run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 50}), hopeless_tools)
+    assert len(RunFolder(tmp_path / "run").read_records()) < 20
+
+
+def test_workers_are_reused(tmp_path: Path, ray_session: ClusterInfo) -> None:
+    run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 8}), process_tools)
+    devices = [record.device for record in RunFolder(tmp_path / "run").read_records()]
+    processes = {device.split(":")[0] for device in devices}
+    assert len(processes) <= ray_session.cpus
+    assert len(set(devices)) == len(processes)  # each process made its tools once
+
+
+def test_second_driver_is_refused(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run")
+    prepared.folder.path.mkdir()
+    with DriverLock(prepared.folder.path), pytest.raises(RunFolderError, match="in use by another driver"):
+        run_sweep(prepared, quick_tools)
+
+
+def test_picks_are_finetuned_and_measured_beside_the_baseline(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 6, "finetune.epochs": 2})
+    run_sweep(prepared, quick_tools)
+    folder = prepared.folder
+    picks = choose_picks(folder, prepared.config.search.objectives, 2)
+    outcome = promote(folder, prepared.config, picks, quick_tools)
+    assert outcome.failed == {}
+    assert [row["trial_id"] for row in outcome.rows] == [pick.trial_id for pick in picks]
+    for pick in picks:
+        content = json.loads((folder.selected_dir(pick.trial_id) / "metrics.json").read_text())
+        assert content["chosen_as"] == pick.chosen_as
+        assert content["before"] == pick.record.metrics
+        assert content["baseline"]["latency_measured_ms"] == 20.0
+        assert (content["epochs"], content["best_epoch"], content["fidelity"]) == (1, 1, "full")
+        assert (folder.selected_dir(pick.trial_id) / "plan.json").is_file()
+    written = (folder.selected_dir(picks[0].trial_id) / "best.pt").stat().st_mtime_ns
+    promote(folder, prepared.config, picks, quick_tools)
+    assert (folder.selected_dir(picks[0].trial_id) / "best.pt").stat().st_mtime_ns == written  # not done twice
+
+
+def test_a_pick_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 4})
+    run_sweep(prepared, quick_tools)
+    folder = prepared.folder
+    folder.trial_checkpoint("t0000").write_text("no network")
+    outcome = promote(folder, prepared.config, choose_picks(folder, (), 1, ["t0000", "t0001"]), quick_tools)
+    assert [row["trial_id"] for row in outcome.rows] == ["t0001"]
+    assert list(outcome.failed) == ["t0000"]
+
+
+def test_picks_that_cannot_be(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 2})
+    run_sweep(prepared, quick_tools)
+    with pytest.raises(SearchError, match=r"--trial t0099: .* has no finished trial of that id; it has t0000, t0001"):
+        choose_picks(prepared.folder, (), 1, ["t0099"])
+    prepared.folder.trial_checkpoint("t0001").unlink()
+    with pytest.raises(SearchError, match="trial t0001 needs its network"):
+        choose_picks(prepared.folder, (), 1, ["t0001"])

@@ -1,0 +1,122 @@
+"""One trial: the order of its phases, the gate, its files, and what becomes of a failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from results.records import TrialRecord, TrialState
+from search.events import last_phase
+from search.request import TrialRequest
+from search.trial import TrialSettings, latency_metrics, one_line, run_trial
+from tests.search_tests.fakes import FakeTools, NoGate, accuracy_of
+
+REQUEST = TrialRequest("t0001", {"model.0.c0": 0.5, "model.0.d0": 0.5}, "ladder")
+SETTINGS = TrialSettings(epochs=1, recover=True, baseline_latency_ms=10.0)
+
+
+class NotingGate:
+    """Notes into the tools' calls when the device is taken and given back."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        self._calls.append("use")
+        yield
+        self._calls.append("leave")
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        self._calls.append("alone")
+        yield
+        self._calls.append("done")
+
+
+def test_phases_in_order_and_latency_alone_on_the_device(tmp_path: Path) -> None:
+    tools = FakeTools()
+    record = run_trial(REQUEST, SETTINGS, tools, NotingGate(tools.calls), tmp_path / "t0001")
+    expected = "use prune leave use recover leave finetune evaluate save alone measure done release"
+    assert tools.calls == expected.split()
+    assert record.state is TrialState.COMPLETED
+    assert set(record.seconds) == {"prune", "recover", "finetune", "save", "wait_for_device", "latency"}
+
+
+def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
+    record = run_trial(REQUEST, SETTINGS, FakeTools(), NoGate(), tmp_path / "t0001")
+    metrics = record.metrics
+    start = accuracy_of(REQUEST.ratios)
+    assert metrics["map50_95_refit"] == pytest.approx(start)
+    assert metrics["map50_95"] == pytest.approx(start + 0.05)
+    assert (record.epochs, record.fidelity, record.provenance) == (1, "epochs", "ladder")
+    assert metrics["speedup"] == pytest.approx(1.125)
+    # the run's own baseline latency (10 ms), not the session's (20 ms), is the yardstick
+    assert metrics["latency_ms"] == pytest.approx(10.0 / 1.125)
+    assert metrics["baseline_latency_measured_ms"] == 20.0
+    assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
+    assert json.loads((tmp_path / "t0001" / "plan.json").read_text())["hash"] == record.plan_hash
+    assert last_phase(tmp_path / "t0001" / "events.jsonl") == "latency"
+
+
+def test_without_epochs_the_refit_is_judged(tmp_path: Path) -> None:
+    tools = FakeTools()
+    record = run_trial(REQUEST, TrialSettings(0, False, 10.0), tools, NoGate(), tmp_path / "t0001")
+    assert tools.calls == ["prune", "evaluate", "save", "measure", "release"]
+    assert (record.epochs, record.fidelity) == (0, "refit")
+    assert record.metrics["map50_95"] == record.metrics["map50_95_refit"]
+
+
+@pytest.mark.parametrize("phase", ["prune", "recover", "finetune", "save", "measure"])
+def test_an_exception_becomes_a_failed_record(phase: str, tmp_path: Path) -> None:
+    def hook(now: str, ratios: Mapping[str, float]) -> None:
+        if now == phase:
+            raise RuntimeError("CUDA went away\nand a long tail")
+
+    tools = FakeTools(hook=hook)
+    record = run_trial(REQUEST, SETTINGS, tools, NoGate(), tmp_path / "t0001")
+    named = "latency" if phase == "measure" else phase
+    assert record.state is TrialState.FAILED
+    assert record.error == f"{named}: RuntimeError: CUDA went away"
+    assert record.metrics == {}
+    assert record.plan_hash == tools.plan_hash(REQUEST.ratios)
+    assert "Traceback" in (tmp_path / "t0001" / "trial.log").read_text()
+    assert (tmp_path / "t0001" / "record.json").is_file()
+    assert tools.calls[-1] == "release"
+
+
+def test_nan_becomes_a_failed_record_that_names_the_field(tmp_path: Path) -> None:
+    class Blind(FakeTools):
+        def stats(self, model: object) -> dict[str, float]:
+            return {"params_m": float("nan"), "gflops": 1.0, "size_mb": 1.0}
+
+    record = run_trial(REQUEST, SETTINGS, Blind(), NoGate(), tmp_path / "t0001")
+    assert record.state is TrialState.FAILED
+    assert record.error is not None
+    assert "params_m" in record.error
+
+
+def test_ctrl_c_is_not_a_failed_trial(tmp_path: Path) -> None:
+    def hook(phase: str, ratios: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(REQUEST, SETTINGS, FakeTools(hook=hook), NoGate(), tmp_path / "t0001")
+    assert not (tmp_path / "t0001" / "record.json").exists()
+
+
+@pytest.mark.parametrize("speedup", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_speedup_is_refused(speedup: float) -> None:
+    measured = {"median_ms": 1.0, "p90_ms": 1.0, "baseline_median_ms": 1.0, "speedup": speedup, "speedup_ci95": [1, 1]}
+    with pytest.raises(ValueError, match="a measured speed-up must be above 0"):
+        latency_metrics(measured, 10.0)
+
+
+def test_one_line_is_one_line() -> None:
+    assert one_line(ValueError("first\nsecond")) == "ValueError: first"
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line(ValueError("x" * 1000))) == 300
