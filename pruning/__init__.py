@@ -1,0 +1,1 @@
+"""Surgery and recovery: everything that touches a network."""

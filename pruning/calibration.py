@@ -61,7 +61,9 @@ def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, 
 
     task = str(getattr(model, "task", "detect"))
     if task == "classify":
-        raise PruningError("calibration images are read for tasks with boxes, but the model classifies; use recover=none.")
+        raise PruningError(
+            "calibration images are read for tasks with boxes, but the model classifies; use recover=none."
+        )
     with quiet_ultralytics():
         content = check_det_dataset(str(dataset_file(data)), autodownload=False)
         cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})

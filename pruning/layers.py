@@ -239,7 +239,11 @@ def _first_use(order: dict[str, int], layer_of: dict[str, str]) -> Callable[[str
 
 
 def _rows(
-    convs: dict[str, ConvChannels], groups: tuple[Group, ...], why: dict[int, str], layer_of: dict[str, str], widths: dict[str, int]
+    convs: dict[str, ConvChannels],
+    groups: tuple[Group, ...],
+    why: dict[int, str],
+    layer_of: dict[str, str],
+    widths: dict[str, int],
 ) -> tuple[Layer, ...]:
     group_of = {name: g.id for g in groups for name in g.layers}
     rows = []

@@ -35,7 +35,16 @@ class Moments:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(systems, *shape, dtype=torch.float64, device=x.device)
 
-        return cls(x0, y0, 0, zeros(1, unknowns), zeros(1, outputs), zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(outputs))
+        return cls(
+            x0,
+            y0,
+            0,
+            zeros(1, unknowns),
+            zeros(1, outputs),
+            zeros(unknowns, unknowns),
+            zeros(unknowns, outputs),
+            zeros(outputs),
+        )
 
     def add(self, x: torch.Tensor, y: torch.Tensor, with_xx: bool = True) -> None:
         """Take in observations: x (systems, observations, unknowns), y (systems, observations, outputs), float32."""

@@ -15,7 +15,7 @@ from pruning.quiet import quiet_ultralytics
 
 @dataclass(frozen=True)
 class ModelStats:
-    """Parameters in millions, GFLOPs (2 x multiply-adds) of one square image, size of the float32 weights in MB (1e6 bytes)."""
+    """Parameters in millions, GFLOPs (2 x multiply-adds) of one square image, float32 weights in MB (1e6 bytes)."""
 
     params_m: float
     gflops: float
@@ -39,7 +39,7 @@ def model_file(name: str | Path) -> Path:
         with quiet_ultralytics():
             try:
                 found = Path(attempt_download_asset(path.name))
-            except Exception as error:  # whatever the network and its libraries raise; all mean the same to the user
+            except Exception as error:  # noqa: BLE001  whatever the network and its libraries raise; all mean the same to the user
                 raise ModelError(f"'{name}' is not here and could not be fetched ({_first_line(error)}).") from None
         if found.is_file():
             return found
@@ -58,12 +58,14 @@ def load_model(path: str | Path) -> nn.Module:
     with quiet_ultralytics():
         try:
             model: nn.Module = load_checkpoint(str(found), device="cpu")[0]
-        except Exception as error:  # pickle, zip, attribute and import errors alike: the file is not usable
+        except Exception as error:  # noqa: BLE001  pickle, zip, attribute and import errors alike: the file is not usable
             raise ModelError(
                 f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {_first_line(error)}"
             ) from None
     if not isinstance(getattr(model, "model", None), nn.Sequential):
-        raise ModelError(f"'{path}' holds a {type(model).__name__}, which has no numbered blocks; give a YOLO or RT-DETR model.")
+        raise ModelError(
+            f"'{path}' holds a {type(model).__name__}, which has no numbered blocks; give a YOLO or RT-DETR model."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.float().eval()

@@ -85,7 +85,7 @@ class Plan:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise PlanError(f"the plan {path} cannot be read ({error.strerror}); pass the path of a plan.json.") from None
+            raise PlanError(f"the plan {path} cannot be read ({error.strerror}); give the path of one.") from None
         except ValueError as error:
             raise PlanError(f"the plan {path} is not JSON: {error}.") from None
         return cls.from_json(data, f"the plan {path}")

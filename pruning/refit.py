@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,12 @@ Targets = dict[str, Sample]
 
 
 def record_targets(
-    baseline: nn.Module, table: LayerTable, images: torch.Tensor, settings: RefitSettings, seed: int = 0, chunk: int = 16
+    baseline: nn.Module,
+    table: LayerTable,
+    images: torch.Tensor,
+    settings: RefitSettings,
+    seed: int = 0,
+    chunk: int = 16,
 ) -> Targets:
     """Run the unpruned network over the images and keep its convolutions' answers at random positions.
 
@@ -70,7 +76,7 @@ def record_targets(
     answers: dict[str, list[torch.Tensor]] = {}
     shapes: dict[str, tuple[int, int]] = {}
 
-    def see(name: str, output: torch.Tensor, start: int) -> None:
+    def see(name: str, start: int, output: torch.Tensor) -> None:
         shape = shapes[name] = (output.shape[2], output.shape[3])
         if shape not in places:
             places[shape] = _draw(rng, len(images), *shape, settings.positions).to(device)
@@ -82,7 +88,7 @@ def record_targets(
             for name in table.convs:
                 module = baseline.get_submodule(name)
                 if isinstance(module, nn.Conv2d):
-                    hooks.after(module, lambda out, name=name, start=start: see(name, out, start))
+                    hooks.after(module, partial(see, name, start))
             baseline(images[start : start + chunk].to(device))
     return {name: Sample(places[shapes[name]], torch.cat(parts)) for name, parts in answers.items()}
 
@@ -119,7 +125,7 @@ def refit(
         for name in table.convs:
             module = pruned.get_submodule(name)
             if isinstance(module, nn.Conv2d) and name in targets and _can_refit(module, _norm_of(pruned, name)):
-                hooks.before(module, lambda x, name=name, module=module: stop_at(name, module, x))
+                hooks.before(module, partial(stop_at, name, module))
         pruned(images.to(device))
     return missed
 
@@ -159,8 +165,8 @@ def _refit_one(
 
 def _observe(conv: nn.Conv2d, source: torch.Tensor, sample: Sample, depthwise: bool, shared: _SharedSums) -> Moments:
     """Accumulate what the convolution sees and what it should answer, a chunk of positions at a time."""
-    (pad_y, pad_x) = conv.padding  # type: ignore[misc]
-    rows = F.pad(source, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1).contiguous()  # type: ignore[has-type]
+    pad_y, pad_x = (int(p) for p in conv.padding)
+    rows = F.pad(source, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1).contiguous()
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, id(sample.places))
     again = shared.source is source and shared.geometry == geometry and shared.moments is not None
     moments: Moments | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch_pruning as tp
@@ -63,7 +63,7 @@ def _by_layer(table: LayerTable, ratios: Mapping[str, float]) -> dict[str, float
         found.update({n: float(ratio) for n in matching if n in table.group_of})
     if unknown:
         raise PlanError(
-            f"every layer of a plan must exist in the model, but it has none named {', '.join(sorted(unknown))}. "
+            f"every layer of a plan must exist in the model, but it has none named {listed(sorted(unknown))}. "
             "`paretoprune layers MODEL` lists them."
         )
     for key, ratio in ratios.items():
@@ -109,23 +109,37 @@ def classes_from_kept(table: LayerTable, kept: Mapping[str, Sequence[int]]) -> n
     Raises:
         PlanError: a convolution is unknown, an index out of range, or channels that leave together are split.
     """
-    unknown = sorted(set(kept) - set(table.convs))
-    if unknown:
-        raise PlanError(f"the plan is for another model: it keeps channels of {', '.join(unknown[:5])}, not found here.")
+    unfit = [n for n, indices in kept.items() if n not in table.convs or not _within(indices, table.convs[n].outputs)]
+    if unfit:
+        raise PlanError(_for_another_model(table, unfit))
     stays = np.ones(table.class_count, dtype=bool)
     for name, indices in kept.items():
-        outputs = table.convs[name].outputs
-        if not indices or min(indices) < 0 or max(indices) >= len(outputs):
-            raise PlanError(f"the plan is for another model: {name} has {len(outputs)} channels, not what it keeps.")
-        gone = np.ones(len(outputs), dtype=bool)
-        gone[list(indices)] = False
-        stays[outputs[gone]] = False
+        stays[np.delete(table.convs[name].outputs, list(indices))] = False
     for name, indices in kept.items():
         if not np.array_equal(np.flatnonzero(stays[table.convs[name].outputs]), np.asarray(sorted(indices))):
-            raise PlanError(f"the plan is for another model: what it keeps of {name} does not fit the layers it loses channels with.")
+            unfit.append(name)
+    if unfit:
+        raise PlanError(_for_another_model(table, unfit))
     if not stays[ALWAYS]:
         raise PlanError("the plan removes channels that must stay; it is for another model.")
     return stays
+
+
+def _within(indices: Sequence[int], outputs: np.ndarray) -> bool:
+    return len(indices) > 0 and min(indices) >= 0 and max(indices) < len(outputs)
+
+
+def _for_another_model(table: LayerTable, names: Iterable[str]) -> str:
+    layers = list(dict.fromkeys(table.layer_of.get(n, n.removesuffix(".conv")) for n in names))
+    return (
+        f"the plan is for another model: it does not fit {listed(layers)} of this one. "
+        'Give the model it was made for, or remove "kept" and "hash" to apply its ratios only.'
+    )
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def kept_indices(table: LayerTable, stays: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -168,9 +182,7 @@ def _gone(classes: np.ndarray, stays: np.ndarray) -> list[int]:
     return gone
 
 
-def prune(
-    model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray
-) -> tuple[nn.Module, Plan]:
+def prune(model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray) -> tuple[nn.Module, Plan]:
     """Remove the least important channels until every group has its width.
 
     Args:
@@ -185,7 +197,16 @@ def prune(
 
 
 def replay(model: nn.Module, table: LayerTable, plan: Plan) -> tuple[nn.Module, Plan]:
-    """Apply a plan that records its kept channels: the same network again, bit for bit, without importance."""
+    """Apply a plan that records its kept channels: the same network again, bit for bit, without importance.
+
+    Raises:
+        PlanError: the plan was made for another model; also where its channels exist here, but its ratios say that
+            the layers they come from had other widths.
+    """
     stays = classes_from_kept(table, plan.kept)
-    kept = kept_indices(table, stays)
-    return remove(model, table, stays), Plan(dict(plan.ratios), kept)
+    found = canonical_ratios(table, {g.id: int(stays[g.parts[0]].sum()) for g in table.groups})
+    layers = {**plan.ratios, **found}
+    unfit = [n for n in layers if abs(found.get(n, 0.0) - plan.ratios.get(n, 0.0)) > 2e-6]  # both rounded to 1e-6
+    if unfit:
+        raise PlanError(_for_another_model(table, unfit))
+    return remove(model, table, stays), Plan(dict(plan.ratios), kept_indices(table, stays))

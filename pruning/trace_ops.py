@@ -20,8 +20,8 @@ HANDLERS: dict[str, Handler] = {}
 
 # f(0) = 0 on every channel by itself: a removed channel is a zero channel on both sides of these.
 _ZERO_KEEPING = (
-    "silu relu relu6 leaky_relu hardswish gelu mish elu tanh hardtanh dropout max_pool2d boolean_dispatch avg_pool2d "
-    "adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample contiguous clone detach detach_ float half to type_as "
+    "silu relu relu6 leaky_relu hardswish gelu mish elu tanh hardtanh dropout max_pool2d avg_pool2d "
+    "adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample contiguous clone detach float half to type_as "
     "neg requires_grad abs prelu"
 ).split()
 # f(0) != 0: only allowed as a convolution's own activation (masking happens after it).
@@ -136,7 +136,7 @@ def _flatten(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: torch.
 
 @_register("add", "radd", "iadd", "sub", "isub", "mul", "rmul", "imul", "maximum", "div", "truediv")
 def _elementwise(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-    known = [(a, t.labels(a)) for a in args[:2] if t.labels(a) is not None]
+    known = [(a, atoms) for a in args[:2] if (atoms := t.labels(a)) is not None]
     name = func.__name__.strip("_")
     additive = name.endswith(("add", "sub")) or name == "maximum"
     if not known:
@@ -162,7 +162,7 @@ def _concatenate(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: to
         return
     if dim % result.ndim != 1:
         return handle_unknown(t, func, args, kwargs, result)
-    parts = [a if a is not None else np.full(x.shape[1], -1) for x, a in zip(tensors, labels)]
+    parts = [a if a is not None else np.full(x.shape[1], -1) for x, a in zip(tensors, labels, strict=True)]
     t.label(result, np.concatenate(parts), fresh=all(t.fresh(x) for x in tensors))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from ultralytics.nn.modules.block import Attention
 
 from pruning.trace import ChannelTracer, ConvTrace
 
+_QUERIES = "queries and keys keep their width, their product is scaled by it"
 Rule = Callable[[ChannelTracer, str, Any], Callable[..., Any]]
 
 
@@ -31,7 +31,7 @@ def attention(tracer: ChannelTracer, name: str, module: Any) -> Callable[[torch.
         qkv = tracer.conv(f"{name}.qkv.conv", module.qkv.conv.out_channels, atoms, x.shape[1])
         rows = qkv.outputs.reshape(heads, 2 * key + value)
         values = rows[:, 2 * key :]
-        tracer.atoms.freeze(rows[:, : 2 * key].ravel(), "queries and keys keep their width, their product is scaled by it")
+        tracer.atoms.freeze(rows[:, : 2 * key].ravel(), _QUERIES)
         flat = values.ravel()
         tracer.convs.setdefault(f"{name}.pe.conv", ConvTrace(f"{name}.pe.conv", flat, flat, depthwise=True))
         proj = tracer.conv(f"{name}.proj.conv", module.proj.conv.out_channels, flat, len(flat))

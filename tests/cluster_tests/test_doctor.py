@@ -19,7 +19,8 @@ def test_this_machine_is_fit(ray_session: ClusterInfo, tmp_path: Path) -> None:
     assert [check for check in checks if not check.ok] == []
     assert len({check.name for check in checks}) == len(checks) == 11
     assert all(check.detail and not check.remedy for check in checks)
-    assert next(check for check in checks if check.name == "ray").detail.endswith(f"{ray_session.cpus} CPUs, 0 GPUs")
+    (ray,) = (check for check in checks if check.name == "ray")
+    assert ray.detail.endswith(f"{ray_session.cpus} CPUs, {ray_session.gpus} GPUs")
 
 
 def test_a_stranger_under_one_of_our_names_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +51,17 @@ def masked(model: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> Iterator[nn
         conv = model.get_submodule(name)
         mask = torch.zeros(conv.out_channels)  # type: ignore[arg-type]
         mask[list(indices)] = 1
-        for site in _sites(model, name):
-            handles.append(site.register_forward_hook(lambda _, __, out, mask=mask: out * mask.view(1, -1, 1, 1)))
+        hook = _zeroing(mask.view(1, -1, 1, 1))
+        handles.extend(site.register_forward_hook(hook) for site in _sites(model, name))
     try:
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _zeroing(mask: torch.Tensor) -> Callable[[Any, Any, torch.Tensor], torch.Tensor]:
+    return lambda _module, _inputs, output: output * mask
 
 
 def _sites(model: nn.Module, name: str) -> list[nn.Module]:
@@ -80,7 +84,9 @@ def tensors(output: Any) -> list[torch.Tensor]:
     return []
 
 
-def relative_error(model: nn.Module, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]], images: torch.Tensor) -> float:
+def relative_error(
+    model: nn.Module, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]], images: torch.Tensor
+) -> float:
     """Largest difference between masked and pruned outputs, relative to the largest output, in eval mode."""
     with torch.no_grad(), masked(model, kept):
         expected = raw_outputs(model, images)

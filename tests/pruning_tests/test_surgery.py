@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from pruning.errors import PlanError
 from pruning.importance import Evidence, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.plan import Plan
 from pruning.surgery import canonical_ratios, prune, replay, resolve
-from torch import nn
-
 from tests.pruning_tests.masking import build, relative_error
 
 
@@ -45,8 +46,12 @@ def test_real_weights_pruned_equals_masked(assets: Path) -> None:
         assert relative_error(real, pruned, plan.kept, torch.rand(2, 3, 192, 192)) < 1e-4
 
 
-@pytest.mark.parametrize(("round_to", "ratio", "expected"), [(8, 0.5, 16), (8, 0.3, 24), (1, 0.3, 22), (8, 0.99, 8), (16, 0.4, 16)])
-def test_widths_as_planned(model: nn.Module, table: LayerTable, scores: np.ndarray, round_to: int, ratio: float, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("round_to", "ratio", "expected"), [(8, 0.5, 16), (8, 0.3, 24), (1, 0.3, 22), (8, 0.99, 8), (16, 0.4, 16)]
+)
+def test_widths_as_planned(
+    model: nn.Module, table: LayerTable, scores: np.ndarray, round_to: int, ratio: float, expected: int
+) -> None:
     pruned, plan = prune(model, table, resolve(table, {"model.1": ratio}, round_to), scores)
     assert pruned.model[1].conv.out_channels == expected  # type: ignore[index, union-attr]
     assert pruned.model[2].cv1.conv.in_channels == expected  # type: ignore[index, union-attr]
@@ -71,7 +76,9 @@ def test_the_channels_of_highest_score_stay(model: nn.Module, table: LayerTable)
     assert list(plan.kept["model.3.conv"]) == wanted
 
 
-def test_same_plan_same_network_bit_for_bit(model: nn.Module, table: LayerTable, scores: np.ndarray, tmp_path: Path) -> None:
+def test_same_plan_same_network_bit_for_bit(
+    model: nn.Module, table: LayerTable, scores: np.ndarray, tmp_path: Path
+) -> None:
     first, plan = prune(model, table, resolve(table, {"model.?.*": 0.4, "model.8.*": 0.6}), scores)
     plan.save(tmp_path / "plan.json")
     again, plan_again = replay(model, table, Plan.load(tmp_path / "plan.json"))
@@ -84,7 +91,8 @@ def test_same_plan_same_network_bit_for_bit(model: nn.Module, table: LayerTable,
 def test_a_pruned_network_can_be_pruned_again(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
     once, _ = prune(model, table, resolve(table, {"*": 0.3}), scores)
     second_table = build_layer_table(once)
-    twice, plan = prune(once, second_table, resolve(second_table, {"*": 0.3}), score("l2", Evidence(once, second_table)))
+    scores_again = score("l2", Evidence(once, second_table))
+    twice, plan = prune(once, second_table, resolve(second_table, {"*": 0.3}), scores_again)
     assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 1e-4
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, once, twice)]
     assert sizes == sorted(sizes, reverse=True)
@@ -118,11 +126,82 @@ def test_a_plan_that_cannot_be_applied_is_refused(table: LayerTable, ratios: dic
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_of_another_model_is_refused(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
-    _, plan = prune(model, table, resolve(table, {"*": 0.5}), scores)
-    other = build("yolov8s")
-    with pytest.raises(PlanError, match="for another model"):
+@pytest.mark.parametrize(
+    ("name", "ratios", "words"),
+    [
+        ("yolov8s", {"*": 0.5}, "it does not fit model.2.m.0.cv2, model.4.m.0.cv2, "),
+        ("yolov8s", {"model.3": 0.5}, "it does not fit model.3 of this one"),  # the kept indices exist there as well
+        ("yolo11n", {"model.6.m.1.cv1": 0.5}, "it does not fit model.6.m.1.cv1 of this one"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused_with_the_layers_that_do_not_fit(
+    model: nn.Module, table: LayerTable, scores: np.ndarray, name: str, ratios: dict[str, float], words: str
+) -> None:
+    _, plan = prune(model, table, resolve(table, ratios), scores)
+    other = build(name)
+    with pytest.raises(PlanError) as error:
         replay(other, build_layer_table(other), plan)
+    assert str(error.value).startswith("the plan is for another model: " + words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"model.3.conv": (0, 64)},  # it has 64 channels
+        {"model.3.conv": (-1, 5)},
+        {"model.3.conv": ()},
+        {"model.4.cv1.conv": tuple(range(32))},  # one half of a chunk whole, the other gone
+        {"model.22.cv2.0.2": tuple(range(10))},  # not prunable
+        {"model.3.conv": tuple(range(32)), "model.5.conv": tuple(range(64))},  # more than the ratios say
+    ],
+)
+def test_kept_channels_that_fit_no_plan_are_refused(
+    model: nn.Module, table: LayerTable, kept: dict[str, tuple[int, ...]]
+) -> None:
+    with pytest.raises(PlanError, match="for another model") as error:
+        replay(model, table, Plan({"model.3": 0.5}, kept))
+    assert "\n" not in str(error.value)
+
+
+def test_ratios_alone_give_the_same_network_again(model: nn.Module, table: LayerTable, scores: np.ndarray) -> None:
+    first, second = (prune(model, table, resolve(table, {"*": 0.4}), scores) for _ in range(2))
+    assert first[1].kept == second[1].kept
+    states = zip(first[0].state_dict().values(), second[0].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+def test_a_plan_file_by_pattern(model: nn.Module, table: LayerTable, scores: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"ratios": {"model.4.*": 0.3, "model.4.cv2": 0.5}}')  # as written by hand
+    _, plan = prune(model, table, resolve(table, Plan.load(path).ratios), scores)
+    assert plan.ratios == {
+        "model.4.cv1": 0.25, "model.4.cv2": 0.5, "model.4.m.0.cv1": 0.25, "model.4.m.0.cv2": 0.25,
+        "model.4.m.1.cv1": 0.25, "model.4.m.1.cv2": 0.25,
+    }  # fmt: skip
+
+
+def test_what_a_plan_file_holds(model: nn.Module, table: LayerTable, scores: np.ndarray, tmp_path: Path) -> None:
+    pruned, plan = prune(model, table, resolve(table, {"*": 0.5}), scores)
+    plan.save(tmp_path / "new" / "plan.json")
+    content = json.loads((tmp_path / "new" / "plan.json").read_text())
+    assert set(content) == {"schema_version", "hash", "ratios", "kept"}
+    assert content["schema_version"] == 1
+    assert content["ratios"] == plan.ratios
+    for name, indices in content["kept"].items():
+        assert indices == sorted(set(indices))
+        assert len(indices) == pruned.get_submodule(name).out_channels
+    assert Plan.load(tmp_path / "new" / "plan.json") == plan
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]  # no temporary file left
+
+
+def test_the_hash_is_of_the_ratios_alone() -> None:
+    plan = Plan({"model.5": 0.25, "model.1": 0.5})
+    assert plan.hash == hashlib.sha256(b'[["model.1", "0.500000"], ["model.5", "0.250000"]]').hexdigest()[:16]
+    assert plan.hash == Plan({"model.1": 0.5, "model.5": 0.25}).hash  # in any order
+    assert plan.hash == Plan({"model.1": 0.5, "model.5": 0.25 + 1e-9, "model.7": 0.0}).hash
+    assert plan.hash == Plan(plan.ratios, {"model.1.conv": (0, 1)}).hash
+    assert plan.hash != Plan({"model.1": 0.5, "model.5": 0.26}).hash
 
 
 def test_canonical_ratios_are_equal_exactly_for_equal_widths(table: LayerTable) -> None:
@@ -139,7 +218,18 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         Plan.load(path)
 
 
-@pytest.mark.parametrize("text", ["[]", '{"ratio": 1}', "{", '{"ratios": {"a": "x"}}', '{"schema_version": 9, "ratios": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"ratio": 1}',
+        "{",
+        '{"ratios": {"a": "x"}}',
+        '{"schema_version": 9, "ratios": {}}',
+        '{"ratios": {}, "kept": {"a": 3}}',
+        '{"ratios": {}, "kept": [1]}',
+    ],
+)
 def test_a_broken_plan_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)

@@ -1,0 +1,156 @@
+"""Widths that follow sensitivity: which layers to cut for a given saving, from one importance pass.
+
+Scores of a data-driven criterion (Taylor) estimate the loss that removing a channel costs, on one scale for the whole
+network. Choosing widths is then a knapsack: spend as little loss as possible for a given share of multiply-adds. It is
+solved by a Lagrangian: for a price per multiply-add every group takes the width that is cheapest, given the others'
+widths (a convolution's cost is the product of its inputs and outputs), until nothing changes; the price is bisected.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.errors import PlanError
+from pruning.layers import ALWAYS, Group, LayerTable
+
+_SWEEPS = 6  # rounds of coordinate descent; the widths settle after two or three
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class ConvCost:
+    """One convolution's multiply-adds at full width, for one image."""
+
+    name: str
+    macs: float
+
+
+def conv_costs(model: nn.Module, table: LayerTable, imgsz: int) -> tuple[ConvCost, ...]:
+    """Multiply-adds of every convolution that a forward pass of one `imgsz` square image reaches."""
+    model = copy.deepcopy(model).cpu().eval()
+    found: dict[str, float] = {}
+
+    def see(name: str, conv: Any, _: Any, output: torch.Tensor) -> None:
+        pixels = output.shape[2] * output.shape[3]
+        if isinstance(conv, nn.ConvTranspose2d):
+            pixels //= conv.stride[0] * conv.stride[1]
+        found[name] = found.get(name, 0) + float(conv.weight.numel()) * pixels
+
+    for name in table.convs:
+        conv = model.get_submodule(name)
+        conv.register_forward_hook(lambda m, i, o, name=name: see(name, m, i, o))
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        model(torch.zeros(1, channels, imgsz, imgsz))
+    return tuple(ConvCost(name, macs) for name, macs in found.items())
+
+
+class _Network:
+    """Shares of channels that stay, per group, and what the convolutions cost under them."""
+
+    def __init__(self, table: LayerTable, costs: tuple[ConvCost, ...]) -> None:
+        group_of_class = np.full(table.class_count, -1)
+        for group in table.groups:
+            for part in group.parts:
+                group_of_class[part] = group.id
+        count = len(table.groups)
+        self.macs = np.array([c.macs for c in costs])
+        self.outputs = np.array([self._shares(table.convs[c.name].outputs, group_of_class, count) for c in costs])
+        self.inputs = np.array(
+            [
+                self._shares(
+                    np.full(1, ALWAYS) if table.convs[c.name].depthwise else table.convs[c.name].inputs,
+                    group_of_class,
+                    count,
+                )
+                for c in costs
+            ]
+        )
+
+    @staticmethod
+    def _shares(classes: np.ndarray, group_of_class: np.ndarray, count: int) -> np.ndarray:
+        """Share of the channels that belongs to each group; the last entry is the share nobody may cut."""
+        owners = np.where(group_of_class[classes] < 0, count, group_of_class[classes])
+        return np.bincount(owners, minlength=count + 1) / len(classes)
+
+    def cost(self, stays: np.ndarray) -> float:
+        """Multiply-adds when group g keeps the share `stays[g]`; shape (groups + 1,), the last entry 1."""
+        return float(self.macs @ ((self.outputs @ stays) * (self.inputs @ stays)))
+
+    def slope(self, group: int, stays: np.ndarray) -> np.ndarray:
+        """Coefficients (c0, c1, c2) of the cost as a polynomial of this group's share."""
+        rest = stays.copy()
+        rest[group] = 0
+        out0, in0 = self.outputs @ rest, self.inputs @ rest
+        out1, in1 = self.outputs[:, group], self.inputs[:, group]
+        return np.array(
+            [self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)]
+        )
+
+
+def allocate(
+    table: LayerTable,
+    scores: np.ndarray,
+    costs: tuple[ConvCost, ...],
+    keep: float,
+    round_to: int = 8,
+    floors: Mapping[int, int] | None = None,
+) -> dict[int, int]:
+    """Widths by group id whose multiply-adds are at most `keep` times the unpruned network's, at the least loss.
+
+    Args:
+        scores: loss per class when it is removed, shape (class_count,), on one scale for all layers.
+        keep: share of multiply-adds that stays, in (0, 1].
+        floors: smallest width allowed per group id; the smallest of `Group.widths` where not given.
+
+    Raises:
+        PlanError: `keep` is outside (0, 1], or cannot be reached with the allowed widths.
+    """
+    if not 0 < keep <= 1:
+        raise PlanError(f"the share of multiply-adds to keep must lie in (0, 1], but got {keep}.")
+    network = _Network(table, costs)
+    options = [_options(g, scores, round_to, (floors or {}).get(g.id, 1)) for g in table.groups]
+    whole = network.cost(np.ones(len(table.groups) + 1))
+    at_price = partial(_cheapest, network, options)
+    low, high = 0.0, 1e-12
+    while network.cost(at_price(high)) > keep * whole:
+        high *= 4
+        if high > 1e12:
+            raise PlanError(f"no allowed widths leave only {keep:.0%} of the multiply-adds; allow narrower layers.")
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if network.cost(at_price(middle)) > keep * whole else (low, middle)
+    stays = at_price(high)
+    widths = {g.id: round(float(stays[g.id]) * g.channels) for g in table.groups}
+    return {g: w for g, w in widths.items() if w < table.groups[g].channels}
+
+
+def _options(group: Group, scores: np.ndarray, round_to: int, floor: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shares a group may keep, and the loss each costs: the sum of the scores of the channels it removes."""
+    widths = [w for w in group.widths(round_to) if w >= floor or w == group.channels]
+    ascending = [np.concatenate([[0.0], np.cumsum(np.sort(scores[part]))]) for part in group.parts]
+    losses = [
+        sum(a[len(p) - k] for a, p, k in zip(ascending, group.parts, group.kept_per_part(w), strict=True))
+        for w in widths
+    ]
+    return np.array(widths) / group.channels, np.array(losses)
+
+
+def _cheapest(network: _Network, options: list[tuple[np.ndarray, np.ndarray]], price: float) -> np.ndarray:
+    stays = np.ones(len(options) + 1)
+    for _ in range(_SWEEPS):
+        before = stays.copy()
+        for group, (shares, losses) in enumerate(options):
+            c0, c1, c2 = network.slope(group, stays)
+            stays[group] = shares[np.argmin(losses + price * (c0 + c1 * shares + c2 * shares**2))]
+        if np.array_equal(before, stays):
+            break
+    return stays
