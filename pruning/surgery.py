@@ -1,19 +1,18 @@
 """Surgery: from ratios to widths, from widths to the channels that stay, and their removal from a copy of the network.
 
-The physical removal is done by torch-pruning's primitives; which channels leave together is the layer table's
-knowledge, so no graph is traced here.
+Which channels leave together is the layer table's knowledge, so no graph is traced here: applying a plan costs little
+more than copying what stays.
 """
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import torch_pruning as tp
 from torch import nn
 
+from pruning.cloning import Narrowed
 from pruning.errors import PlanError
 from pruning.layers import ALWAYS, Group, LayerTable
 from pruning.plan import Plan, check_ratio
@@ -150,36 +149,28 @@ def kept_indices(table: LayerTable, stays: np.ndarray) -> dict[str, tuple[int, .
 
 def remove(model: nn.Module, table: LayerTable, stays: np.ndarray) -> nn.Module:
     """A copy of the model without the classes that do not stay. The model itself is not touched."""
-    pruned = copy.deepcopy(model)
-    modules = dict(pruned.named_modules())
+    modules = dict(model.named_modules())
+    narrowed = Narrowed()
     for name, channels in table.convs.items():
-        _cut_conv(modules[name], channels.outputs, channels.inputs, channels.depthwise, stays)
+        outputs = _places(channels.outputs, stays)
+        inputs = None if channels.depthwise else _places(channels.inputs, stays)
+        if outputs is not None or inputs is not None:
+            narrowed.conv(modules[name], outputs, inputs, channels.depthwise)
     for name, classes in table.norms.items():
-        if gone := _gone(classes, stays):
-            tp.prune_batchnorm_out_channels(modules[name], gone)
+        if (places := _places(classes, stays)) is not None:
+            narrowed.norm(modules[name], places)
     for name, classes in table.linears.items():
-        if gone := _gone(classes, stays):
-            tp.prune_linear_in_channels(modules[name], gone)
+        if (places := _places(classes, stays)) is not None:
+            narrowed.linear(modules[name], places)
     for name, attribute, classes in table.attributes:
-        setattr(modules[name], attribute, int(stays[classes].sum()))
-    return pruned
+        narrowed.attribute(modules[name], attribute, int(stays[classes].sum()))
+    return narrowed.copy_of(model)
 
 
-def _cut_conv(conv: nn.Module, outputs: np.ndarray, inputs: np.ndarray, depthwise: bool, stays: np.ndarray) -> None:
-    gone_out, gone_in = _gone(outputs, stays), _gone(inputs, stays)
-    if depthwise:
-        if gone_out:
-            tp.prune_depthwise_conv_out_channels(conv, gone_out)
-        return
-    if gone_out:
-        tp.prune_conv_out_channels(conv, gone_out)
-    if gone_in:
-        tp.prune_conv_in_channels(conv, gone_in)
-
-
-def _gone(classes: np.ndarray, stays: np.ndarray) -> list[int]:
-    gone: list[int] = np.flatnonzero(~stays[classes]).tolist()
-    return gone
+def _places(classes: np.ndarray, stays: np.ndarray) -> np.ndarray | None:
+    """Where a channel stays, ascending; None where all stay."""
+    kept = stays[classes]
+    return None if kept.all() else np.flatnonzero(kept)
 
 
 def prune(model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray) -> tuple[nn.Module, Plan]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pruning.allocation import ConvCost, allocate, conv_costs
 from pruning.calibration import Calibration, load_calibration
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, Evidence, propose_ratios, score
@@ -17,7 +18,7 @@ from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
 from pruning.plan import Plan
 from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, record_targets, refit
-from pruning.surgery import prune, replay, resolve
+from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
 
@@ -88,6 +89,22 @@ class Workbench:
         if self.importance != "separability":
             raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
         return propose_ratios(self.evidence, self.round_to)
+
+    @cached_property
+    def loss_scores(self) -> np.ndarray:
+        """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
+        if self.importance == "taylor":
+            return self.scores
+        return score("taylor", Evidence(self.model, self.table, self.calibration, self.seed, self.device))
+
+    def allocated(self, keep: float) -> dict[str, float]:
+        """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least."""
+        widths = allocate(self.table, self.loss_scores, self._conv_costs, keep, self.round_to)
+        return canonical_ratios(self.table, widths)
+
+    @cached_property
+    def _conv_costs(self) -> tuple[ConvCost, ...]:
+        return conv_costs(self.model, self.table, self.imgsz)
 
     @cached_property
     def targets(self) -> Targets:

@@ -145,7 +145,7 @@ class LatencySection(Section):
     batch: int = Field(default=1, ge=1)
     """Images per inference."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of an inference; none given: every core the driver's machine may use."""
+    """CPU threads of an inference; none given: all cores but one, at most 8."""
     max_seconds: float = Field(default=4.0, gt=0)
     """Longest time one measurement may take, seconds."""
     target_halfwidth: float = Field(default=0.01, gt=0)

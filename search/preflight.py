@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Which exactly exist, Ultralytics says; anything else need not wait for it to be loaded.
 OFFICIAL_NAME = re.compile(r"(yolo|rtdetr)[\w.-]*\.pt", re.IGNORECASE)
 
+MOST_THREADS = 8  # small detectors gain nothing from more
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -150,13 +152,22 @@ def _check_same(folder: RunFolder, config: RunConfig) -> None:
         )
 
 
-def _decided(config: RunConfig) -> RunConfig:
-    """Defaults that depend on this machine become values, so that config.yaml repeats the run."""
+def measuring_threads() -> int:
+    """CPU threads for latency where nobody says: all usable cores but one, at most 8.
+
+    With a thread on every core, each inference waits for the thread that any other process of the machine displaces:
+    on two busy cores that made a latency of 6 ms read 700 ms, and the speed-up useless.
+    """
     from cluster.environment import usable_cpus
 
+    return max(1, min(MOST_THREADS, usable_cpus() - 1))
+
+
+def _decided(config: RunConfig) -> RunConfig:
+    """Defaults that depend on this machine become values, so that config.yaml repeats the run."""
     if config.latency.threads is not None:
         return config
-    latency = config.latency.model_copy(update={"threads": usable_cpus()})
+    latency = config.latency.model_copy(update={"threads": measuring_threads()})
     return config.model_copy(update={"latency": latency})
 
 

@@ -6,11 +6,18 @@ ever, and cannot be told finished trials of several objectives; so the study is 
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
 from search.state import SweepState
+
+
+class SharedUse(Protocol):
+    """See ``cluster.device_lock.DeviceLock``."""
+
+    def using(self) -> AbstractContextManager[None]: ...
 
 
 class Transient:
@@ -27,8 +34,10 @@ class RequestSearcher(Transient, Searcher):
     come back this way: :class:`search.trainable.SweepCallback` gives whole records to the state.
     """
 
-    def __init__(self, state: SweepState, slots: int) -> None:
+    def __init__(self, state: SweepState, slots: int, gate: SharedUse | None = None) -> None:
+        """``gate``: of the device that the driver's own thinking would disturb; None where trials run elsewhere."""
         super().__init__(metric=None, mode=None)
+        self._gate = gate
         self._state = state
         self._slots = slots
         self._live: set[str] = set()
@@ -37,7 +46,9 @@ class RequestSearcher(Transient, Searcher):
         """``trial_id`` is Ray's; ours is inside the request."""
         if len(self._live) >= self._slots:
             return None
-        request = self._state.next()
+        # A model-based sampler computes for seconds: not beside a measurement on the same CPU.
+        with self._gate.using() if self._gate else nullcontext():
+            request = self._state.next()
         if request is None:
             # Nothing now. With trials in flight one may still fail to finish, so only an empty sweep is over.
             return None if self._live else Searcher.FINISHED

@@ -31,6 +31,7 @@ from search.tools import make_tools
 from search.worker import ToolsFactory, WorkerContext, work_on_baseline
 
 if TYPE_CHECKING:
+    from cluster.device_lock import DeviceLock
     from cluster.resources import ClusterInfo, TrialResources
     from search.config import RunConfig
     from search.preflight import Prepared
@@ -183,7 +184,7 @@ def _tune(state: SweepState, context: WorkerContext, resources: TrialResources, 
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=RequestSearcher(state, slots),
+            search_alg=RequestSearcher(state, slots, _driver_gate(resources)),
             num_samples=state.remaining,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -201,6 +202,17 @@ def _tune(state: SweepState, context: WorkerContext, resources: TrialResources, 
         tuner.fit()
     state.collect()
     return stopper.asked
+
+
+def _driver_gate(resources: TrialResources) -> DeviceLock | None:
+    """The lock of this machine's CPU, where trials run on CPUs; then the driver also thinks with one thread only."""
+    from cluster.device_lock import DeviceLock
+    from cluster.environment import pin_threads
+
+    if resources.gpus:
+        return None
+    pin_threads(1)
+    return DeviceLock("cpu")
 
 
 @contextmanager

@@ -113,12 +113,8 @@ class PruningTools:
         return min(first, self._measured(model, PATIENCE * seconds), key=_halfwidth)
 
     def release(self) -> None:
-        """Free the finished trial's networks: a worker lives for the whole sweep."""
-        import torch
-
+        """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def describe(self) -> dict[str, Any]:
         """The rows and groups of the layer table, for ``baseline.json``."""

@@ -85,7 +85,7 @@ def prune(
 @click.option("--runtime", default="torch", show_default=True, help="What executes the network.")
 @click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: every core this process may use]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time.")
 @device_option
 @format_option
@@ -101,13 +101,12 @@ def latency(
     form: str,
 ) -> None:
     """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds."""
-    from search.preflight import check_model_file
+    from search.preflight import check_model_file, measuring_threads
 
     for path in filter(None, (model, against)):
         check_model_file(path)
     from cluster.device_lock import DeviceLock
     from cluster.devices import device_key
-    from cluster.environment import usable_cpus
     from pruning.latency import measure_pair
     from pruning.models import load_model
 
@@ -121,7 +120,7 @@ def latency(
             imgsz,
             device=place,
             batch=batch,
-            threads=threads or usable_cpus(),
+            threads=threads or measuring_threads(),
             max_seconds=seconds,
             runtime=runtime,
         )
@@ -158,9 +157,9 @@ def _device(given: str | None) -> str:
     """What was asked for, else the first GPU, else the CPU."""
     if given:
         return given
-    import torch
+    from cluster.devices import CudaDriver
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return "cpu" if CudaDriver().uuid(0) is None else "cuda:0"
 
 
 def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Mapping[str, Any]:

@@ -120,7 +120,7 @@ def test_real_model_and_dataset_fit(assets: Path, tmp_path: Path) -> None:
 
 def test_dataset_of_other_classes(assets: Path) -> None:
     settings = {**bccd(assets), "data.path": str(assets / "coco" / "data.yaml")}
-    with pytest.raises(PruningError, match="classes must be the model's, but .* 80 and the model 3") as caught:
+    with pytest.raises(PruningError, match=r"classes must be the model's, but .* 80 and the model 3") as caught:
         check_model(make_config(**settings))
     assert one_line(caught)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from results.records import TrialRecord, TrialState
-from search.progress import PlainReporter, duration, progress_of, summary_line, trial_line
+from search.progress import PlainReporter, RichReporter, duration, progress_of, summary_line, trial_line
 from search.request import TrialRequest
 from search.status import run_status, status_lines
 from search.sweep import make_state
@@ -79,3 +79,16 @@ def test_status_of_a_run_without_a_driver(tmp_path: Path) -> None:
     assert lines[-1] == "unfinished t0000: waiting"
     row = status.to_row()
     assert (row["alive"], row["done"], row["running"], row["left"]) == (False, 0, 0, 4)
+
+
+def test_live_reporter_scrolls_trials_above_one_summary() -> None:
+    stream = io.StringIO()
+    reporter = RichReporter([], 3, 2, OBJECTIVES, stream)
+    reporter.started("t0000")
+    reporter.finished(RECORDS[0])
+    reporter.note("stopping [soon]")
+    reporter.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == trial_line(RECORDS[0])
+    assert lines[1] == "stopping [soon]"  # brackets are text here, not markup
+    assert lines[-1].startswith("1/3 done, 0 running, 2 left")
