@@ -1,8 +1,8 @@
 """The same removal as ours, done the way torch-pruning does it: its dependency graph, built for every plan.
 
-Its tracing needs help with today's models: a forward pass in eval mode that ends before the head decodes, and a C2f whose
-first convolution is written as two, since it cannot follow `chunk`. The halves are joined again afterwards, so the
-result is the stock network. Serves the families whose only cut is C2f's.
+Its tracing needs help with today's models: a forward pass in eval mode that ends before the head decodes, and a C2f
+whose first convolution is written as two, since it cannot follow `chunk`. The halves are joined again afterwards, so
+the result is the stock network. Serves the families whose only cut is C2f's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ultralytics.nn.modules.block import C2f
 from pruning.layers import LayerTable
 
 FAMILIES = ("yolov5n", "yolov6n", "yolov8n", "yolov8s")
-_IMAGE = (1, 3, 64, 64)  # as small as its strides allow: tracing cost does not depend on it much
 
 
 class Undecoded(nn.Module):
@@ -57,12 +56,18 @@ class Root:
     classes: np.ndarray
 
 
-def remove_by_graph(model: nn.Module, table: LayerTable, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """A pruned copy with the channels of `kept` (see `Plan.kept`), through a dependency graph built for this call."""
+def remove_by_graph(
+    model: nn.Module, table: LayerTable, kept: Mapping[str, tuple[int, ...]], pixels: int = 64
+) -> nn.Module:
+    """A pruned copy with the channels of `kept` (see `Plan.kept`), through a dependency graph built for this call.
+
+    Args:
+        pixels: side of the square image that the graph is traced with, a multiple of the largest stride.
+    """
     pruned = copy.deepcopy(model).eval()
     roots = _split_chunks(pruned, table)
     wrapped = Undecoded(pruned)
-    graph = tp.DependencyGraph().build_dependency(wrapped, example_inputs=torch.rand(_IMAGE))
+    graph = tp.DependencyGraph().build_dependency(wrapped, example_inputs=torch.rand(1, 3, pixels, pixels))
     stays = _stays(table, kept)
     for group in table.groups:
         for part in group.parts:

@@ -11,7 +11,6 @@ import types
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +18,7 @@ from torch import nn
 _SHARED = frozenset(
     {type(None), bool, int, float, str, bytes, type, types.FunctionType, torch.Size, torch.dtype, torch.device}
 )
+_CONTAINERS = frozenset({dict, OrderedDict, set})
 
 
 class Narrowed:
@@ -28,8 +28,8 @@ class Narrowed:
         self._replaced: dict[int, Any] = {}  # by the identity of what they replace, as a memo of deepcopy
         self._sizes: list[tuple[nn.Module, dict[str, int]]] = []
 
-    def conv(self, conv: Any, outputs: np.ndarray | None, inputs: np.ndarray | None, depthwise: bool) -> None:
-        """Keep these output and input channels (None: all) of a convolution, transposed or not."""
+    def conv(self, conv: Any, outputs: torch.Tensor | None, inputs: torch.Tensor | None, depthwise: bool) -> None:
+        """Keep these output and input channels (indices; None: all) of a convolution, transposed or not."""
         self._replace(conv.weight, *((inputs, outputs) if conv.transposed else (outputs, inputs)))
         self._replace(conv.bias, outputs)
         sizes = {} if outputs is None else {"out_channels": len(outputs)}
@@ -39,16 +39,19 @@ class Narrowed:
             sizes["in_channels"] = len(inputs)
         self._sizes.append((conv, sizes))
 
-    def norm(self, norm: Any, channels: np.ndarray) -> None:
+    def norm(self, norm: Any, channels: torch.Tensor) -> None:
+        """Keep these channels of a batch norm."""
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             self._replace(tensor, channels)
         self._sizes.append((norm, {"num_features": len(channels)}))
 
-    def linear(self, linear: Any, inputs: np.ndarray) -> None:
+    def linear(self, linear: Any, inputs: torch.Tensor) -> None:
+        """Keep these inputs of a linear layer."""
         self._replace(linear.weight, None, inputs)
         self._sizes.append((linear, {"in_features": len(inputs)}))
 
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
+        """Set an attribute by which a module's forward pass knows a width."""
         self._sizes.append((module, {name: value}))
 
     def copy_of(self, model: nn.Module) -> nn.Module:
@@ -56,30 +59,41 @@ class Narrowed:
         memo = dict(self._replaced)
         copied = clone(model, memo)
         for module, sizes in self._sizes:
-            for name, value in sizes.items():
-                setattr(memo[id(module)], name, value)
+            vars(memo[id(module)]).update(sizes)
         return copied
 
-    def _replace(self, tensor: torch.Tensor | None, rows: np.ndarray | None, columns: np.ndarray | None = None) -> None:
+    def _replace(
+        self, tensor: torch.Tensor | None, rows: torch.Tensor | None, columns: torch.Tensor | None = None
+    ) -> None:
         if tensor is None or (rows is None and columns is None):
             return
-        cut = tensor.detach()
-        for dim, kept in enumerate((rows, columns)):
-            if kept is not None:
-                cut = cut.index_select(dim, torch.from_numpy(kept).to(cut.device))
-        is_parameter = isinstance(tensor, nn.Parameter)
-        self._replaced[id(tensor)] = nn.Parameter(cut, tensor.requires_grad) if is_parameter else cut
+        cut = tensor if rows is None else tensor.index_select(0, rows)
+        cut = cut if columns is None else cut.index_select(1, columns)
+        is_parameter = type(tensor) is nn.Parameter  # `isinstance` takes as long as the cut
+        self._replaced[id(tensor)] = nn.Parameter(cut.detach(), tensor.requires_grad) if is_parameter else cut
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` gives, several times faster; `memo` ends up holding every module's copy."""
+    """What `copy.deepcopy(model, memo)` gives, several times faster; `memo` ends up holding every module's copy.
+
+    Gradients are left behind.
+    """
     modules = list(model.modules())
-    if any(_has_its_own_way(type(m)) for m in modules):
+    if any(_has_its_own_way(kind) for kind in {type(m) for m in modules}):
         return copy.deepcopy(model, memo)
     for module in modules:
         memo[id(module)] = type(module).__new__(type(module))
     for module in reversed(modules):  # children first: a `__setstate__` may look at them
-        state = {k: _copied(v, memo) for k, v in vars(module).items() if k != "_compiled_call_impl"}
+        state = {}
+        for key, value in vars(module).items():
+            kind = type(value)
+            if kind in _SHARED:
+                state[key] = value
+            elif kind in _CONTAINERS and not value:  # a module has ten of these
+                state[key] = kind()
+            else:
+                state[key] = _copied(value, memo)
+        state.pop("_compiled_call_impl", None)
         memo[id(module)].__setstate__(state)
     found: nn.Module = memo[id(model)]
     return found
@@ -93,12 +107,16 @@ def _has_its_own_way(kind: type) -> bool:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _SHARED or (kind is tuple and all(type(v) in _SHARED for v in value)):
+    if kind in _SHARED or (kind is tuple and _SHARED.issuperset(map(type, value))):
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is dict or kind is OrderedDict:
-        memo[id(value)] = same = kind()
-        same.update({k: _copied(v, memo) for k, v in value.items()})
-        return same
-    return copy.deepcopy(value, memo)
+    if kind is torch.Tensor:
+        memo[id(value)] = value.detach().clone()
+    elif kind is nn.Parameter:
+        memo[id(value)] = nn.Parameter(value.detach().clone(), value.requires_grad)
+    elif kind is dict or kind is OrderedDict:
+        memo[id(value)] = kind((k, _copied(v, memo)) for k, v in value.items())
+    else:
+        return copy.deepcopy(value, memo)
+    return memo[id(value)]

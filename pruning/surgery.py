@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import nn
 
 from pruning.cloning import Narrowed
@@ -147,30 +148,32 @@ def kept_indices(table: LayerTable, stays: np.ndarray) -> dict[str, tuple[int, .
     return {name: tuple(np.flatnonzero(f).tolist()) for name, f in flags.items() if not f.all()}
 
 
+@torch.no_grad()
 def remove(model: nn.Module, table: LayerTable, stays: np.ndarray) -> nn.Module:
     """A copy of the model without the classes that do not stay. The model itself is not touched."""
     modules = dict(model.named_modules())
+    device = next(model.parameters()).device
     narrowed = Narrowed()
+
+    def places(classes: np.ndarray) -> torch.Tensor | None:
+        """Where a channel stays, ascending; None where all stay."""
+        kept = stays[classes]
+        return None if kept.all() else torch.from_numpy(np.flatnonzero(kept)).to(device)
+
     for name, channels in table.convs.items():
-        outputs = _places(channels.outputs, stays)
-        inputs = None if channels.depthwise else _places(channels.inputs, stays)
+        outputs = places(channels.outputs)
+        inputs = None if channels.depthwise else places(channels.inputs)
         if outputs is not None or inputs is not None:
             narrowed.conv(modules[name], outputs, inputs, channels.depthwise)
     for name, classes in table.norms.items():
-        if (places := _places(classes, stays)) is not None:
-            narrowed.norm(modules[name], places)
+        if (kept := places(classes)) is not None:
+            narrowed.norm(modules[name], kept)
     for name, classes in table.linears.items():
-        if (places := _places(classes, stays)) is not None:
-            narrowed.linear(modules[name], places)
+        if (kept := places(classes)) is not None:
+            narrowed.linear(modules[name], kept)
     for name, attribute, classes in table.attributes:
         narrowed.attribute(modules[name], attribute, int(stays[classes].sum()))
     return narrowed.copy_of(model)
-
-
-def _places(classes: np.ndarray, stays: np.ndarray) -> np.ndarray | None:
-    """Where a channel stays, ascending; None where all stay."""
-    kept = stays[classes]
-    return None if kept.all() else np.flatnonzero(kept)
 
 
 def prune(model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray) -> tuple[nn.Module, Plan]:

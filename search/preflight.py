@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results.run_folder import RunFolder
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
-from search.space import Space, build_space
+from search.space import Space, build_space, check_patterns
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -58,6 +58,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     """
     config = _decided(config)
     check_files(config)
+    check_device(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
@@ -79,6 +80,20 @@ def check_model_file(model: str) -> None:
         raise ConfigError(f"a model must be an Ultralytics checkpoint (.pt), got {model}; give a .pt file")
     if not Path(model).is_file() and not OFFICIAL_NAME.fullmatch(model):
         raise ConfigError(f"the model must exist, but there is no file {model}; check the path")
+
+
+def check_device(config: RunConfig) -> None:
+    """A GPU that was asked for is there; a cluster's nodes are looked at when it is joined."""
+    if config.resources.address is not None:
+        return
+    from cluster.devices import CudaDriver
+
+    wanted = config.model.device == "cuda" or bool(config.resources.gpus_per_trial)
+    if wanted and CudaDriver().uuid(0) is None:
+        raise ConfigError(
+            "the settings ask for a GPU (model.device or resources.gpus_per_trial), but this machine shows none; "
+            "check nvidia-smi, or leave the setting out to use the CPU"
+        )
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
@@ -123,6 +138,8 @@ def check_model(config: RunConfig) -> Space:
 
     bench = Workbench(config.model.path, config.data.path, importance=config.recover.importance)
     check_dataset(config.data.path, bench.model)
+    # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
+    check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     return build_space(bench.table, config.space)
 
 

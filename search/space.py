@@ -149,7 +149,8 @@ def build_space(table: TableLike, section: SpaceSection) -> Space:
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
-    _check_patterns(table, section)
+    check_patterns([layer.name for layer in table.layers], section)
+    _check_blocks(table, section)
     choices: list[GroupChoice] = []
     left_out: dict[str, str] = {}
     for group in table.groups:
@@ -197,15 +198,17 @@ def _choice(group: GroupLike, section: SpaceSection) -> tuple[GroupChoice | None
     return GroupChoice(group.name, group.block, tuple(group.layers), group.channels, tuple(allowed)), ""
 
 
-def _check_patterns(table: TableLike, section: SpaceSection) -> None:
-    names = [layer.name for layer in table.layers]
+def check_patterns(names: Sequence[str], section: SpaceSection) -> None:
+    """Every pattern of ``section`` matches one of ``names``; :class:`SpaceError` names the first that does not."""
     for setting, patterns in (("space.exclude", list(section.exclude)), ("space.bounds", list(section.bounds))):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise SpaceError(
-                    f"{setting}: the pattern {pattern!r} matches none of the {len(names)} layers; "
-                    "list them with `paretoprune layers MODEL`"
+                    f"{setting}: the pattern {pattern!r} matches no layer; list them with `paretoprune layers MODEL`"
                 )
+
+
+def _check_blocks(table: TableLike, section: SpaceSection) -> None:
     blocks = sorted({group.block for group in table.groups})
     unknown = [block for block in section.blocks or [] if block not in blocks]
     if unknown:

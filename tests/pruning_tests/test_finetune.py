@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from pruning.checkpoints import save_checkpoint
@@ -80,6 +81,17 @@ def test_on_epoch_stops(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
         pruned, shapes, tmp_path, FinetuneSettings(epochs=5, imgsz=96, batch=4), on_epoch=lambda epoch, _: epoch == 2
     )
     assert result.epochs == len(result.history) == 2
+
+
+def test_augments_as_the_checkpoint_was_trained(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
+    """A detector trained without flips must not be fine-tuned with them; where nothing is said, the defaults hold."""
+    pruned.args = {"fliplr": 0.0, "scale": 0.25, "box": 3.0, "mixup": None, "epochs": 999}  # type: ignore[assignment]
+    used = []
+    for name, model in (("trained", pruned), ("fresh", halve_bottlenecks(fresh_yolov8n()))):
+        finetune(model, shapes, FinetuneSettings(epochs=1, imgsz=96, batch=4), tmp_path / name)
+        used.append(yaml.safe_load((tmp_path / name / "args.yaml").read_text()))
+    assert [used[0][k] for k in ("fliplr", "scale", "box", "mixup", "epochs")] == [0.0, 0.25, 3.0, 0.0, 1]
+    assert [used[1][k] for k in ("fliplr", "scale", "box")] == [0.5, 0.5, 7.5]
 
 
 def test_same_seed_same_course(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:

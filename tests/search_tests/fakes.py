@@ -14,6 +14,7 @@ from typing import Any
 
 from results.run_folder import RunFolder
 from search.config import RunConfig, build_config
+from search.errors import ConfigError
 from search.preflight import Prepared
 from search.space import Space, build_space
 from search.trial import DeviceGate, Tuned
@@ -211,6 +212,11 @@ def hopeless_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTool
             raise OSError("the disk is full")
 
     return FakeTools(hook=hook)
+
+
+def no_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """The worker cannot even load the model."""
+    raise ConfigError("the model is gone; bring it back")
 
 
 def process_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.devices import CudaDriver
 from pruning.errors import PruningError
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SpaceError
 from search.preflight import (
+    check_device,
     check_files,
     check_model,
     check_run_folder,
@@ -39,6 +41,14 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> bool:
 def test_missing_files(model: str, data: str, line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         check_files(make_config(**{"model.path": model, "data.path": data}))
+
+
+@pytest.mark.skipif(CudaDriver().uuid(0) is not None, reason="this machine has a GPU")
+@pytest.mark.parametrize("setting", [{"model.device": "cuda"}, {"resources.gpus_per_trial": 0.5}])
+def test_a_gpu_that_is_not_there(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"the settings ask for a GPU .* but this machine shows none"):
+        check_device(make_config(**setting))
+    check_device(make_config(**{**setting, "resources.address": "auto"}))
 
 
 def test_run_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
@@ -126,7 +136,7 @@ def test_dataset_of_other_classes(assets: Path) -> None:
 
 
 def test_pattern_criterion_and_broken_file(assets: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpaceError, match=r"the pattern 'model.99.\*' matches none of the \d+ layers"):
+    with pytest.raises(SpaceError, match=r"the pattern 'model.99.\*' matches no layer"):
         check_model(make_config(**{**bccd(assets), "space.exclude": ["model.99.*"]}))
     with pytest.raises(PruningError, match="`importance` must be one of"):
         check_model(make_config(**{**bccd(assets), "recover.importance": "beauty"}))

@@ -86,9 +86,9 @@ def test_blocks_exclusion_and_bounds() -> None:
     [
         (
             SpaceSection(exclude=["model.77.*"]),
-            r"space.exclude: the pattern 'model.77.\*' matches none of the 13 layers",
+            r"space.exclude: the pattern 'model.77.\*' matches no layer",
         ),
-        (SpaceSection(bounds={"nothing": (0, 0.5)}), "space.bounds: the pattern 'nothing' matches none"),
+        (SpaceSection(bounds={"nothing": (0, 0.5)}), "space.bounds: the pattern 'nothing' matches no layer"),
         (SpaceSection(blocks=[9]), "space.blocks: block 9 has nothing to prune; blocks that have are 0, 1, 2"),
         (
             SpaceSection(exclude=["model.*"]),

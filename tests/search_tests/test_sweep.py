@@ -10,14 +10,15 @@ import pytest
 from cluster.resources import ClusterInfo
 from results.records import TrialState
 from results.run_folder import RunFolder
-from search.driver_lock import DriverLock
-from search.errors import RunFolderError, SearchError
+from search.driver_lock import DriverLock, alive_driver
+from search.errors import ConfigError, RunFolderError, SearchError
 from search.promote import choose_picks, promote
 from search.sweep import SweepOutcome, run_sweep
 from tests.search_tests.fakes import (
     faulty_tools,
     hopeless_tools,
     make_prepared,
+    no_tools,
     process_tools,
     quick_tools,
 )
@@ -101,6 +102,13 @@ def test_workers_are_reused(tmp_path: Path, ray_session: ClusterInfo) -> None:
     processes = {device.split(":")[0] for device in devices}
     assert len(processes) <= ray_session.cpus
     assert len(set(devices)) == len(processes)  # each process made its tools once
+
+
+def test_a_baseline_that_cannot_be_measured_ends_with_the_workers_own_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the model is gone; bring it back$"):
+        run_sweep(make_prepared(tmp_path / "run"), no_tools)
+    assert RunFolder(tmp_path / "run").read_records() == []
+    assert alive_driver(tmp_path / "run") is None
 
 
 def test_second_driver_is_refused(tmp_path: Path) -> None:
