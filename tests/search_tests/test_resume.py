@@ -57,7 +57,7 @@ def test_resume_after_sigkill_of_the_driver(tmp_path: Path) -> None:
     driver = start_driver(run)
     wait_for(lambda: len(records_of(run)) >= 3, driver)
     driver.kill()
-    driver.wait()
+    driver.communicate()
     left = records_of(run)
     assert 3 <= len(left) < TRIALS
     assert alive_driver(run) is None

@@ -54,6 +54,7 @@ def test_a_sweep_finishes_as_many_trials_as_asked(tmp_path: Path, capfd: pytest.
     assert "tune" not in captured.err.lower()
 
 
+@pytest.mark.slow
 def test_one_slot_and_one_seed_give_the_same_plans(tmp_path: Path) -> None:
     settings = {"search.trials": 6, "resources.parallel": 1, "search.sampler": "gp"}
     plans = []
@@ -63,6 +64,7 @@ def test_one_slot_and_one_seed_give_the_same_plans(tmp_path: Path) -> None:
     assert plans[0] == plans[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_and_nothing_is_repeated(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_sweep(make_prepared(run, **{"search.trials": 3}), quick_tools)
@@ -74,6 +76,7 @@ def test_a_finished_run_is_extended_and_nothing_is_repeated(tmp_path: Path) -> N
     assert len({record.plan_hash for record in after}) == len(after) == 5
 
 
+@pytest.mark.slow
 def test_exceptions_and_killed_workers_fail_their_trial_only(tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = {"search.trials": 6, "resources.parallel": 1}
@@ -138,6 +141,7 @@ def test_picks_are_finetuned_and_measured_beside_the_baseline(tmp_path: Path) ->
     assert (folder.selected_dir(picks[0].trial_id) / "best.pt").stat().st_mtime_ns == written  # not done twice
 
 
+@pytest.mark.slow
 def test_a_pick_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
     prepared = make_prepared(tmp_path / "run", **{"search.trials": 4})
     run_sweep(prepared, quick_tools)
