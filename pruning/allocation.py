@@ -91,9 +91,7 @@ class _Network:
         rest[group] = 0
         out0, in0 = self.outputs @ rest, self.inputs @ rest
         out1, in1 = self.outputs[:, group], self.inputs[:, group]
-        return np.array(
-            [self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)]
-        )
+        return np.array([self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)])
 
 
 def allocate(
@@ -103,7 +101,7 @@ def allocate(
     keep: float,
     round_to: int = 8,
     floors: Mapping[int, int] | None = None,
-) -> dict[int, int]:
+) -> dict[int, int] | None:
     """Widths by group id whose multiply-adds are at most `keep` times the unpruned network's, at the least loss.
 
     Args:
@@ -111,8 +109,11 @@ def allocate(
         keep: share of multiply-adds that stays, in (0, 1].
         floors: smallest width allowed per group id; the smallest of `Group.widths` where not given.
 
+    Returns:
+        The narrower groups' widths; None where even the smallest allowed widths leave more than `keep`.
+
     Raises:
-        PlanError: `keep` is outside (0, 1], or cannot be reached with the allowed widths.
+        PlanError: `keep` is outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise PlanError(f"the share of multiply-adds to keep must lie in (0, 1], but got {keep}.")
@@ -124,7 +125,7 @@ def allocate(
     while network.cost(at_price(high)) > keep * whole:
         high *= 4
         if high > 1e12:
-            raise PlanError(f"no allowed widths leave only {keep:.0%} of the multiply-adds; allow narrower layers.")
+            return None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if network.cost(at_price(middle)) > keep * whole else (low, middle)

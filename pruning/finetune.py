@@ -154,9 +154,7 @@ def inherited_arguments(model: nn.Module) -> dict[str, Any]:
     return {name: known[name] for name in _INHERITED if known.get(name) is not None}
 
 
-def _overrides(
-    model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path, device: str
-) -> dict[str, Any]:
+def _overrides(model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
     """Ultralytics' training arguments. What is not named keeps its default."""
     mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
     on_gpu = torch_device(device).type == "cuda"

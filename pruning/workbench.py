@@ -88,7 +88,10 @@ class Workbench:
         """Layer -> ratio that class-separability clustering proposes; a layer it proposes nothing for is left out."""
         if self.importance != "separability":
             raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
-        return propose_ratios(self.evidence, self.round_to)
+        ratios = propose_ratios(self.evidence, self.round_to)
+        if not ratios:
+            raise PruningError("'separability' finds clusters of channels in no layer, so it proposes none; give a ratio.")
+        return ratios
 
     @cached_property
     def loss_scores(self) -> np.ndarray:
@@ -97,10 +100,13 @@ class Workbench:
             return self.scores
         return score("taylor", Evidence(self.model, self.table, self.calibration, self.seed, self.device))
 
-    def allocated(self, keep: float) -> dict[str, float]:
-        """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least."""
+    def allocated(self, keep: float) -> dict[str, float] | None:
+        """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least.
+
+        None where even the narrowest widths leave more.
+        """
         widths = allocate(self.table, self.loss_scores, self._conv_costs, keep, self.round_to)
-        return canonical_ratios(self.table, widths)
+        return None if widths is None else canonical_ratios(self.table, widths)
 
     @cached_property
     def _conv_costs(self) -> tuple[ConvCost, ...]:

@@ -162,12 +162,15 @@ def _paired(item: Selected) -> dict[str, Any]:
     return {**item.after, "latency_ratio": latency / beside}
 
 
+WARM_START = frozenset({"ladder", "sensitivity"})  # provenances of the trials that no sampler proposed
+
+
 @dataclass(frozen=True)
 class HypervolumeCurve:
     """Dominated hypervolume after each comparable trial, as a share of the baseline's box.
 
     The box spans from zero to the baseline in every objective, so a trial that is no better than the baseline in a
-    lower-is-better objective adds nothing. ladder_trials: how many uniform trials came first, before the sampler.
+    lower-is-better objective adds nothing. ladder_trials: how many trials of the warm start came first.
     """
 
     trials: tuple[int, ...]
@@ -190,7 +193,7 @@ def hypervolume_curve(
             best = best[non_dominated(best)]
             share = hypervolume(best, corner) / box if box > 0 else 0.0
         shares.append(share)
-    sampled = [index for index, record in enumerate(ordered) if record.provenance != "ladder"]
+    sampled = [index for index, record in enumerate(ordered) if record.provenance not in WARM_START]
     ladder = sampled[0] if sampled else len(ordered)
     return HypervolumeCurve(tuple(range(1, len(ordered) + 1)), tuple(shares), ladder)
 

@@ -76,8 +76,8 @@ class SearchSection(Section):
     """Seed of everything random in the run."""
     objectives: list[str] = ["map50_95", "latency_ms"]
     """Metrics of the front, two or three."""
-    ladder: bool = True
-    """Try one uniform ratio over all layers, 0.1 to 0.6, with the first quarter of the trials."""
+    warm_start: bool = True
+    """Begin with plans by sensitivity (two fifths of the trials) and uniform ones (a quarter)."""
 
     @field_validator("objectives")
     @classmethod

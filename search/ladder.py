@@ -1,15 +1,52 @@
-"""The warm start: one uniform ratio over all layers, climbing from light to heavy.
+"""The warm start: plans that are good guesses before anything was tried.
 
-Measured on a synthetic front, this start alone beats a sampler without it for the first hundreds of trials; it is also
-what people do by hand, so it is the comparison that a front has to stand.
+Uniform: one ratio over all layers, climbing from light to heavy. Measured on a synthetic front, this start alone beats
+a sampler without it for the first hundreds of trials; it is also what people do by hand, so it is the comparison that
+a front has to stand.
+
+By sensitivity: widths that leave a share of the multiply-adds at the least estimated loss (`pruning.allocation`).
+Measured on a blood-cell detector with 63 % of the multiply-adds left, refitted, before any epoch: 0.601 mAP50-95 where
+the uniform plan has 0.573 (unpruned 0.612).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 from search.space import Levels, Space
 
 LIGHTEST, HEAVIEST = 0.1, 0.6
 MOST_STEPS = 11  # ratio steps of 0.05: finer ones hardly change any width
+UNIFORM, SENSITIVITY = "ladder", "sensitivity"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A plan to try before the sampler is asked; ``provenance`` goes into its record."""
+
+    levels: Levels
+    provenance: str
+
+
+def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
+    """What a run of ``trials`` trials begins with, light to heavy, the two kinds in turn.
+
+    ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials come from them, evenly
+    spread, and a quarter are uniform, so that a third is left to the sampler.
+    """
+    uniform = [Start(levels, UNIFORM) for levels in ladder_plans(space, trials)]
+    rows = _spread(sorted(sensitivity, key=lambda row: -float(row["keep"])), round(0.4 * trials))
+    sensible = [Start(space.nearest(row["ratios"]), SENSITIVITY) for row in rows]
+    unpruned, seen, starts = space.uniform(0.0), set(), []
+    for pair in zip_longest(sensible, uniform):
+        for start in pair:
+            if start is not None and start.levels != unpruned and start.levels not in seen:
+                seen.add(start.levels)
+                starts.append(start)
+    return starts[:trials]
 
 
 def ladder_ratios(trials: int) -> list[float]:
@@ -25,3 +62,12 @@ def ladder_plans(space: Space, trials: int) -> list[Levels]:
     plans = [space.uniform(ratio) for ratio in ladder_ratios(trials)]
     unpruned = space.uniform(0.0)
     return [plan for plan in dict.fromkeys(plans) if plan != unpruned]
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """``count`` of the rows, the first and the last among them, evenly spread."""
+    if count >= len(rows):
+        return list(rows)
+    if count <= 1:
+        return [rows[len(rows) // 2]] if count else []
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]

@@ -116,7 +116,7 @@ class Space:
 
     def levels_of(self, ratios: Mapping[str, float]) -> Levels | None:
         """The levels that give ``ratios`` (absent layers count as 0), None where no plan of this space does."""
-        levels = tuple(self._level_of(axis, ratios) for axis in self.axes)
+        levels = self.nearest(ratios)
         realised = self.ratios(levels)
         cut = {layer: ratio for layer, ratio in ratios.items() if ratio > 0}
         same = realised.keys() == cut.keys() and all(abs(realised[name] - cut[name]) < 1e-4 for name in cut)
@@ -125,6 +125,10 @@ class Space:
     def uniform(self, ratio: float) -> Levels:
         """The plan nearest to one ``ratio`` everywhere, within every axis's bounds."""
         return tuple(axis.groups[0].widths.index(axis.groups[0].nearest(ratio)) for axis in self.axes)
+
+    def nearest(self, ratios: Mapping[str, float]) -> Levels:
+        """The plan nearest to ``ratios`` by layer (absent ones count as 0), within every axis's bounds."""
+        return tuple(self._level_of(axis, ratios) for axis in self.axes)
 
     def random(self, generator: random.Random) -> Levels:
         """A plan drawn uniformly."""

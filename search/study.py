@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.errors import TrialError
+from search.ladder import Start
 from search.space import Levels, Space
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SearchStudy:
         objectives: Mapping[str, str],
         sampler: str = "gp",
         seed: int = 0,
-        ladder: Sequence[Levels] = (),
+        starts: Sequence[Start] = (),
         journal: Path | None = None,
     ) -> None:
         """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory."""
@@ -55,7 +56,7 @@ class SearchStudy:
 
         self._space = space
         self._objectives = dict(objectives)
-        self._ladder = list(ladder)
+        self._starts = list(starts)
         self._generator = random.Random(seed)
         self._sampler_name = sampler
         self._seen: set[Levels] = set()
@@ -69,7 +70,7 @@ class SearchStudy:
             self.study = optuna.create_study(
                 study_name=STUDY_NAME,
                 storage=_journal_storage(journal),
-                sampler=make_sampler(sampler, seed, startup=max(2, len(self._ladder) + 1)),
+                sampler=make_sampler(sampler, seed, startup=max(2, len(self._starts) + 1)),
                 directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
             )
 
@@ -90,14 +91,14 @@ class SearchStudy:
         )
 
     def ask(self, trial_id: str = "") -> Suggestion | None:
-        """The next plan that was not asked before: the ladder first; None when every plan of the space was.
+        """The next plan that was not asked before: the warm start first; None when every plan of the space was.
 
         ``trial_id`` is noted in the study, so that a dashboard and the records can be read together.
         """
-        while self._ladder:
-            levels = self._ladder.pop(0)
-            if levels not in self._seen:
-                return self.ask_for(levels, "ladder", trial_id)
+        while self._starts:
+            start = self._starts.pop(0)
+            if start.levels not in self._seen:
+                return self.ask_for(start.levels, start.provenance, trial_id)
         if len(self._seen) >= self._space.count():
             return None
         for _ in range(RE_ASKS):
@@ -109,7 +110,7 @@ class SearchStudy:
         return self.ask_for(self._unseen_near(levels), "random", trial_id)
 
     def ask_for(self, levels: Levels, provenance: str, trial_id: str = "") -> Suggestion:
-        """Start a trial of exactly these levels (ladder, a trial that another driver left unfinished)."""
+        """Start a trial of exactly these levels (warm start, a trial that another driver left unfinished)."""
         self.study.enqueue_trial(self._params(levels))
         return self._start(self.study.ask(self._distributions), levels, provenance, trial_id)
 

@@ -22,7 +22,7 @@ from results.records import TrialState
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
-from search.ladder import ladder_plans
+from search.ladder import warm_start
 from search.progress import Reporter, make_reporter, note
 from search.request import adopt_records
 from search.state import SweepState
@@ -111,19 +111,20 @@ def make_state(prepared: Prepared, records: list[Any]) -> SweepState:
 
     config, space = prepared.config, prepared.space
     settings = config.search
-    ladder = ladder_plans(space, settings.trials) if settings.ladder else []
+    baseline = prepared.folder.read_baseline() if prepared.folder.baseline.is_file() else {}
+    starts = warm_start(space, settings.trials, baseline.get("sensitivity", ())) if settings.warm_start else []
     # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
     study = SearchStudy(
         space,
         {name: DIRECTIONS[name] for name in settings.objectives},
         sampler=settings.sampler,
         seed=settings.seed + len(records),
-        ladder=ladder,
+        starts=starts,
         journal=prepared.folder.study,
     )
     unpruned = space.uniform(0.0)
-    if prepared.folder.baseline.is_file() and not space.ratios(unpruned):
-        study.replay(unpruned, prepared.folder.read_baseline()["metrics"], "baseline")
+    if baseline and not space.ratios(unpruned):
+        study.replay(unpruned, baseline["metrics"], "baseline")
     return SweepState(
         prepared.folder, space, study, records, settings.trials, plan_hash=lambda ratios: Plan(ratios).hash
     )

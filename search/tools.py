@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from search.config_sections import FinetuneSection, TrialSection
 
 WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
+KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 PATIENCE = 3.0  # times the usual seconds
 
 
@@ -123,7 +124,17 @@ class PruningTools:
             {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
             for group in table.groups
         ]
-        return {"layers": table.to_rows(), "groups": groups}
+        return {"layers": table.to_rows(), "groups": groups, "sensitivity": self._sensitivity()}
+
+    def _sensitivity(self) -> list[dict[str, Any]]:
+        """Plans by sensitivity for the warm start, heavier and heavier, as far as the widths go."""
+        rows = []
+        for keep in KEPT_SHARES:
+            ratios = self._bench.allocated(keep)
+            if ratios is None:
+                break
+            rows.append({"keep": keep, "ratios": ratios})
+        return rows
 
     def _measured(self, model: Any, max_seconds: float) -> dict[str, Any]:
         from pruning.latency import measure_pair

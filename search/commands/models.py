@@ -15,6 +15,17 @@ RECOVERIES = ("none", "bn", "refit", "refit+bn")
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
+AUTO = "auto"
+
+
+class RatioOrAuto(click.ParamType):
+    """A fraction, or the word that asks for a proposal."""
+
+    name = "float|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        return AUTO if value == AUTO else float(click.FLOAT.convert(value, param, ctx))
+
 
 @click.command()
 @model_argument
@@ -32,7 +43,10 @@ def layers(model: str, form: str) -> None:
 
 @click.command()
 @model_argument
-@click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
+@click.option(
+    "--ratio", type=RatioOrAuto(), help="Fraction of channels removed from every prunable layer, in [0, 1); "
+    "auto: what --importance separability proposes for each layer."
+)
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
 @click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
 @click.option("--importance", help="Criterion that chooses the channels.  [default: taylor with --data, else l2]")
@@ -44,7 +58,7 @@ def layers(model: str, form: str) -> None:
 @format_option
 def prune(
     model: str,
-    ratio: float | None,
+    ratio: float | str | None,
     plan: Path | None,
     data: str | None,
     importance: str | None,
@@ -63,18 +77,20 @@ def prune(
     recover = recover or ("refit" if data else "none")
     if recover != "none" and data is None:
         raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
-    wanted = _ratios(ratio, plan)
+    if ratio == AUTO and data is None:
+        raise click.UsageError("--ratio auto looks at images: give --data")
+    wanted = None if ratio == AUTO else _ratios(ratio, plan)
     from search.preflight import check_model_file
 
     check_model_file(model)
     from pruning.evaluation_dataset import check_dataset
     from pruning.workbench import Workbench
 
-    criterion = importance or ("taylor" if data else "l2")
+    criterion = importance or ("separability" if ratio == AUTO else "taylor" if data else "l2")
     bench = Workbench(model, data, imgsz, _device(device), importance=criterion, round_to=round_to)
     if data is not None:
         check_dataset(data, bench.model)
-    pruned, applied = bench.prune(wanted)
+    pruned, applied = bench.prune(bench.propose_ratios() if wanted is None else wanted)
     bench.recover(pruned, applied, how=recover)
     emit_one(_written(bench, pruned, applied, imgsz, output), form)
 
@@ -142,14 +158,13 @@ def export(model: str, target: str, imgsz: int, device: str | None) -> None:
     click.echo(str(export_model(model, target, imgsz, _device(device))))
 
 
-def _ratios(ratio: float | None, plan: Path | None) -> Any:
+def _ratios(ratio: float | str | None, plan: Path | None) -> Any:
     """What to remove, checked before anything heavy is loaded."""
     from pruning.plan import Plan, check_ratio
 
     if plan is not None:
         return Plan.load(plan)
     check_ratio("--ratio", ratio)
-    assert ratio is not None, "one of the two was given"
     return {"*": ratio}
 
 

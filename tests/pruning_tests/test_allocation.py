@@ -38,6 +38,7 @@ def test_costs_are_the_stock_counts(model: nn.Module, table: LayerTable) -> None
 def test_the_budget_is_kept_and_nearly_used(model: nn.Module, table: LayerTable, keep: float) -> None:
     scores = np.random.default_rng(0).random(table.class_count)
     widths = allocate(table, scores, conv_costs(model, table, 128), keep)
+    assert widths is not None
     pruned, _ = prune(model, table, widths, scores)
     cut_table = build_layer_table(pruned)
     macs = [sum(c.macs for c in conv_costs(m, t, 128)) for m, t in ((model, table), (pruned, cut_table))]
@@ -62,6 +63,7 @@ def test_near_the_best_of_all_plans(model: nn.Module, table: LayerTable) -> None
         return cut / sum(c.macs for c in costs)
 
     chosen = allocate(table, scores, costs, keep, round_to=16, floors=floors)
+    assert chosen is not None
     assert set(chosen) <= {g.id for g in free}
     plans = [
         dict(zip([g.id for g in free], ws, strict=True)) for ws in itertools.product(*(g.widths(16) for g in free))
@@ -78,6 +80,7 @@ def test_worthless_layers_go_first(model: nn.Module, table: LayerTable) -> None:
     group = table.group_of["model.6.cv2"]
     scores[group.parts[0]] = 1e-6
     widths = allocate(table, scores, conv_costs(model, table, 64), 0.95)
+    assert widths is not None
     assert widths[group.id] == min(group.widths(8))
 
 
@@ -87,10 +90,9 @@ def test_a_share_outside_its_range_is_refused(model: nn.Module, table: LayerTabl
         allocate(table, np.ones(table.class_count), conv_costs(model, table, 64), keep)
 
 
-def test_an_unreachable_share_is_refused(model: nn.Module, table: LayerTable) -> None:
+def test_an_unreachable_share_gives_none(model: nn.Module, table: LayerTable) -> None:
     floors = {g.id: g.channels for g in table.groups}
-    with pytest.raises(PlanError, match="no allowed widths"):
-        allocate(table, np.ones(table.class_count), conv_costs(model, table, 64), 0.5, floors=floors)
+    assert allocate(table, np.ones(table.class_count), conv_costs(model, table, 64), 0.5, floors=floors) is None
 
 
 def test_the_model_is_left_alone(model: nn.Module, table: LayerTable) -> None:

@@ -140,13 +140,14 @@ def test_the_heads_outputs_cannot_be_pruned_at_all(yolov8n: nn.Module) -> None:
 
 @pytest.mark.slow
 def test_map_is_0_right_after_pruning(assets: Path) -> None:
-    """TP#147, #286: even at 10 %; a refit of what reads the removed channels needs no training."""
+    """TP#147, #286: even at 10 %. Unpruned, this network has 0.612."""
     data = str(assets / "bccd" / "data.yaml")
     bench = Workbench(str(assets / "weights" / "bccd_yolov8n.pt"), data, 320, calibration_images=48)
-    pruned, plan = bench.prune({"*": 0.1})
-    assert evaluate(pruned, data, 320, "cpu")["map50_95"] < 0.05
-    bench.recover(pruned, plan, "refit")
-    assert evaluate(pruned, data, 320, "cpu")["map50_95"] > 0.5  # unpruned: 0.612
+    assert evaluate(bench.prune({"*": 0.1})[0], data, 320, "cpu")["map50_95"] > 0.5
+    pruned, plan = bench.prune({"*": 0.2})
+    assert evaluate(pruned, data, 320, "cpu")["map50_95"] < 0.3
+    bench.recover(pruned, plan, "refit")  # no training
+    assert evaluate(pruned, data, 320, "cpu")["map50_95"] > 0.5
 
 
 def test_nan_while_fine_tuning(pruned_file: Path, tmp_path: Path) -> None:
@@ -175,14 +176,18 @@ def test_no_speed_up_for_widths_the_hardware_does_not_like(yolov8n: nn.Module) -
 def test_saved_model_cannot_be_loaded_elsewhere(pruned_file: Path, stock_python: Any) -> None:
     """TP#363, UL#9374: the whole object was pickled, with private classes."""
     done = stock_python(
-        "import sys; from ultralytics import YOLO; m = YOLO(sys.argv[1]).model; "
-        "print('found', sum(p.numel() for p in m.parameters()), {type(x).__module__.split('.')[0] for x in m.modules()})",
+        """
+        import sys
+        from ultralytics import YOLO
+        model = YOLO(sys.argv[1]).model
+        origins = {type(module).__module__.partition(".")[0] for module in model.modules()}
+        print("found", sum(p.numel() for p in model.parameters()), sorted(origins))
+        """,
         pruned_file,
     )
     count = sum(p.numel() for p in load_model(pruned_file).parameters())
     found = next(line for line in done.stdout.splitlines() if line.startswith("found"))
-    assert found.startswith(f"found {count} ")
-    assert "pruning" not in found
+    assert found == f"found {count} ['torch', 'ultralytics']"
 
 
 def test_exported_onnx_is_as_large_as_before(pruned_file: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from search.config_sections import SpaceSection
 from search.errors import SpaceError
-from search.ladder import ladder_plans, ladder_ratios
+from search.ladder import ladder_plans, ladder_ratios, warm_start
 from search.space import build_space
-from tests.search_tests.fakes import FakeGroup, FakeTable, make_table
+from tests.search_tests.fakes import FakeGroup, FakeTable, make_space, make_table
 
 
 def test_levels_are_the_widths_between_the_bounds() -> None:
@@ -119,3 +119,32 @@ def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
     plans = ladder_plans(space, 40)
     assert len(plans) == len(set(plans)) == 2  # ten ratios, but only widths 56 and 48 lie below the bound
     assert all(any(plan) for plan in plans)
+
+
+def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
+    space = make_space()
+    rows = [{"keep": 1 - k / 20, "ratios": {"model.0.c0": k / 20, "model.2.c1": k / 40}} for k in range(1, 15)]
+    starts = warm_start(space, 20, rows)
+    kinds = [start.provenance for start in starts]
+    assert kinds.count("sensitivity") == 8
+    assert kinds.count("ladder") == len(ladder_plans(space, 20))
+    assert kinds[0] == "sensitivity" != kinds[1]
+    assert len({start.levels for start in starts}) == len(starts)
+    assert space.uniform(0.0) not in {start.levels for start in starts}
+    heaviest = [start for start in starts if start.provenance == "sensitivity"][-1]
+    assert heaviest.levels == space.nearest(rows[-1]["ratios"])
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_warm_start_never_takes_more_than_the_trials(trials: int) -> None:
+    assert 1 <= len(warm_start(make_space(), trials, [{"keep": 0.5, "ratios": {"model.0.c0": 0.5}}])) <= trials
+
+
+def test_nearest_plan_is_the_nearest_level_of_every_axis() -> None:
+    space = make_space()
+    ratios = {"model.0.c0": 0.31, "model.1.c1": 0.9, "model.2.c0": 0.02}
+    for axis, level in zip(space.axes, space.nearest(ratios), strict=True):
+        leader = axis.groups[0]
+        wanted = next((ratios[name] for name in leader.layers if name in ratios), 0.0)
+        distances = [abs(leader.ratio(width) - wanted) for width in leader.widths]
+        assert distances[level] == min(distances)

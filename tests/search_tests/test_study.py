@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from search.config_sections import SpaceSection
 from search.errors import TrialError
-from search.ladder import ladder_plans
+from search.ladder import Start, ladder_plans, warm_start
 from search.space import Levels, Space, build_space
 from search.study import STUDY_NAME, SearchStudy
 from tests.search_tests.fakes import accuracy_of, make_space, make_table
@@ -43,7 +43,11 @@ def explore(study: SearchStudy, space: Space, count: int) -> list[tuple[Levels, 
 def test_ladder_first_then_the_sampler_and_no_plan_twice(sampler: str) -> None:
     space = make_space()
     ladder = ladder_plans(space, 16)
-    seen = explore(SearchStudy(space, OBJECTIVES, sampler, seed=3, ladder=ladder), space, 16)
+    seen = explore(
+        SearchStudy(space, OBJECTIVES, sampler, seed=3, starts=[Start(levels, "ladder") for levels in ladder]),
+        space,
+        16,
+    )
     assert [levels for levels, _ in seen[: len(ladder)]] == ladder
     assert {who for _, who in seen[: len(ladder)]} == {"ladder"}
     assert {who for _, who in seen[len(ladder) :]} <= {sampler, "random"}
@@ -54,10 +58,9 @@ def test_ladder_first_then_the_sampler_and_no_plan_twice(sampler: str) -> None:
 def test_equal_seeds_give_equal_plans_one_at_a_time(sampler: str) -> None:
     space = make_space()
     runs = [
-        explore(SearchStudy(space, OBJECTIVES, sampler, seed=5, ladder=ladder_plans(space, 12)), space, 12)
-        for _ in "ab"
+        explore(SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12)), space, 12) for _ in "ab"
     ]
-    other = explore(SearchStudy(space, OBJECTIVES, sampler, seed=6, ladder=ladder_plans(space, 12)), space, 12)
+    other = explore(SearchStudy(space, OBJECTIVES, sampler, seed=6, starts=warm_start(space, 12)), space, 12)
     assert runs[0] == runs[1]
     assert runs[0] != other
 
@@ -72,7 +75,7 @@ def test_a_small_space_is_walked_completely_and_then_over(sampler: str) -> None:
 
 def test_running_trials_count_as_seen() -> None:
     space = make_space()
-    study = SearchStudy(space, OBJECTIVES, "random", ladder=ladder_plans(space, 12))
+    study = SearchStudy(space, OBJECTIVES, "random", starts=warm_start(space, 12))
     levels = [study.ask() for _ in range(30)]
     assert len({suggestion.levels for suggestion in levels if suggestion}) == 30
 
@@ -110,7 +113,7 @@ def test_what_is_not_finite_is_never_told(value: object) -> None:
 def test_replayed_trials_are_known_to_the_sampler_and_not_asked_again() -> None:
     space = make_space()
     ladder = ladder_plans(space, 12)
-    study = SearchStudy(space, OBJECTIVES, "gp", ladder=ladder)
+    study = SearchStudy(space, OBJECTIVES, "gp", starts=[Start(levels, "ladder") for levels in ladder])
     study.replay(ladder[0], metrics_of(space, ladder[0]), "t0000")
     study.replay(ladder[1], None, "t0001")
     assert [trial.state for trial in study.study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
