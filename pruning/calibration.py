@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
 from pruning.quiet import quiet_ultralytics
@@ -59,7 +60,7 @@ def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, 
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    task = str(getattr(model, "task", "detect"))
+    task = task_of(model)
     if task == "classify":
         raise PruningError(
             "calibration images are read for tasks with boxes, but the model classifies; use recover=none."

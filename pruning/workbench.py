@@ -90,7 +90,7 @@ class Workbench:
             raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
         ratios = propose_ratios(self.evidence, self.round_to)
         if not ratios:
-            raise PruningError("'separability' finds clusters of channels in no layer, so it proposes none; give a ratio.")
+            raise PruningError("importance 'separability' proposes a ratio for no layer of this model; give one.")
         return ratios
 
     @cached_property

@@ -61,7 +61,7 @@ def summary_line(progress: Progress) -> str:
 
 def trial_line(record: TrialRecord) -> str:
     """One finished trial, columns aligned from line to line."""
-    head = f"{record.trial_id:<6} {record.provenance:<8}"
+    head = f"{record.trial_id:<6} {record.provenance:<11}"
     seconds = f"{sum(record.seconds.values()):6.0f} s"
     if record.state is not TrialState.COMPLETED:
         return f"{head} {record.state.value}: {record.error} {seconds}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,8 @@ def promote(
         if todo:
             resources, context = start_workers(config, folder, factory)
             lock.describe(resources.slots)
+            if not context.gpus:  # fewer picks than slots: the CPUs that would stand idle make them faster
+                context = replace(context, cpus=context.cpus * max(1, resources.slots // len(todo)))
             note(f"fine-tuning {len(todo)} picks, at most {config.finetune.epochs} epochs each")
             failed = _finetune_all(context, [pick.trial_id for pick in todo], config.finetune.epochs)
             ready = [pick for pick in todo if pick.trial_id not in failed]

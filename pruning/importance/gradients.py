@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 
+from pruning.checkpoints import task_of
 from pruning.importance.base import Evidence, criterion
 from pruning.importance.sites import watch_outputs
 from pruning.layers import LayerTable
@@ -102,7 +103,9 @@ def loss_model(model: nn.Module, device: str) -> Any:
     """A copy in eval mode (batch statistics frozen) that can compute its task's loss and the responses' gradients."""
     copied: Any = copy.deepcopy(model).to(device).eval()
     copied.criterion = None
-    copied.args = get_cfg(overrides={"task": getattr(model, "task", "detect")})
+    if not hasattr(copied, "nc"):  # RT-DETR's loss asks the model for it, which only its trainer sets
+        copied.nc = getattr(copied.model[-1], "nc", None)
+    copied.args = get_cfg(overrides={"task": task_of(model)})
     for module in copied.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # an in-place activation would overwrite what the gradient hook reads

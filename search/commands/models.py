@@ -170,11 +170,9 @@ def _ratios(ratio: float | str | None, plan: Path | None) -> Any:
 
 def _device(given: str | None) -> str:
     """What was asked for, else the first GPU, else the CPU."""
-    if given:
-        return given
-    from cluster.devices import CudaDriver
+    from cluster.devices import default_device
 
-    return "cpu" if CudaDriver().uuid(0) is None else "cuda:0"
+    return given or default_device()
 
 
 def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Mapping[str, Any]:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.calibration import Calibration
+from pruning.calibration import Calibration, load_calibration
 from pruning.errors import PruningError
 from pruning.importance import CRITERIA, Evidence, score
+from pruning.importance.base import criterion
 from pruning.layers import ALWAYS, LayerTable, build_layer_table
-from pruning.surgery import choose_kept, remove, resolve
+from pruning.surgery import choose_kept, prune, remove, resolve
+from tests.pruning_tests.masking import build
+from tests.pruning_tests.recovery_material import shapes_dataset
 from tests.pruning_tests.tiny import SmoothLoss, tiny_calibration, tiny_model
 
 RESIDUAL = 1  # the part of group model.2.cv1 that two convolutions give: a residual sum
@@ -38,8 +41,6 @@ def calibration(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> C
 
 class CriterionContract:
     """What every criterion promises. A subclass says which one in `name`."""
-
-    same_by_order = True  # a channel's score does not depend on where it lies in its layer
 
     @pytest.fixture
     def name(self) -> str:
@@ -98,9 +99,13 @@ class CriterionContract:
         part = table.group_of["model.1"].parts[0]
         assert scores[part[stays[part]]].min() >= scores[part[~stays[part]]].max()
 
+
+class TestEveryCriterion(CriterionContract):
+    @pytest.fixture(params=sorted(set(CRITERIA) - {"random", "separability"}))
+    def name(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
     def test_channels_in_another_order_keep_their_scores(self, name: str, evidence: Evidence) -> None:
-        if not self.same_by_order:
-            pytest.skip(f"{name} depends on the order of the channels")
         order = np.random.default_rng(0).permutation(16)
         shuffled: Any = copy.deepcopy(evidence.model)
         first, following = shuffled.model[1], shuffled.model[2].cv1.conv
@@ -114,15 +119,7 @@ class CriterionContract:
         assert found[part] == pytest.approx(score(name, evidence)[part[order]], rel=1e-3)
 
 
-class TestEveryCriterion(CriterionContract):
-    @pytest.fixture(params=sorted(set(CRITERIA) - {"random", "separability"}))
-    def name(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
-
-
 class TestRandom(CriterionContract):
-    same_by_order = False
-
     @pytest.fixture
     def name(self) -> str:
         return "random"
@@ -133,11 +130,20 @@ class TestRandom(CriterionContract):
 
 
 class TestSeparability(CriterionContract):
-    same_by_order = False  # of two equally good medoids the first is taken
-
     @pytest.fixture
     def name(self) -> str:
         return "separability"
+
+
+@pytest.mark.parametrize("name", ["yolov10n", "yolo26n", "yolov8n-seg", "yolo11n-obb", "rtdetr-l"])
+def test_what_looks_at_the_loss_knows_every_task(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    table = build_layer_table(model)
+    data = shapes_dataset(tmp_path / "shapes", train=2, polygons=name.endswith(("seg", "obb")))
+    calibration = load_calibration(str(data), model, 160 if name == "rtdetr-l" else 64, images=2)
+    for found in (score(c, Evidence(model, table, calibration)) for c in ("taylor", "hessian")):
+        body = np.concatenate([part for group in table.groups for part in group.parts if group.block < 5])
+        assert (found[body] > 0).mean() > 0.5  # a channel behind a ReLU may be silent
 
 
 def test_an_unknown_criterion_is_refused_with_the_known_ones(model: nn.Module, table: LayerTable) -> None:
@@ -150,6 +156,18 @@ def test_a_score_that_is_not_finite_is_refused(model: nn.Module, table: LayerTab
     broken.model[1].bn.weight.data[4] = float("nan")
     with pytest.raises(PruningError, match="importance 'bn' is not finite for 1 channels"):
         score("bn", Evidence(broken, table))
+
+
+def test_adding_a_criterion_is_a_function(model: nn.Module, table: LayerTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.importance.base.CRITERIA", dict(CRITERIA))
+
+    @criterion("later channels first")
+    def later(evidence: Evidence) -> np.ndarray:
+        return np.arange(evidence.table.class_count)
+
+    found = score("later channels first", Evidence(model, table))
+    widths = resolve(table, {"model.1": 0.5}, round_to=1)
+    assert prune(model, table, widths, found)[1].kept == {"model.1.conv": tuple(range(8, 16))}
 
 
 def weight(model: nn.Module, name: str) -> np.ndarray:

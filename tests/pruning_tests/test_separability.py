@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 from dataclasses import replace
@@ -22,8 +23,10 @@ from pruning.importance.clusters import cluster, distances, embed, knee, mean_si
 from pruning.importance.objects import responses_at_objects
 from pruning.importance.separability import jeffries_matusita, propose_ratios
 from pruning.layers import LayerTable, build_layer_table
+from pruning.plan import Plan
 from pruning.surgery import resolve
 from pruning.workbench import Workbench
+from search.cli import run
 from tests.pruning_tests.recovery_material import shapes_dataset
 from tests.pruning_tests.tiny import tiny_calibration, tiny_model
 
@@ -213,3 +216,19 @@ def test_the_workbench_clusters_for_each_plan_and_looks_at_the_images_once(tmp_p
     assert all(0 < r < 1 for r in bench.propose_ratios().values())
     with pytest.raises(PruningError, match="importance 'l2' proposes no ratios"):
         Workbench(str(tmp_path / "tiny.pt"), importance="l2").propose_ratios()
+
+
+def test_the_command_line_takes_the_proposed_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out, data = tmp_path / "tiny.pt", tmp_path / "out.pt", str(shapes_dataset(tmp_path / "shapes"))
+    save_checkpoint(tiny_model(), model)
+    given = ["prune", str(model), "--ratio", "auto", "-o", str(out), "--round-to", "1", "--imgsz", "64"]
+    assert run([*given, "--data", data, "--recover", "none", "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["params_m"] < row["params_m_before"]
+    bench = Workbench(str(model), data, 64, importance="separability", round_to=1)
+    by_group = {table_row["layer"]: table_row["group"] for table_row in bench.table.to_rows()}
+    cut = {by_group[layer] for layer in Plan.load(tmp_path / "out.plan.json").ratios}
+    assert cut == {by_group[layer] for layer in bench.propose_ratios()}
+    for wrong, line in ((given, "--ratio auto looks at images"), ([*given, "--ratio", "half"], "not a valid float")):
+        assert run(wrong) == 2
+        assert line in capsys.readouterr().err

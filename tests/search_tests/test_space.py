@@ -122,8 +122,8 @@ def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
 
 
 def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
-    space = make_space()
-    rows = [{"keep": 1 - k / 20, "ratios": {"model.0.c0": k / 20, "model.2.c1": k / 40}} for k in range(1, 15)]
+    space = build_space(make_table(channels=512), SpaceSection())
+    rows = [{"keep": 1 - k / 20, "ratios": {"model.0.c0": 0.1 + k / 20, "model.2.c1": k / 40}} for k in range(12)]
     starts = warm_start(space, 20, rows)
     kinds = [start.provenance for start in starts]
     assert kinds.count("sensitivity") == 8
