@@ -24,11 +24,12 @@ def distances(points: np.ndarray) -> np.ndarray:
 def cluster(points: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Cluster number of every point, shape (points,), by FasterPAM (Schubert and Rousseeuw 2021).
 
-    Points that coincide share a cluster, so fewer than `k` numbers may occur.
+    It starts from medoids drawn with the seed: the careful start (BUILD) ends in clusters as good, a hundred times
+    later. Points that coincide share a cluster, so fewer than `k` numbers may occur.
     """
     import kmedoids
 
-    found = kmedoids.fasterpam(distances(points), k, init="build", random_state=seed, n_cpu=1)
+    found = kmedoids.fasterpam(distances(points), k, init="random", random_state=seed, n_cpu=1)
     labels: np.ndarray = np.asarray(found.labels, dtype=np.int64)
     return labels
 
@@ -49,10 +50,12 @@ def silhouette_curve(points: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     medoids = [int(apart.sum(1).argmin())]
     means = []
     for k in ks:
+        nearest = apart[:, medoids].min(1)
+        nearest[medoids] = -1.0
         while len(medoids) < k:
-            nearest = apart[:, medoids].min(1)
-            nearest[medoids] = -1.0
             medoids.append(int(nearest.argmax()))
+            nearest = np.minimum(nearest, apart[medoids[-1]])
+            nearest[medoids[-1]] = -1.0
         if k < len(points):
             found = kmedoids.fasterpam(apart, np.array(medoids, dtype=np.uint64), n_cpu=1)
             medoids = [int(m) for m in found.medoids]
@@ -62,7 +65,7 @@ def silhouette_curve(points: np.ndarray, ks: Sequence[int]) -> np.ndarray:
 
 def mean_simplified_silhouette(to_medoids: np.ndarray) -> float:
     """Mean of 1 - a / b from distances to the medoids, shape (points, medoids >= 2); in [0, 1]."""
-    nearest = np.sort(to_medoids, axis=1)[:, :2]
+    nearest = np.partition(to_medoids, 1, axis=1)[:, :2]
     a, b = nearest[:, 0], nearest[:, 1]
     return float((1 - np.divide(a, b, out=np.zeros_like(a), where=b > 0)).mean())
 

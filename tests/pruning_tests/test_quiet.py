@@ -30,7 +30,7 @@ def test_log_goes_to_the_file_and_bars_nowhere(tmp_path: Path, capfd: pytest.Cap
         LOGGER.info(colorstr("red", "written down"))
         for _ in TQDM(range(3), desc="a bar"):
             pass
-    LOGGER.warning("heard again")
+    LOGGER.info("heard again")
     LOGGER.removeHandler(own)
     printed = "".join(capfd.readouterr())
     log = (tmp_path / "logs" / "train.log").read_text()
