@@ -143,8 +143,7 @@ class Workbench:
             recalibrate_batch_norm(pruned, images)
         pruned.to(home)
 
-    def release_device(self) -> None:
-        """Drop what lies on the device (the refit targets); they are recorded again when needed."""
-        self.__dict__.pop("targets", None)
+    def free_cached_memory(self) -> None:
+        """Give the device memory that torch keeps for later back, for other processes on the same GPU."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

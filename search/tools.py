@@ -116,6 +116,7 @@ class PruningTools:
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
         gc.collect()
+        self._bench.free_cached_memory()
 
     def describe(self) -> dict[str, Any]:
         """The rows and groups of the layer table, for ``baseline.json``."""
