@@ -15,6 +15,7 @@ import click
 from cluster.errors import ClusterError
 from pruning.errors import PruningError
 from results.errors import ResultsError
+from search.commands.compare import compare
 from search.commands.machine import demo, doctor
 from search.commands.models import export, latency, layers, prune
 from search.commands.picks import finetune, front, report
@@ -35,7 +36,8 @@ def cli(debug: bool) -> None:
     """
 
 
-for _command in (demo, layers, prune, search, resume, status, front, finetune, report, latency, export, doctor):
+COMMANDS = (demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, doctor)
+for _command in COMMANDS:
     cli.add_command(_command)
 
 

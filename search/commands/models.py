@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
 AUTO = "auto"
+STRUCTURAL = "structural"
 
 
 class RatioOrAuto(click.ParamType):
@@ -51,6 +54,7 @@ def layers(model: str, form: str) -> None:
 @click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
 @click.option("--importance", help="Criterion that chooses the channels.  [default: taylor with --data, else l2]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
+@click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
 @click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The pruned checkpoint, OUT.pt.")
@@ -63,6 +67,7 @@ def prune(
     data: str | None,
     importance: str | None,
     recover: str | None,
+    strategy: str,
     round_to: int,
     imgsz: int,
     output: Path,
@@ -86,11 +91,16 @@ def prune(
     from pruning.evaluation_dataset import check_dataset
     from pruning.workbench import Workbench
 
+    chosen = None if strategy == STRUCTURAL else _strategy(strategy)
     criterion = importance or ("separability" if ratio == AUTO else "taylor" if data else "l2")
     bench = Workbench(model, data, imgsz, _device(device), importance=criterion, round_to=round_to)
     if data is not None:
         check_dataset(data, bench.model)
-    pruned, applied = bench.prune(bench.propose_ratios() if wanted is None else wanted)
+    wanted = bench.propose_ratios() if wanted is None else wanted
+    if chosen is not None:
+        emit_one(_by_strategy(bench, chosen, wanted, recover, imgsz, output, form), form)
+        return
+    pruned, applied = bench.prune(wanted)
     bench.recover(pruned, applied, how=recover)
     emit_one(_written(bench, pruned, applied, imgsz, output), form)
 
@@ -173,6 +183,49 @@ def _device(given: str | None) -> str:
     from cluster.devices import default_device
 
     return given or default_device()
+
+
+def _strategy(name: str) -> Any:
+    """A strategy by its name; an unknown one is an error that names the known ones."""
+    from pruning.strategies import get_strategy
+
+    return get_strategy(name)
+
+
+def _by_strategy(
+    bench: Any, strategy: Any, wanted: Any, recover: str, imgsz: int, output: Path, form: str
+) -> Mapping[str, Any]:
+    """Prune by another strategy than the structural one, without an epoch; intermediate networks go to OUT.sessions."""
+    from pruning.plan import Plan
+
+    ratios = wanted.ratios if isinstance(wanted, Plan) else wanted
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # A fresh folder: sessions that an earlier call left would be taken up again.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as scratch:
+        outcome = strategy.run(bench, ratios, 0, Path(scratch), _untuned, recover)
+        if not outcome.layers:
+            reason = outcome.skipped[0][1] if outcome.skipped else "the ratios are too small"
+            raise SearchError(f"strategy {strategy.name} found no layer to prune ({reason}); choose another --strategy")
+        sessions = output.with_suffix(".sessions")
+        if outcome.sessions:
+            shutil.rmtree(sessions, ignore_errors=True)
+            sessions.mkdir()
+            for path in outcome.sessions:
+                shutil.move(path, sessions / path.name)
+    skipped = [{"layer": layer, "reason": reason} for layer, reason in outcome.skipped]
+    return {
+        **_written(bench, outcome.model, outcome.plan, imgsz, output),
+        "layers_cut": len(outcome.layers),
+        "strategy": strategy.name,
+        "sessions": [str(sessions / path.name) for path in outcome.sessions],
+        "skipped": len(skipped) if form == "table" else skipped,
+        "notes": "; ".join(f"{key} {value}" for key, value in outcome.notes.items()),
+    }
+
+
+def _untuned(network: Any, epochs: int, folder: Path) -> Any:
+    """The fine-tuning of a strategy that is given no epoch."""
+    return network
 
 
 def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ HEAVY = (
     "sklearn",
     "numpy",
 )
-COMMANDS = "demo layers prune search resume status front finetune report latency export doctor".split()
+COMMANDS = "demo layers prune search resume status front finetune report latency export compare doctor".split()
 
 Captured = pytest.CaptureFixture[str]
 

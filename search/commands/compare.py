@@ -1,0 +1,106 @@
+"""The command that sets the strategies side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from search.output import FOLDER, emit, format_option
+
+if TYPE_CHECKING:
+    from results.comparison import Comparison
+
+COLUMNS = (
+    "strategy", "layers_pruned", "params_m", "gflops", "speedup", "speedup_ci95", "map50_95_refit", "map50_95",
+    "epochs", "skipped", "checkpoint",
+)  # fmt: skip
+ALL = "structural,sequential,adapter,skip,mask"
+DEFAULT_RATIO = 0.3
+LAYERS_NAMED = 4
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("--strategies", default=ALL, show_default=True, metavar="NAMES", help="Separated by commas.")
+@click.option(
+    "--budget-epochs",
+    type=click.IntRange(min=0),
+    required=True,
+    metavar="N",
+    help="Fine-tuning epochs of each strategy in total; 0: judged right after the refit.",
+)
+@click.option("--ratio", type=float, help="Fraction removed from every prunable layer, in [0, 1).  [default: 0.3]")
+@click.option("--plan", type=click.Path(path_type=Path), help="The ratios of a plan.json, in place of --ratio.")
+@click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
+@click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.batch=8.")
+@format_option
+def compare(
+    model: str,
+    data: str,
+    strategies: str,
+    budget_epochs: int,
+    ratio: float | None,
+    plan: Path | None,
+    imgsz: int | None,
+    run: Path | None,
+    settings: tuple[str, ...],
+    form: str,
+) -> int:
+    """Prune MODEL by several strategies with equal ratios and epochs, and measure them together on DATA.
+
+    Writes comparison.json, .csv and .html into the run's folder. Called again on the same folder, it goes on.
+    """
+    if ratio is not None and plan is not None:
+        raise click.UsageError("give --ratio or --plan, not both")
+    from search.commands.runs import compose
+    from search.compare import check_names, prepare
+    from search.compare import compare as run_comparison
+
+    names, ratios = check_names(strategies), _ratios(ratio, plan)
+    config = compose(None, {"model.path": model, "data.path": data, "model.imgsz": imgsz}, settings)
+    folder = run or Path("runs") / f"{Path(model).stem}-strategies"
+    comparison = run_comparison(prepare(config, names, ratios, budget_epochs, folder))
+    show(comparison, form)
+    for name, reason in comparison.failed.items():
+        click.echo(f"error: {name}: {reason}", err=True)
+    return 1 if comparison.failed else 0
+
+
+def show(comparison: Comparison, form: str) -> None:
+    """Print the strategies; the table has the unpruned network on top, and below it what was skipped and why."""
+    rows = comparison.to_rows()
+    if form != "table":
+        emit(rows, form)
+        return
+    counted = [{**row, "skipped": len(row["skipped"])} for row in rows]
+    emit([comparison.baseline_row(), *counted], form, COLUMNS)
+    for line in skipped_lines(comparison):
+        click.echo(line)
+
+
+def skipped_lines(comparison: Comparison) -> list[str]:
+    """One line for every strategy and reason: how many layers, the reason, the first of them."""
+    from results.comparison import skipped_groups
+
+    lines = []
+    for row in comparison.rows:
+        for group in skipped_groups(row.skipped):
+            more = ", ..." if len(group.layers) > LAYERS_NAMED else ""
+            layers = ", ".join(group.layers[:LAYERS_NAMED]) + more
+            lines.append(f"{row.strategy} skipped {len(group.layers)}: {group.reason} ({layers})")
+    return lines
+
+
+def _ratios(ratio: float | None, plan: Path | None) -> dict[str, Any]:
+    """What every strategy is to remove, checked before anything heavy is loaded."""
+    from pruning.plan import Plan, check_ratio
+
+    if plan is not None:
+        return dict(Plan.load(plan).ratios)
+    if ratio is not None:
+        check_ratio("--ratio", ratio)
+    return {"*": DEFAULT_RATIO if ratio is None else ratio}
