@@ -54,7 +54,7 @@ def test_chunk_of_c2f_breaks_the_channel_groups(yolov8n: Any) -> None:
     """TP#147, UL#14171: the convolution had to be split by hand."""
     ratios = {f"model.{i}.cv1": r for i, r in zip((2, 4, 6, 8, 12, 15), (0.5, 0.25, 0.75, 0.5, 0.25, 0.5), strict=True)}
     pruned, plan = cut(yolov8n, ratios)
-    assert relative_error(yolov8n, pruned, plan.kept, torch.rand(1, 3, 96, 96)) < 5e-6
+    assert relative_error(yolov8n, pruned, plan.kept, torch.rand(1, 3, 96, 96)) < 2e-5
     for layer in ratios:
         block: Any = pruned.get_submodule(layer.removesuffix(".cv1"))
         assert type(block) is type(yolov8n.model[2])  # still the stock class with its chunk
@@ -86,7 +86,7 @@ def test_attention_blocks_of_yolo10_11_12(name: str, attention: str) -> None:
     assert all(layer.prunable or layer.reason for layer in inside)
     pruned, plan = cut(model, {"*": 0.5})
     assert any(layer.name in plan.ratios for layer in inside)
-    assert relative_error(model, pruned, plan.kept, torch.rand(1, 3, 128, 128)) < 5e-6
+    assert relative_error(model, pruned, plan.kept, torch.rand(1, 3, 128, 128)) < 2e-5
 
 
 def test_train_brings_the_unpruned_network_back(pruned_file: Path, tmp_path: Path) -> None:

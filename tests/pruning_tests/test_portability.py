@@ -161,5 +161,5 @@ def test_a_pruned_file_is_pruned_again(name: str, tmp_path: Path) -> None:
     table = build_layer_table(once)
     scores = np.random.default_rng(1).random(table.class_count)
     twice, plan = prune(once, table, resolve(table, {"*": 0.25}), scores)
-    assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 5e-6
+    assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 2e-5
     assert sum(p.numel() for p in twice.parameters()) < 0.7 * sum(p.numel() for p in once.parameters())

@@ -43,7 +43,7 @@ def test_real_weights_pruned_equals_masked(assets: Path) -> None:
     scores = score("l2", Evidence(real, table))
     for ratio in (0.25, 0.5, 0.75):
         pruned, plan = prune(real, table, resolve(table, {"*": ratio}), scores)
-        assert relative_error(real, pruned, plan.kept, torch.rand(2, 3, 192, 192)) < 5e-6
+        assert relative_error(real, pruned, plan.kept, torch.rand(2, 3, 192, 192)) < 2e-5
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_pruned_network_can_be_pruned_again(model: nn.Module, table: LayerTabl
     second_table = build_layer_table(once)
     scores_again = score("l2", Evidence(once, second_table))
     twice, plan = prune(once, second_table, resolve(second_table, {"*": 0.3}), scores_again)
-    assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 5e-6
+    assert relative_error(once, twice, plan.kept, torch.rand(1, 3, 96, 96)) < 2e-5
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, once, twice)]
     assert sizes == sorted(sizes, reverse=True)
 
