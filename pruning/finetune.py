@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,14 @@ def finetune(
     gate: Gate | None = None,
     teacher: nn.Module | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+    start_metrics: Mapping[str, float] | None = None,
 ) -> FinetuneResult:
     """Train a copy of `model` (its widths stay as they are) on `data` and return the best network of all epochs.
 
     The start network is validated first and is a candidate, so the result is never worse than it on the validation
-    split. `on_epoch(epoch, metrics)` is called after each epoch, counted from 1; True ends the training. `gate` is
-    entered around each training batch and each validation batch. Ultralytics' log goes to `save_dir/train.log`;
+    split; `start_metrics`, what `evaluate` gave for it, saves that. `on_epoch(epoch, metrics)` is called after each
+    epoch, counted from 1; True ends the training. `gate` is entered around each training batch and each validation
+    batch. Ultralytics' log goes to `save_dir/train.log`;
     nothing is printed, and nothing else is written but `args.yaml` there and the label cache beside the labels.
 
     Raises PruningError for unusable data, several devices, a loss or weights that become NaN or infinite (naming the
@@ -112,7 +114,8 @@ def finetune(
 
         closing.callback(_remove_if_empty, save_dir / "weights")
         closing.callback(evaluator.close)
-        job = Job(model, evaluator, gate, settings.lr, teacher if settings.distill else None, on_epoch)
+        known = dict(start_metrics) if start_metrics else {}
+        job = Job(model, evaluator, gate, settings.lr, teacher if settings.distill else None, on_epoch, known)
         trainer = make_trainer(task_of(model), job, _overrides(model, data, settings, save_dir, device))
         closing.callback(trainer.close)
         trainer.train()

@@ -38,6 +38,7 @@ class Job:
     lr: float | None = None
     teacher: nn.Module | None = None
     on_epoch: OnEpoch | None = None
+    known_start: dict[str, float] = field(default_factory=dict)
     best: nn.Module | None = None
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -130,7 +131,8 @@ class _InPlaceTraining:
         """The averaged network's accuracy; it becomes the result if it is the best so far."""
         model = plain_copy(unwrap_model(self.ema.ema))
         refuse_non_finite(model, f" after epoch {self.epoch + 1} of fine-tuning" if self.epoch >= 0 else "")
-        metrics = self.job.evaluator.run(model)
+        known = self.job.known_start if self.epoch < 0 else {}
+        metrics = known or self.job.evaluator.run(model)
         self.job.consider(self.epoch + 1, model, metrics)
         LOGGER.info(f"epoch {self.epoch + 1}/{self.epochs} " + " ".join(f"{k}={v:.4f}" for k, v in metrics.items()))
         return dict(metrics), metrics["map50_95"]

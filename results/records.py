@@ -18,6 +18,8 @@ from results.atomic import fsync_directory
 from results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
 
 SCHEMA_VERSION = 1
+RECORD_VERSION = 2
+"""Of a trial's record; 1 has no ``history``. Both are read, this one is written."""
 FIDELITIES = ("refit", "epochs", "full")
 REQUIRED_METRICS = ("map50_95", "latency_ms")
 """What every completed trial has; the other metrics may be missing and then show as a dash."""
@@ -43,6 +45,7 @@ class TrialRecord:
     metrics: name -> finite number, text, or list of those. NaN and infinity are refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
     seconds: phase -> wall seconds. finished_at: unix seconds.
+    history: accuracy on the way, a row an epoch: `epochs` (rising, 0: right after recovery) and figures by name.
     """
 
     trial_id: str
@@ -58,11 +61,12 @@ class TrialRecord:
     node: str = ""
     error: str | None = None
     provenance: str = ""
-    schema_version: int = SCHEMA_VERSION
+    history: list[dict[str, Any]] = field(default_factory=list)
+    schema_version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise SchemaVersionError("a trial record", self.schema_version, SCHEMA_VERSION)
+        if self.schema_version != RECORD_VERSION:
+            raise SchemaVersionError("a trial record", self.schema_version, RECORD_VERSION)
         _check_trial_id(self.trial_id)
         checked = {
             "state": _state(self.state),
@@ -70,6 +74,7 @@ class TrialRecord:
             "metrics": {_key("metrics", k): _metric(k, v) for k, v in _mapping("metrics", self.metrics).items()},
             "seconds": {_key("seconds", k): _seconds(k, v) for k, v in _mapping("seconds", self.seconds).items()},
             "finished_at": _finite("finished_at", self.finished_at),
+            "history": _history(self.history),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -111,12 +116,13 @@ class TrialRecord:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
         """Raises SchemaVersionError for another schema, RecordError for missing or unknown fields."""
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise SchemaVersionError("a trial record", content.get("schema_version"), SCHEMA_VERSION)
+        if content.get("schema_version") not in (1, RECORD_VERSION):
+            raise SchemaVersionError("a trial record", content.get("schema_version"), RECORD_VERSION)
+        content = {**content, "schema_version": RECORD_VERSION}  # what version 1 lacks has its default
         names = {item.name for item in fields(cls)}
         for name in content:
             if name not in names:
-                raise RecordError(name, f"a record of schema_version {SCHEMA_VERSION} has no field {name!r}")
+                raise RecordError(name, f"a record of schema_version {RECORD_VERSION} has no field {name!r}")
         try:
             return cls(**content)
         except TypeError as error:
@@ -167,6 +173,20 @@ def _seconds(name: str, value: object) -> float:
     if seconds < 0:
         raise RecordError(f"seconds[{name}]", f"seconds[{name}] must not be negative, but got {seconds}")
     return seconds
+
+
+def _history(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)):
+        raise RecordError("history", f"history must be a list of rows, but got {type(value).__name__}")
+    rows = [
+        {_key("history", k): _metric(f"{index}][{k}", v) for k, v in _mapping("history", row).items()}
+        for index, row in enumerate(value)
+    ]
+    epochs = [row.get("epochs") for row in rows]
+    whole = [number for number in epochs if isinstance(number, int) and number >= 0]
+    if epochs != whole or whole != sorted(set(whole)):
+        raise RecordError("history", f"the epochs in history must be whole numbers that rise, but got {epochs}")
+    return rows
 
 
 def _metric(name: str, value: object) -> Any:

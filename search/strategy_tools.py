@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from results.comparison import ComparisonFolder
 from search.events import PhaseClock
 from search.tools import PruningTools
-from search.trial import DeviceGate, TrialTools, latency_metrics
+from search.trial import latency_metrics
+from search.trial_tools import DeviceGate, TrialTools
 from search.worker import WorkerContext, tools_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.trial import DeviceGate, OnEpoch, PlanLike, Tuned
+from search.trial_tools import DeviceGate, Measured, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -79,9 +79,9 @@ class PruningTools:
         """Accuracy on the validation split."""
         return self._evaluator.run(model)
 
-    def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None) -> Tuned:
-        """The short fine-tuning of ``config.trial``."""
-        return self._tune(model, folder, on_epoch, self._config.trial, patience=0)
+    def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
+        """The short fine-tuning of ``config.trial``; the start is not validated again."""
+        return self._tune(model, folder, on_epoch, self._config.trial, patience=0, start=start)
 
     def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
         """The full fine-tuning of ``config.finetune``."""
@@ -100,6 +100,10 @@ class PruningTools:
         from pruning.models import load_model
 
         return load_model(path)
+
+    def start_measure(self, model: Any) -> Measured:
+        """Latency on the trial's own device, now."""
+        return Measured(self.measure(model))
 
     def measure(self, model: Any) -> dict[str, Any]:
         """Latency of ``model`` beside the baseline; the caller has the device alone.
@@ -160,6 +164,7 @@ class PruningTools:
         on_epoch: OnEpoch | None,
         section: TrialSection | FinetuneSection,
         patience: int,
+        start: Mapping[str, float] | None = None,
     ) -> Tuned:
         from pruning.finetune import FinetuneSettings, finetune
 
@@ -184,6 +189,7 @@ class PruningTools:
             gate=self._gate,
             teacher=self._bench.model if section.distill else None,
             on_epoch=on_epoch,
+            start_metrics=start,
         )
         return Tuned(result.model, result.epochs, result.best_epoch, result.start_metrics, result.metrics)
 

@@ -1,8 +1,9 @@
 """One trial: a plan in, a record out. No Ray and no torch here, so that it can be tested alone.
 
-Phases: prune, recover, finetune (or evaluate, without epochs), save, wait_for_device, latency. Work on the device is
-done under the gate's ``using()``, the latency under its ``measuring()``: it is never measured beside something else of
-the run.
+Phases: prune, recover, wait_for_device, latency, evaluate, finetune, wait_for_latency, save. Work on the device is done
+under the gate's ``using()``, the latency under its ``measuring()``: it is never measured beside something else of the
+run. Latency comes before training, since epochs do not change it and the decision to train depends on it; accuracy
+without any epoch is the first rung of the stopping rule.
 """
 
 from __future__ import annotations
@@ -11,113 +12,49 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from results.atomic import write_json
 from results.records import TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
 from search.request import RECORD_NAME, TrialRequest
+from search.rungs import Course, Everyone, Judge
+from search.trial_tools import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
 
 TRIAL_LOG = "trial.log"
 CHECKPOINT_NAME = "pruned.pt"
 PLAN_NAME = "plan.json"
 
-OnEpoch = Callable[[int, Mapping[str, float]], bool]
-"""Called after every epoch with its number and metrics; True ends the fine-tuning there."""
-
-
-class DeviceGate(Protocol):
-    """Shared and exclusive use of a device (see ``cluster.device_lock.DeviceLock``)."""
-
-    def using(self) -> AbstractContextManager[None]: ...
-    def measuring(self) -> AbstractContextManager[None]: ...
-
-
-class PlanLike(Protocol):
-    """What a trial needs of a plan."""
-
-    @property
-    def ratios(self) -> Mapping[str, float]: ...
-    @property
-    def hash(self) -> str: ...
-    def save(self, path: Path) -> object: ...
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a fine-tuning gave: the best network, its metrics and the start's, all on the validation split.
-
-    ``best_epoch`` 0: no epoch was better than the start, which is what ``model`` then is.
-    """
-
-    model: Any
-    epochs: int
-    best_epoch: int
-    start_metrics: Mapping[str, float]
-    metrics: Mapping[str, float]
-
-
-class TrialTools(Protocol):
-    """Everything a trial does to a network; ``search.tools`` does it with the pruning room, tests with fakes.
-
-    ``evaluate`` and ``finetune`` take the device by themselves, batch by batch; the others are called inside the gate.
-    """
-
-    device: str
-
-    def logging(self, path: Path) -> AbstractContextManager[None]:
-        """Send the libraries' chatter to ``path`` for a while."""
-        ...
-
-    def plan_hash(self, ratios: Mapping[str, float]) -> str:
-        """The hash that the plan of ``ratios`` has."""
-        ...
-
-    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
-        """A new, pruned network."""
-        ...
-
-    def recover(self, model: Any, plan: PlanLike) -> None:
-        """Refit in place, no gradient step."""
-        ...
-
-    def stats(self, model: Any) -> dict[str, float]:
-        """``params_m``, ``gflops``, ``size_mb``."""
-        ...
-
-    def evaluate(self, model: Any) -> dict[str, float]:
-        """``map50_95``, ``map50``, ``precision``, ``recall``."""
-        ...
-
-    def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None) -> Tuned:
-        """The short fine-tuning."""
-        ...
-
-    def save(self, model: Any, path: Path) -> None:
-        """A checkpoint that stock Ultralytics loads."""
-        ...
-
-    def measure(self, model: Any) -> dict[str, Any]:
-        """Latency beside the baseline: the fields of ``pruning.latency.LatencyResult``."""
-        ...
-
-    def release(self) -> None:
-        """Give memory of the finished trial back."""
-        ...
-
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """``epochs`` of short fine-tuning; the run's ``baseline_latency_ms``, to which ratios are brought back."""
+    """``epochs`` of short fine-tuning; the run's ``baseline_latency_ms``, to which ratios are brought back.
+
+    ``rungs``: epochs after which the judge is asked; ``accuracy``: name of the metric that it judges.
+    """
 
     epochs: int
     recover: bool
     baseline_latency_ms: float
+    rungs: Sequence[int] = ()
+    accuracy: str = "map50_95"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a trial is worked on: its request, the tools, the device's gate, its folder and clock."""
+
+    request: TrialRequest
+    settings: TrialSettings
+    tools: TrialTools
+    gate: DeviceGate
+    folder: Path
+    clock: PhaseClock
 
 
 def run_trial(
@@ -126,18 +63,19 @@ def run_trial(
     tools: TrialTools,
     gate: DeviceGate,
     folder: Path,
-    on_epoch: OnEpoch | None = None,
+    judge: Judge | None = None,
 ) -> TrialRecord:
     """Evaluate one plan in ``folder`` and return its record, which then also lies there as ``record.json``.
 
-    Any exception of a phase becomes a failed record with a one-line reason, its traceback goes to the trial's log:
-    otherwise one bad plan would end the sweep. Only an unwritable folder raises (OSError).
+    ``judge`` decides at the rungs; None: every trial goes to its end. Any exception of a phase becomes a failed record
+    with a one-line reason, its traceback goes to the trial's log: otherwise one bad plan would end the sweep. Only an
+    unwritable folder raises (OSError).
     """
     folder.mkdir(parents=True, exist_ok=True)
     clock = PhaseClock(folder / "events.jsonl")
     try:
         with tools.logging(folder / TRIAL_LOG):
-            record = _evaluate(request, settings, tools, gate, folder, clock, on_epoch)
+            record = _evaluate(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
     except Exception as error:  # noqa: BLE001  contained: see above
         with (folder / TRIAL_LOG).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
@@ -198,69 +136,71 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
     }
 
 
-def _evaluate(
-    request: TrialRequest,
-    settings: TrialSettings,
-    tools: TrialTools,
-    gate: DeviceGate,
-    folder: Path,
-    clock: PhaseClock,
-    on_epoch: OnEpoch | None,
-) -> TrialRecord:
-    with clock.phase("prune"), gate.using():
-        model, plan = tools.prune(request.ratios)
-    if settings.recover:
-        with clock.phase("recover"), gate.using():
-            tools.recover(model, plan)
-    tuned = _tuned(model, settings, tools, folder, clock, on_epoch)
-    metrics: dict[str, Any] = {**tuned.metrics, "map50_95_refit": tuned.start_metrics["map50_95"]}
+def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
+    """The whole trial; what its parts raise is contained by :func:`run_trial`."""
+    settings, clock = work.settings, work.clock
+    model, plan = _pruned(work)
+    stats = work.tools.stats(model)
+    latency = _start_measuring(work, model)
+    costs = {**stats, **_known_latency(latency, settings.baseline_latency_ms)}
+    course = Course(work.request.trial_id, settings.rungs, judge, settings.accuracy, costs, clock)
+    tuned = _tuned(work, model, course)
+    with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
+        figures = latency_metrics(latency.result(), settings.baseline_latency_ms)
     with clock.phase("save"):
-        metrics.update(tools.stats(tuned.model))
-        tools.save(tuned.model, folder / CHECKPOINT_NAME)
-        plan.save(folder / PLAN_NAME)
-    measured = _measure(tools, gate, tuned.model, clock)
-    metrics.update(latency_metrics(measured, settings.baseline_latency_ms))
+        work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
+        plan.save(work.folder / PLAN_NAME)
     return TrialRecord(
-        trial_id=request.trial_id,
-        state=TrialState.COMPLETED,
+        trial_id=work.request.trial_id,
+        state=TrialState.STOPPED if course.stopped else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
-        metrics=metrics,
+        metrics={**tuned.metrics, "map50_95_refit": tuned.start_metrics["map50_95"], **stats, **figures},
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
         seconds={name: round(value, 4) for name, value in clock.seconds.items()},
-        device=tools.device,
+        device=work.tools.device,
         node=platform.node(),
         error=None,
         finished_at=time.time(),
-        provenance=request.provenance,
+        provenance=work.request.provenance,
+        history=course.history,
     )
 
 
-def _tuned(
-    model: Any,
-    settings: TrialSettings,
-    tools: TrialTools,
-    folder: Path,
-    clock: PhaseClock,
-    on_epoch: OnEpoch | None,
-) -> Tuned:
-    """The network to judge. The fine-tuning validates its start itself, so that is not done twice."""
-    if settings.epochs:
-        with clock.phase("finetune"):
-            return tools.finetune(model, folder, on_epoch)
-    with clock.phase("evaluate"):
-        accuracy = tools.evaluate(model)
-    return Tuned(model, 0, 0, accuracy, accuracy)
+def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
+    """The network of the plan, recovered without a gradient step."""
+    with work.clock.phase("prune"), work.gate.using():
+        model, plan = work.tools.prune(work.request.ratios)
+    if work.settings.recover:
+        with work.clock.phase("recover"), work.gate.using():
+            work.tools.recover(model, plan)
+    return model, plan
 
 
-def _measure(tools: TrialTools, gate: DeviceGate, model: Any, clock: PhaseClock) -> dict[str, Any]:
+def _start_measuring(work: Workplace, model: Any) -> Measurement:
     """Latency alone on the device. The wait for it is a phase of its own: it is not the trial's work."""
     with ExitStack() as stack:
-        with clock.phase("wait_for_device"):
-            stack.enter_context(gate.measuring())
-        with clock.phase("latency"):
-            return tools.measure(model)
+        with work.clock.phase("wait_for_device"):
+            stack.enter_context(work.gate.measuring())
+        with work.clock.phase("latency"):
+            return work.tools.start_measure(model)
+
+
+def _known_latency(latency: Measurement, baseline_latency_ms: float) -> dict[str, float]:
+    """``latency_ms`` where it is known before training, else nothing."""
+    known = latency.known()
+    return {} if known is None else {"latency_ms": latency_metrics(known, baseline_latency_ms)["latency_ms"]}
+
+
+def _tuned(work: Workplace, model: Any, course: Course) -> Tuned:
+    """The network to judge: as recovered, and fine-tuned as far as the judge lets it go."""
+    with work.clock.phase("evaluate"):
+        start = work.tools.evaluate(model)
+    if course.reached(0, start) or not work.settings.epochs:
+        return Tuned(model, 0, 0, start, start)
+    with work.clock.phase("finetune"):
+        return work.tools.finetune(model, work.folder, course.reached, start)
 
 
 def _hash(tools: TrialTools, request: TrialRequest) -> str:

@@ -15,7 +15,8 @@ from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.config import RunConfig, build_config
 from search.request import TrialRequest
-from search.trial import DeviceGate, TrialSettings, TrialTools, latency_metrics, run_trial
+from search.trial import TrialSettings, latency_metrics, run_trial
+from search.trial_tools import DeviceGate, TrialTools
 
 ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
 

@@ -83,6 +83,15 @@ def test_on_epoch_stops(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
     assert result.epochs == len(result.history) == 2
 
 
+def test_a_start_that_was_validated_is_not_validated_again(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
+    known = {"map50_95": 0.9, "map50": 0.95, "precision": 0.9, "recall": 0.9}  # unattainable, so it stays the best
+    result = run(pruned, shapes, tmp_path, QUICK, start_metrics=known)
+    assert (result.start_metrics, result.metrics, result.best_epoch) == (known, known, 0)
+    assert [row["epoch"] for row in result.history] == [1.0, 2.0]
+    assert result.history[0]["map50_95"] < 0.9
+    assert same_weights(weights(result.model), weights(pruned))
+
+
 def test_augments_as_the_checkpoint_was_trained(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
     """A detector trained without flips must not be fine-tuned with them; where nothing is said, the defaults hold."""
     pruned.args = {"fliplr": 0.0, "scale": 0.25, "box": 3.0, "mixup": None, "epochs": 999}  # type: ignore[assignment]

@@ -40,7 +40,7 @@ def test_a_metric_that_is_no_number_is_refused_by_name(record: Build, value: Any
         ({"epochs": 2}, "means no epoch, but got epochs=2"),
         ({"epochs": -1}, "epochs must be a whole number >= 0, but got -1"),
         ({"state": "failed"}, "a failed trial must say why"),
-        ({"schema_version": 2}, "schema_version 1, but got 2"),
+        ({"schema_version": 3}, "schema_version 2, but got 3"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(record: Build, change: dict[str, Any], message: str) -> None:
@@ -169,8 +169,8 @@ def test_a_torn_middle_line_is_an_error_with_its_number(record: Build, tmp_path:
     ("line", "message"),
     [
         (b"[1]", "must be a JSON object, but got list"),
-        (b'{"schema_version": 99}', "schema_version 1, but got 99: read it with the paretoprune that wrote it"),
-        (b"{}", "schema_version 1, but got None"),
+        (b'{"schema_version": 99}', "schema_version 2, but got 99: read it with the paretoprune that wrote it"),
+        (b"{}", "schema_version 2, but got None"),
     ],
 )
 def test_a_whole_line_that_is_no_record_is_an_error_even_at_the_end(line: bytes, message: str, tmp_path: Path) -> None:
@@ -212,3 +212,22 @@ def test_files_of_schema_version_1_still_load() -> None:
     assert records[0].ratios == {"model.4.cv1.conv": 0.25}
     assert records[0].metrics["speedup_ci95"] == [1.32, 1.36]
     assert records[2].error == "worker died (signal 9); its log is beside its plan"
+
+
+def test_a_record_of_version_1_is_read_and_has_no_history(record: Build) -> None:
+    content = record("a").to_json()
+    del content["history"]
+    old = TrialRecord.from_json({**content, "schema_version": 1})
+    assert old == record("a")
+    assert old.history == []
+
+
+def test_history_comes_back_and_must_rise(record: Build) -> None:
+    rows = [{"epochs": 0, "map50_95": 0.4}, {"epochs": 1, "map50_95": 0.5}]
+    kept = record("a", history=rows)
+    assert TrialRecord.from_json(json.loads(json.dumps(kept.to_json()))).history == rows
+    for wrong in ([rows[1], rows[0]], [rows[0], rows[0]], [{"map50_95": 0.4}], [{"epochs": 0.5}]):
+        with pytest.raises(RecordError, match="epochs in history must be whole numbers that rise"):
+            record("a", history=wrong)
+    with pytest.raises(RecordError, match=r"metrics\[1\]\[map50_95\] must be a finite number"):
+        record("a", history=[rows[0], {"epochs": 1, "map50_95": math.nan}])

@@ -17,7 +17,7 @@ from search.config import RunConfig, build_config
 from search.errors import ConfigError
 from search.preflight import Prepared
 from search.space import Space, build_space
-from search.trial import DeviceGate, Tuned
+from search.trial_tools import DeviceGate, Measured, Tuned
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class FakeTools:
     hook: Callable[[str, Mapping[str, float]], None] = lambda phase, ratios: None
     speedup_of: Callable[[Mapping[str, float]], float] = lambda ratios: 1.0 + sum(ratios.values()) / 8
     baseline: Any = field(default_factory=dict)
+    epochs: int = 1
 
     def logging(self, path: Path) -> AbstractContextManager[None]:
         return nullcontext()
@@ -109,14 +110,18 @@ class FakeTools:
         self._note("evaluate", model)
         return {"map50_95": accuracy_of(model), "map50": 0.8, "precision": 0.7, "recall": 0.6}
 
-    def finetune(self, model: Any, folder: Path, on_epoch: Any) -> Tuned:
+    def finetune(self, model: Any, folder: Path, on_epoch: Any, start: Mapping[str, float]) -> Tuned:
+        """Every epoch brings 0.05 more, until ``on_epoch`` ends it."""
         self._note("finetune", model)
-        start = self.evaluate(model)
-        return Tuned(model, 1, 1, start, {**start, "map50_95": start["map50_95"] + 0.05})
+        after = dict(start)
+        for epoch in range(1, self.epochs + 1):
+            after["map50_95"] += 0.05
+            if on_epoch(epoch, after):
+                break
+        return Tuned(model, epoch, epoch, start, after)
 
     def finetune_fully(self, model: Any, folder: Path, on_epoch: Any) -> Tuned:
-        on_epoch(1, {"map50_95": 0.5})
-        return self.finetune(model, folder, on_epoch)
+        return self.finetune(model, folder, on_epoch, self.evaluate(model))
 
     def load(self, path: Path) -> Any:
         return json.loads(path.read_text())
@@ -124,6 +129,9 @@ class FakeTools:
     def save(self, model: Any, path: Path) -> None:
         self._note("save", model)
         path.write_text(json.dumps(model))
+
+    def start_measure(self, model: Any) -> Measured:
+        return Measured(self.measure(model))
 
     def measure(self, model: Any) -> dict[str, Any]:
         self._note("measure", model)

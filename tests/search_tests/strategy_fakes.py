@@ -11,7 +11,7 @@ from typing import Any
 
 from search.config import RunConfig
 from search.strategy_tools import OnStage, StrategyJob, StrategyRun
-from search.trial import DeviceGate
+from search.trial_tools import DeviceGate
 from tests.search_tests.fakes import FakePlan, FakeTools
 
 FIRST_SESSION = "session-1.pt"

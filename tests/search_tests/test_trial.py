@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from results.records import TrialRecord, TrialState
 from search.events import last_phase
 from search.request import TrialRequest
+from search.rungs import RungReport
 from search.trial import TrialSettings, latency_metrics, one_line, run_trial
 from tests.search_tests.fakes import FakeTools, NoGate, accuracy_of
 
@@ -41,10 +44,11 @@ class NotingGate:
 def test_phases_in_order_and_latency_alone_on_the_device(tmp_path: Path) -> None:
     tools = FakeTools()
     record = run_trial(REQUEST, SETTINGS, tools, NotingGate(tools.calls), tmp_path / "t0001")
-    expected = "use prune leave use recover leave finetune evaluate save alone measure done release"
+    expected = "use prune leave use recover leave alone measure done evaluate finetune save release"
     assert tools.calls == expected.split()
     assert record.state is TrialState.COMPLETED
-    assert set(record.seconds) == {"prune", "recover", "finetune", "save", "wait_for_device", "latency"}
+    phases = "prune recover wait_for_device latency evaluate finetune wait_for_latency save"
+    assert list(record.seconds) == phases.split()
 
 
 def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
@@ -60,13 +64,13 @@ def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
     assert metrics["baseline_latency_measured_ms"] == 20.0
     assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
     assert json.loads((tmp_path / "t0001" / "plan.json").read_text())["hash"] == record.plan_hash
-    assert last_phase(tmp_path / "t0001" / "events.jsonl") == "latency"
+    assert last_phase(tmp_path / "t0001" / "events.jsonl") == "save"
 
 
 def test_without_epochs_the_refit_is_judged(tmp_path: Path) -> None:
     tools = FakeTools()
     record = run_trial(REQUEST, TrialSettings(0, False, 10.0), tools, NoGate(), tmp_path / "t0001")
-    assert tools.calls == ["prune", "evaluate", "save", "measure", "release"]
+    assert tools.calls == ["prune", "measure", "evaluate", "save", "release"]
     assert (record.epochs, record.fidelity) == (0, "refit")
     assert record.metrics["map50_95"] == record.metrics["map50_95_refit"]
 
@@ -87,6 +91,87 @@ def test_an_exception_becomes_a_failed_record(phase: str, tmp_path: Path) -> Non
     assert "Traceback" in (tmp_path / "t0001" / "trial.log").read_text()
     assert (tmp_path / "t0001" / "record.json").is_file()
     assert tools.calls[-1] == "release"
+
+
+class Judge:
+    """Stops at one rung, and keeps what it was told."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.reports: list[RungReport] = []
+
+    def stops(self, report: RungReport) -> bool:
+        self.reports.append(report)
+        return report.epochs == self.at
+
+
+def test_a_judge_that_lets_it_pass_is_asked_at_every_rung_and_only_there(tmp_path: Path) -> None:
+    judge = Judge(at=99)
+    settings = TrialSettings(4, True, 10.0, rungs=(0, 1, 3))
+    record = run_trial(REQUEST, settings, FakeTools(epochs=4), NoGate(), tmp_path / "t0001", judge)
+    start = accuracy_of(REQUEST.ratios)
+    assert [report.epochs for report in judge.reports] == [0, 1, 3]
+    assert [report.accuracy for report in judge.reports] == pytest.approx([start, start + 0.05, start + 0.15])
+    costs = {"params_m": 2.9, "gflops": 8.0, "size_mb": 12.0, "latency_ms": 10.0 / 1.125}
+    assert judge.reports[0].costs == pytest.approx(costs)
+    assert (record.state, record.epochs) == (TrialState.COMPLETED, 4)
+    assert [row["epochs"] for row in record.history] == [0, 1, 2, 3, 4]
+    assert [row["map50_95"] for row in record.history] == pytest.approx([start + 0.05 * i for i in range(5)])
+
+
+def test_a_trial_stopped_before_training_keeps_its_figures_and_its_network(tmp_path: Path) -> None:
+    tools = FakeTools()
+    record = run_trial(REQUEST, replace(SETTINGS, rungs=(0,)), tools, NoGate(), tmp_path / "t0001", Judge(at=0))
+    assert "finetune" not in tools.calls
+    assert (record.state, record.epochs, record.fidelity) == (TrialState.STOPPED, 0, "refit")
+    assert record.metrics["map50_95"] == pytest.approx(accuracy_of(REQUEST.ratios))
+    assert record.metrics["latency_ms"] == pytest.approx(10.0 / 1.125)
+    assert (tmp_path / "t0001" / "pruned.pt").is_file()
+
+
+def test_a_trial_stopped_in_training_names_its_fidelity(tmp_path: Path) -> None:
+    settings = TrialSettings(9, True, 10.0, rungs=(0, 1, 3))
+    record = run_trial(REQUEST, settings, FakeTools(epochs=9), NoGate(), tmp_path / "t0001", Judge(at=3))
+    assert (record.state, record.epochs, record.fidelity_label) == (TrialState.STOPPED, 3, "3 epochs")
+    assert record.metrics["map50_95"] == pytest.approx(accuracy_of(REQUEST.ratios) + 0.15)
+
+
+def test_a_rung_is_on_disk_before_the_judge_is_asked(tmp_path: Path) -> None:
+    events = tmp_path / "t0001" / "events.jsonl"
+
+    class Reader(Judge):
+        def stops(self, report: RungReport) -> bool:
+            last = json.loads(events.read_text().splitlines()[-1])
+            assert (last["event"], last["epochs"], last["accuracy"]) == ("rung", report.epochs, report.accuracy)
+            return super().stops(report)
+
+    judge = Reader(at=99)
+    record = run_trial(REQUEST, replace(SETTINGS, rungs=(0, 1)), FakeTools(), NoGate(), tmp_path / "t0001", judge)
+    assert record.error is None
+    assert len(judge.reports) == 2
+
+
+def test_latency_measured_elsewhere_is_waited_for_after_training(tmp_path: Path) -> None:
+    class Remote(FakeTools):
+        def start_measure(self, model: Any) -> Any:
+            values = self.measure(model)
+            calls = self.calls
+
+            class Pending:
+                def known(self) -> None:
+                    return None
+
+                def result(self) -> dict[str, Any]:
+                    calls.append("collect")
+                    return values
+
+            return Pending()
+
+    tools, judge = Remote(), Judge(at=99)
+    record = run_trial(REQUEST, replace(SETTINGS, rungs=(0,)), tools, NoGate(), tmp_path / "t0001", judge)
+    assert tools.calls[-4:] == ["finetune", "collect", "save", "release"]
+    assert "latency_ms" not in judge.reports[0].costs
+    assert record.metrics["speedup"] == pytest.approx(1.125)
 
 
 def test_nan_becomes_a_failed_record_that_names_the_field(tmp_path: Path) -> None:

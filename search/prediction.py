@@ -1,0 +1,41 @@
+"""A plan's latency before it is a network: the Protocol of a predictor, and the one that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from results.records import TrialRecord
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Latency as a fraction of the unpruned network's (``ratio``), with the interval that holds it in 95 % of cases."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+class LatencyPredictor(Protocol):
+    """Learns from finished trials; asked by the driver before a plan starts. Never raises, answers in milliseconds."""
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take a finished trial's measured ``latency_ratio`` in."""
+        ...
+
+    def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+        """The latency of the plan of ``ratios`` (layer -> ratio); None where nothing can be said yet."""
+        ...
+
+
+class NoPredictor:
+    """Knows nothing."""
+
+    def learn(self, record: TrialRecord) -> None:
+        """Forgets it."""
+
+    def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+        """None."""
+        return None
