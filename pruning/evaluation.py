@@ -15,6 +15,7 @@ from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, torch_device
+from pruning.evaluation_noise import ImageStats, image_stats
 from pruning.quiet import quiet_ultralytics
 
 __all__ = ["EVALUATION_BATCH", "Evaluator", "check_dataset", "evaluate"]
@@ -70,6 +71,12 @@ class Evaluator:
         self._gate = gate or NullGate()
         self._finish = device_finisher(torch_device(device))
         self._loader: GatedLoader | None = None
+        self._seen: dict[str, Any] = {}
+
+    def run_by_image(self, model: nn.Module) -> tuple[dict[str, float], ImageStats]:
+        """`run`, and what it saw image by image."""
+        metrics = self.run(model)
+        return metrics, image_stats(self._seen, _SUFFIX[task_of(model)])
 
     def run(self, model: nn.Module) -> dict[str, float]:
         """The metrics of `model`; see `evaluate`."""
@@ -80,7 +87,7 @@ class Evaluator:
             )
         refuse_non_finite(model)
         with quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="paretoprune-val-") as scratch:
-            validator = _validator_class(task, self._wrap)(
+            validator = _validator_class(task, self._wrap, self._see)(
                 dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(task)
             )
             try:
@@ -98,6 +105,9 @@ class Evaluator:
         self._loader = GatedLoader(loader, self._gate, self._finish)
         return self._loader
 
+    def _see(self, stats: dict[str, Any]) -> None:
+        self._seen = {name: list(values) for name, values in stats.items()}
+
     def release(self) -> None:
         """Give the gate back; a batch that failed would otherwise keep it."""
         if self._loader is not None:
@@ -111,8 +121,8 @@ class Evaluator:
             self._loader = None
 
 
-def _validator_class(task: str, wrap: Callable[[Any], GatedLoader]) -> type[Any]:
-    """The task's validator, handing every loader it builds to `wrap`."""
+def _validator_class(task: str, wrap: Callable[[Any], GatedLoader], see: Callable[[dict[str, Any]], None]) -> type[Any]:
+    """The task's validator, handing every loader it builds to `wrap` and its lists of one item an image to `see`."""
     from ultralytics.models import yolo
 
     base: Any = {
@@ -125,7 +135,11 @@ def _validator_class(task: str, wrap: Callable[[Any], GatedLoader]) -> type[Any]
     def get_dataloader(self: Any, dataset_path: str, batch_size: int) -> GatedLoader:
         return wrap(base.get_dataloader(self, dataset_path, batch_size))
 
-    return type(base.__name__, (base,), {"get_dataloader": get_dataloader})
+    def get_stats(self: Any) -> Any:
+        see(self.metrics.stats)  # the base class joins and forgets them
+        return base.get_stats(self)
+
+    return type(base.__name__, (base,), {"get_dataloader": get_dataloader, "get_stats": get_stats})
 
 
 def named_metrics(stats: dict[str, Any], task: str) -> dict[str, float]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from results.bounds import NO_BOUNDS, Bounds
+from results.choosing import pick_trials
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialRecord
 from results.run_folder import RunFolder, Selected
-from results.selection import Pick, best_under, choose, comparable, fastest_within_drop, front
+from results.selection import comparable, front
+from results.ties import accuracy_noise, standings
 
 METRIC_COLUMNS = (
     "map50_95",
@@ -82,73 +85,36 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def front_rows(
-    run: RunFolder | str | Path,
-    *,
-    max_latency_ms: float | None = None,
-    max_drop: float | None = None,
-    pick: int | None = None,
+    run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """The front of a run as JSON-ready rows, the most accurate first; numbers that were not measured are None.
 
-    max_latency_ms: only trials at most that slow. max_drop: only trials that lose at most that much mAP50-95.
-    pick: only that many picks. The best under the latency bound and the fastest within the drop come first, `choose`
-    fills the rest from what is left; `chosen_as` says why a row is there ("" without `pick`).
-    `plan` and `checkpoint` are absolute paths that exist, or None.
+    bounds: only trials within them. picks: only what these wishes choose (see `choosing.pick_trials`); `chosen_as` says
+    why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
+    the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
+    on the front by luck. `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    baseline, objectives = folder.read_baseline(), folder.objectives()
-    candidates = _within(comparable(folder.read_records()), baseline, max_latency_ms, max_drop)
-    picks = _picks(candidates, baseline, objectives, max_latency_ms, max_drop, pick) if pick else []
-    chosen_as = {item.trial_id: item.chosen_as for item in picks}
+    baseline, objectives, records = folder.read_baseline(), folder.objectives(), folder.read_records()
+    candidates = bounds.within(comparable(records), baseline)
+    chosen = pick_trials(records, baseline, picks, bounds, objectives) if picks else []
+    chosen_as = {item.trial_id: item.chosen_as for item in chosen}
     members = front(candidates, objectives)
-    shown = [item.record for item in picks] if pick else members
+    shown = [item.record for item in chosen] if picks else members
     on_front = {record.trial_id for record in members}
+    judged = [record for record in shown if all(record.number(name) is not None for name in objectives)]
+    sure = standings(judged, candidates, objectives, accuracy_noise(baseline))
     finetuned = {item.trial_id: item for item in folder.read_selected()}
     return [
         {
             **_front_row(folder, record, baseline, finetuned.get(record.trial_id)),
             "on_front": record.trial_id in on_front,
+            "tied_with": list(sure[record.trial_id].tied_with) if record.trial_id in sure else [],
+            "beaten_by": list(sure[record.trial_id].beaten_by) if record.trial_id in sure else [],
             "chosen_as": chosen_as.get(record.trial_id, ""),
         }
         for record in shown
     ]
-
-
-def _within(
-    records: Sequence[TrialRecord],
-    baseline: Mapping[str, Any],
-    max_latency_ms: float | None,
-    max_drop: float | None,
-) -> list[TrialRecord]:
-    kept = list(records)
-    if max_latency_ms is not None:
-        kept = [record for record in kept if best_under([record], max_latency_ms=max_latency_ms)]
-    if max_drop is not None:
-        kept = [record for record in kept if fastest_within_drop([record], baseline, max_drop)]
-    return kept
-
-
-def _picks(
-    candidates: Sequence[TrialRecord],
-    baseline: Mapping[str, Any],
-    objectives: Sequence[str],
-    max_latency_ms: float | None,
-    max_drop: float | None,
-    k: int,
-) -> list[Pick]:
-    """What the bounds ask for first, then the default picks among the candidates; at most k."""
-    wishes = []
-    if max_latency_ms is not None:
-        best = best_under(candidates, max_latency_ms=max_latency_ms)
-        wishes += [Pick(best, f"best under {max_latency_ms:g} ms")] if best else []
-    if max_drop is not None:
-        fastest = fastest_within_drop(candidates, baseline, max_drop)
-        wishes += [Pick(fastest, f"fastest within {max_drop:g} of the baseline's mAP50-95")] if fastest else []
-    wishes += choose(candidates, baseline, k, objectives)
-    picks: dict[str, Pick] = {}
-    for wish in wishes:
-        picks.setdefault(wish.trial_id, wish)
-    return list(picks.values())[:k]
 
 
 def _front_row(
@@ -158,7 +124,8 @@ def _front_row(
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
     bounds = speedup_interval(record.metrics)
     row["speedup_ci95"] = list(bounds) if bounds else None
-    row["map50_95_drop"] = baseline["metrics"]["map50_95"] - record.metrics["map50_95"]
+    accuracy = record.number("map50_95")
+    row["map50_95_drop"] = None if accuracy is None else baseline["metrics"]["map50_95"] - accuracy
     row["plan_hash"] = record.plan_hash
     row["plan"] = _existing(folder.trial_plan(record.trial_id))
     row["checkpoint"] = _existing(folder.trial_checkpoint(record.trial_id))
@@ -177,4 +144,5 @@ def front_frame(run: RunFolder | str | Path) -> pd.DataFrame:
     rows = front_rows(run)
     for row in rows:
         row["speedup_low"], row["speedup_high"] = row.pop("speedup_ci95") or (None, None)
+        row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from results.bounds import ROUNDING as _ROUNDING
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES, Losses, to_losses
 from results.pareto import non_dominated
@@ -22,7 +23,6 @@ from results.run_folder import Selected
 
 DEFAULT_MAX_DROP = 0.02
 KNEE = "knee"
-_ROUNDING = 1e-12  # 0.60 - 0.02 must admit 0.58, whatever the last bit says
 
 
 @dataclass(frozen=True)

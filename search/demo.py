@@ -47,7 +47,7 @@ def run_demo(run: Path, trials: int) -> int:
     if sweep(prepared) != 0:
         return 1
     folder, config = prepared.folder, prepared.config
-    promotion = promote(folder, config, choose_picks(folder, config.search.objectives, PICKS))
+    promotion = promote(folder, config, choose_picks(folder, config.search.objectives, [str(PICKS)]))
     report = write_report(folder.path)
     if promotion.failed:
         for trial_id, reason in promotion.failed.items():

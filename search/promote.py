@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.records import TrialRecord
+from results.bounds import NO_BOUNDS, Bounds
+from results.choosing import pick_trials
 from results.run_folder import RunFolder
-from results.selection import Pick, choose
+from results.selection import Pick
 from search.driver_lock import DriverLock
 from search.errors import SearchError
 from search.events import PhaseClock
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from search.config import RunConfig
 
 EVENTS = "events.jsonl"
-BY_HAND = "chosen by hand"
+DEFAULT_PICKS = "3"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,18 @@ class Promotion:
     failed: dict[str, str]
 
 
-def choose_picks(folder: RunFolder, objectives: Sequence[str], count: int, trials: Sequence[str] = ()) -> list[Pick]:
-    """The selector's picks, or the named trials; :class:`SearchError` where a trial has no network to start from."""
-    records = {record.trial_id: record for record in folder.read_records()}
-    picks = [Pick(_named(records, name, folder), BY_HAND) for name in dict.fromkeys(trials)]
-    if not trials:
-        picks = choose(list(records.values()), folder.read_baseline(), count, objectives)
+def choose_picks(
+    folder: RunFolder, objectives: Sequence[str], wishes: Sequence[str] = (), bounds: Bounds = NO_BOUNDS
+) -> list[Pick]:
+    """What `wishes` choose (see :func:`results.choosing.pick_trials`; none: three picks) among the run's trials.
+
+    :class:`SearchError` where nothing is found or a trial has no network to start from.
+    """
+    records = folder.read_records()
+    picks = pick_trials(records, folder.read_baseline(), wishes or [DEFAULT_PICKS], bounds, objectives)
     if not picks:
-        raise SearchError(f"a pick needs a completed trial, but {folder.path} has none; see `paretoprune status`")
+        within = f" with {bounds}" if bounds.given else ""
+        raise SearchError(f"a pick needs a completed trial{within}, but {folder.path} has none; see `status`")
     for pick in picks:
         if not folder.trial_checkpoint(pick.trial_id).is_file():
             missing = folder.trial_checkpoint(pick.trial_id)
@@ -176,13 +181,6 @@ def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
         if event.get("event") == kind:
             return {key: event.get(key) for key in keys}
     return {}
-
-
-def _named(records: Mapping[str, TrialRecord], name: str, folder: RunFolder) -> TrialRecord:
-    if name not in records:
-        known = ", ".join(sorted(records)[:5]) or "none"
-        raise SearchError(f"--trial {name}: {folder.path} has no finished trial of that id; it has {known} ...")
-    return records[name]
 
 
 def _is_done(folder: RunFolder, trial_id: str, settings: Mapping[str, Any]) -> bool:

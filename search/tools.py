@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
+NOISE_KEEP = 0.8
 PATIENCE = 3.0  # times the usual seconds
 
 
@@ -129,7 +130,32 @@ class PruningTools:
             {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
             for group in table.groups
         ]
-        return {"layers": table.to_rows(), "groups": groups, "sensitivity": self._sensitivity()}
+        return {"layers": table.to_rows(), "groups": groups, "sensitivity": self._sensitivity(), "noise": self._noise()}
+
+    def _noise(self) -> dict[str, Any]:
+        """How much of a difference in accuracy is the choice of validation images: see ``pruning.evaluation_noise``.
+
+        Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much.
+        """
+        from pruning.evaluation_noise import paired_noise
+
+        reference = self._evaluator.run_by_image(self.baseline)[1]
+        ratios = self._bench.allocated(NOISE_KEEP)
+        if ratios is None or len(reference) < 2:  # nothing can be cut so far: the number of images gives a bound
+            return {"images": len(reference)}
+        with self._gate.using():
+            model, plan = self._bench.prune(ratios)
+            self._bench.recover(model, plan, how="refit")  # an unrefitted one finds nothing, and differs by everything
+        other = self._evaluator.run_by_image(model)[1]
+        self.release()
+        noise = paired_noise(reference, other, seed=self._config.search.seed)
+        images = f"{noise.images} validation images, {noise.resamples} resamples"
+        return {
+            "map50_95_std": noise.std,
+            "map50_std": noise.std50,
+            "images": noise.images,
+            "source": f"paired bootstrap over {images}: the model against itself with {NOISE_KEEP:.0%} of its work",
+        }
 
     def _sensitivity(self) -> list[dict[str, Any]]:
         """Plans by sensitivity for the warm start, heavier and heavier, as far as the widths go."""

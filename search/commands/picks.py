@@ -2,54 +2,106 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from search.output import FOLDER, emit, format_option
 
+if TYPE_CHECKING:
+    from results.bounds import Bounds
+
 COLUMNS = (
-    "trial_id", "map50_95", "latency_ms", "speedup", "params_m", "gflops", "fidelity", "chosen_as", "checkpoint",
+    "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "fidelity", "tied_with",
+    "beaten_by", "chosen_as", "checkpoint",
 )  # fmt: skip
 SELECTED_COLUMNS = ("trial_id", "chosen_as", "map50_95", "speedup", "latency_ms", "params_m", "epochs", "checkpoint")
+IDS_IN_A_CELL = 3
+
+Command = Callable[..., Any]
+
+
+def selector(command: Command) -> Command:
+    """The options that say which trials: bounds, and what to pick within them."""
+    options = (
+        click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Only trials at most this slow."),
+        click.option("--max-params-m", type=click.FloatRange(min=0), help="Only trials of at most so many million."),
+        click.option("--max-gflops", type=click.FloatRange(min=0), help="Only trials of at most so many GFLOPs."),
+        click.option("--min-map", type=click.FloatRange(0, 1), help="Only trials of at least this mAP50-95."),
+        click.option("--max-drop", type=float, help="Only trials that lose at most so much mAP50-95 (0.02: 2 points)."),
+        click.option(
+            "--pick", "picks", multiple=True, metavar="WHAT",
+            help="K (so many), knee, best, fastest, smallest, spread:K or a trial's id; may be repeated.",
+        ),
+    )  # fmt: skip
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def bounds_of(values: Mapping[str, Any]) -> Bounds:
+    """The bounds among the options of `selector`."""
+    from results.bounds import Bounds
+
+    return Bounds(**{item.name: values[item.name] for item in dataclasses.fields(Bounds)})
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
 @format_option
-@click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Only trials at most this slow.")
-@click.option("--max-drop", type=float, help="Only trials that lose at most this much mAP50-95 (0.02 is two points).")
-@click.option("--pick", type=click.IntRange(min=1), help="Only so many picks: best under the bounds, knee, spread.")
-def front(run: Path, form: str, max_latency_ms: float | None, max_drop: float | None, pick: int | None) -> None:
-    """Print RUN's front, the most accurate trial first."""
+@selector
+def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
+    """Print RUN's front, the most accurate trial first.
+
+    tied_with: trials that the measurements do not tell apart from this one (overlapping intervals of latency and of
+    accuracy). beaten_by: trials that are clearly better in one objective and clearly worse in none.
+    """
     from results.frames import front_rows
+    from results.ties import accuracy_noise
     from search.preflight import existing_run
 
     folder, _ = existing_run(run)
-    rows = front_rows(folder, max_latency_ms=max_latency_ms, max_drop=max_drop, pick=pick)
-    columns = [name for name in COLUMNS if name != "chosen_as" or pick]
-    emit(rows, form, columns)
+    rows = front_rows(folder, bounds_of(values), picks)
+    if form != "table":
+        emit(rows, form)
+        return
+    columns = [name for name in COLUMNS if name != "chosen_as" or picks]
+    emit([{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows], form, columns)
+    click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
+
+
+def _few(ids: Sequence[str]) -> str | None:
+    """The first ids and how many more, so that a cell stays narrow."""
+    more = f" +{len(ids) - IDS_IN_A_CELL}" if len(ids) > IDS_IN_A_CELL else ""
+    return " ".join(ids[:IDS_IN_A_CELL]) + more if ids else None
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--pick", type=click.IntRange(min=1), help="How many trials the selector picks.  [default: 3]")
-@click.option("--trial", "trials", multiple=True, metavar="ID", help="These trials instead; may be repeated.")
+@selector
+@click.option("--trial", "trials", multiple=True, metavar="ID", help="This trial; may be repeated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
 @format_option
-def finetune(run: Path, pick: int | None, trials: tuple[str, ...], epochs: int | None, form: str) -> int:
-    """Fine-tune the picks of RUN fully, in parallel, and measure them again beside the unpruned model."""
+def finetune(
+    run: Path, picks: tuple[str, ...], trials: tuple[str, ...], epochs: int | None, form: str, **values: Any
+) -> int:
+    """Fine-tune the picks of RUN fully, in parallel, and measure them again beside the unpruned model.
+
+    Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
+    """
     from search.preflight import existing_run
     from search.promote import choose_picks, promote
 
-    if pick is not None and trials:
+    if picks and trials:
         raise click.UsageError("give --pick or --trial, not both")
     folder, config = existing_run(run)
     if epochs is not None:
         section = config.finetune.model_copy(update={"epochs": epochs})
         config = config.model_copy(update={"finetune": section})
-    picks = choose_picks(folder, config.search.objectives, pick or 3, trials)
-    outcome = promote(folder, config, picks)
+    chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds_of(values))
+    outcome = promote(folder, config, chosen)
     emit(outcome.rows, form, SELECTED_COLUMNS)
     for trial_id, reason in outcome.failed.items():
         click.echo(f"error: {trial_id}: {reason}", err=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from results.bounds import Bounds
 from results.frames import front_frame, front_rows, trials_frame
 from results.records import TrialRecord
 from results.run_folder import RunFolder
@@ -58,29 +59,29 @@ def test_bounds_and_picks(
 ) -> None:
     folder = make_run(records)
     members = front(records)
-    slow = [row["trial_id"] for row in front_rows(folder, max_latency_ms=8.0)]
+    slow = [row["trial_id"] for row in front_rows(folder, Bounds(max_latency_ms=8.0))]
     assert slow == [item.trial_id for item in members if item.metrics["latency_ms"] <= 8.0]
-    close = [row["trial_id"] for row in front_rows(folder, max_drop=0.1)]
+    close = [row["trial_id"] for row in front_rows(folder, Bounds(max_drop=0.1))]
     assert close == [item.trial_id for item in members if item.metrics["map50_95"] >= 0.612 - 0.1]
-    (best,) = front_rows(folder, max_latency_ms=8.0, pick=1)
-    (fastest,) = front_rows(folder, max_drop=0.1, pick=1)
-    (bend,) = front_rows(folder, pick=1)
+    (best,) = front_rows(folder, Bounds(max_latency_ms=8.0), ["1"])
+    (bend,) = front_rows(folder, picks=["1"])
     found_best, found_fastest = best_under(records, max_latency_ms=8.0), fastest_within_drop(records, baseline, 0.1)
     found_knee = knee(records)
     assert found_best and found_fastest and found_knee  # noqa: PT018
-    assert (best["trial_id"], best["chosen_as"]) == (found_best.trial_id, "best under 8 ms")
-    expected = (found_fastest.trial_id, "fastest within 0.1 of the baseline's mAP50-95")
+    assert (best["trial_id"], best["chosen_as"]) == (found_best.trial_id, "most accurate with at most 8 ms")
+    (fastest,) = front_rows(folder, Bounds(max_drop=0.1), ["1"])
+    expected = (found_fastest.trial_id, "fastest with at most 0.1 mAP50-95 below the baseline")
     assert (fastest["trial_id"], fastest["chosen_as"]) == expected
     assert (bend["trial_id"], bend["chosen_as"]) == (found_knee.trial_id, "knee")
-    assert len({row["trial_id"] for row in front_rows(folder, max_drop=0.3, max_latency_ms=9.0, pick=4)}) == 4
-    assert front_rows(folder, max_latency_ms=0.001, pick=2) == []
+    assert len({row["trial_id"] for row in front_rows(folder, Bounds(max_drop=0.3, max_latency_ms=9.0), ["4"])}) == 4
+    assert front_rows(folder, Bounds(max_latency_ms=0.001), ["2"]) == []
 
 
 def test_rows_of_another_fidelity_stay_out_even_if_a_bound_leaves_only_them(
     record: Build, make_run: Callable[..., RunFolder]
 ) -> None:
     records = [record("a", 0.5, 8.0), record("b", 0.5, 9.0), record("far", 0.6, 2.0, epochs=9, fidelity="epochs")]
-    assert front_rows(make_run(records), max_latency_ms=3.0) == []
+    assert front_rows(make_run(records), Bounds(max_latency_ms=3.0)) == []
 
 
 def test_a_finished_pick_is_told_in_its_row(records: list[TrialRecord], make_run: Callable[..., RunFolder]) -> None:

@@ -39,7 +39,7 @@ def real_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     prepared = prepare(build_config(nest(settings)), tmp_path_factory.mktemp("runs") / "real")
     outcome = run_sweep(prepared)
     assert (outcome.finished, outcome.failed) == (3, 0), [record.error for record in prepared.folder.read_records()]
-    picks = choose_picks(prepared.folder, prepared.config.search.objectives, 1)
+    picks = choose_picks(prepared.folder, prepared.config.search.objectives, ["1"])
     assert promote(prepared.folder, prepared.config, picks).failed == {}
     return prepared.folder
 

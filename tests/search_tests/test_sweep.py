@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.resources import ClusterInfo
+from results.errors import ResultsError
+from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialState
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock, alive_driver
@@ -125,7 +127,7 @@ def test_picks_are_finetuned_and_measured_beside_the_baseline(tmp_path: Path) ->
     prepared = make_prepared(tmp_path / "run", **{"search.trials": 6, "finetune.epochs": 2})
     run_sweep(prepared, quick_tools)
     folder = prepared.folder
-    picks = choose_picks(folder, prepared.config.search.objectives, 2)
+    picks = choose_picks(folder, prepared.config.search.objectives, ["2"])
     outcome = promote(folder, prepared.config, picks, quick_tools)
     assert outcome.failed == {}
     assert [row["trial_id"] for row in outcome.rows] == [pick.trial_id for pick in picks]
@@ -147,7 +149,8 @@ def test_a_pick_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
     run_sweep(prepared, quick_tools)
     folder = prepared.folder
     folder.trial_checkpoint("t0000").write_text("no network")
-    outcome = promote(folder, prepared.config, choose_picks(folder, (), 1, ["t0000", "t0001"]), quick_tools)
+    picks = choose_picks(folder, DEFAULT_OBJECTIVES, ["t0000", "t0001"])
+    outcome = promote(folder, prepared.config, picks, quick_tools)
     assert [row["trial_id"] for row in outcome.rows] == ["t0001"]
     assert list(outcome.failed) == ["t0000"]
 
@@ -155,8 +158,8 @@ def test_a_pick_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
 def test_picks_that_cannot_be(tmp_path: Path) -> None:
     prepared = make_prepared(tmp_path / "run", **{"search.trials": 2})
     run_sweep(prepared, quick_tools)
-    with pytest.raises(SearchError, match=r"--trial t0099: .* has no finished trial of that id; it has t0000, t0001"):
-        choose_picks(prepared.folder, (), 1, ["t0099"])
+    with pytest.raises(ResultsError, match=r"a finished trial's id of the run, but got 't0099'"):
+        choose_picks(prepared.folder, DEFAULT_OBJECTIVES, ["t0099"])
     prepared.folder.trial_checkpoint("t0001").unlink()
     with pytest.raises(SearchError, match="trial t0001 needs its network"):
-        choose_picks(prepared.folder, (), 1, ["t0001"])
+        choose_picks(prepared.folder, DEFAULT_OBJECTIVES, ["t0001"])
