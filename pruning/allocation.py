@@ -8,17 +8,16 @@ widths (a convolution's cost is the product of its inputs and outputs), until no
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pruning.errors import PlanError
+from pruning.geometry_reading import positions
 from pruning.layers import ALWAYS, Group, LayerTable
 
 _SWEEPS = 6  # rounds of coordinate descent; the widths settle after two or three
@@ -35,22 +34,12 @@ class ConvCost:
 
 def conv_costs(model: nn.Module, table: LayerTable, imgsz: int) -> tuple[ConvCost, ...]:
     """Multiply-adds of every convolution that a forward pass of one `imgsz` square image reaches."""
-    model = copy.deepcopy(model).cpu().eval()
-    found: dict[str, float] = {}
-
-    def see(name: str, conv: Any, _: Any, output: torch.Tensor) -> None:
-        pixels = output.shape[2] * output.shape[3]
-        if isinstance(conv, nn.ConvTranspose2d):
-            pixels //= conv.stride[0] * conv.stride[1]
-        found[name] = found.get(name, 0) + float(conv.weight.numel()) * pixels
-
-    for name in table.convs:
-        conv = model.get_submodule(name)
-        conv.register_forward_hook(lambda m, i, o, name=name: see(name, m, i, o))
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    with torch.no_grad():
-        model(torch.zeros(1, channels, imgsz, imgsz))
-    return tuple(ConvCost(name, macs) for name, macs in found.items())
+    found = []
+    for name, seen in positions(model, list(table.convs), imgsz).items():
+        conv: Any = model.get_submodule(name)
+        uses = seen.read if isinstance(conv, nn.ConvTranspose2d) else seen.written
+        found.append(ConvCost(name, float(conv.weight.numel()) * uses))
+    return tuple(found)
 
 
 class _Network:
