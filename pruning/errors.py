@@ -13,3 +13,7 @@ class PlanError(PruningError):
 
 class ModelError(PruningError):
     """A model file is missing, unreadable, or not an Ultralytics model."""
+
+
+class NonFiniteError(PruningError):
+    """A training's loss or weights, or a network's weights, became NaN or infinite."""

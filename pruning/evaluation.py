@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pruning.checkpoints import plain_copy, task_of
-from pruning.errors import PruningError
+from pruning.errors import NonFiniteError, PruningError
 from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, torch_device
 from pruning.evaluation_noise import ImageStats, image_stats
@@ -154,10 +154,10 @@ def named_metrics(stats: dict[str, Any], task: str) -> dict[str, float]:
 
 
 def refuse_non_finite(model: nn.Module, where: str = "") -> None:
-    """Raise PruningError naming the first weight or statistic of `model` that holds NaN or infinity."""
+    """Raise NonFiniteError naming the first weight or statistic of `model` that holds NaN or infinity."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PruningError(
+            raise NonFiniteError(
                 f"the model's weights must be finite{where}, but got NaN or infinity in {name}; "
                 "use a lower learning rate, or another checkpoint"
             )

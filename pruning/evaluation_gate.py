@@ -59,6 +59,11 @@ class GatedLoader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
+    @property
+    def wrapped(self) -> Any:
+        """The loader itself, for who sets something on it."""
+        return self._loader
+
     def release(self) -> None:
         """Give the gate back if it is held; harmless otherwise."""
         self._held.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,8 +17,12 @@ from pruning.errors import PruningError
 from pruning.evaluation import EVALUATION_BATCH, Evaluator
 from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, NullGate, torch_device
+from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
 from pruning.quiet import preserved_random_state, quiet_ultralytics
+
+if TYPE_CHECKING:
+    from pruning.finetune_trainer import Job
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "Gate", "NullGate", "finetune"]
 
@@ -70,6 +74,8 @@ class FinetuneResult:
     `model`: on the CPU, float32, eval mode, stock classes, the start's widths. `metrics`: its, as `evaluate` gives
     them. `start_metrics`: the start network's. `epochs`: run; `best_epoch`: that of `model`, 0 for the start itself.
     `history`: a row per epoch (`epoch`, `lr` at its end, losses, the averaged network's metrics, `seconds` so far).
+    `epochs`, `seconds` and `history` include those of earlier attempts that this one went on from. `retries`: a line
+    for each remedy that was needed to get to the end (`finetune_remedies`).
     """
 
     model: nn.Module
@@ -80,6 +86,7 @@ class FinetuneResult:
     seconds: float
     lr: float
     history: list[dict[str, float]] = field(default_factory=list)
+    retries: tuple[str, ...] = ()
 
 
 def finetune(
@@ -98,27 +105,34 @@ def finetune(
     The start network is validated first and is a candidate, so the result is never worse than it on the validation
     split; `start_metrics`, what `evaluate` gave for it, saves that. `on_epoch(epoch, metrics)` is called after each
     epoch, counted from 1; True ends the training. `gate` is entered around each training batch and each validation
-    batch. Ultralytics' log goes to `save_dir/train.log`;
-    nothing is printed, and nothing else is written but `args.yaml` there and the label cache beside the labels.
+    batch. Ultralytics' log goes to `save_dir/train.log`; nothing is printed, and nothing else is left but `args.yaml`
+    there and the label cache beside the labels.
 
-    Raises PruningError for unusable data, several devices, a loss or weights that become NaN or infinite (naming the
-    epoch), and `settings.distill` without a `teacher`.
+    After each epoch but the last its state is kept in `save_dir`, and removed at the end. Called again with the same
+    settings after a death, it goes on from there (see `finetune_state.restore`): `on_epoch` hears of the earlier epochs
+    again first, and what gets used of `model` is its architecture. Where the device has no memory left, it goes on with
+    half the batch (gradients of two halves are added), where the loss becomes NaN or infinite, with a lower learning
+    rate; each once.
+
+    Raises PruningError for unusable data, several devices, and `settings.distill` without a `teacher`; NonFiniteError
+    for a loss or weights that become NaN or infinite again (naming the epoch).
     """
     begin = time.monotonic()
     save_dir = Path(save_dir)
     _check(model, data, settings, device, teacher)
-    gate = gate or NullGate()
-    evaluator = Evaluator(data, settings.imgsz, device, settings.evaluation_batch, "val", gate, settings.workers)
-    with quiet_ultralytics(save_dir / "train.log"), preserved_random_state(), contextlib.ExitStack() as closing:
-        from pruning.finetune_trainer import Job, make_trainer
+    gate, heard = gate or NullGate(), Listener(on_epoch)
+    with quiet_ultralytics(save_dir / "train.log"), preserved_random_state():
+        from pruning.finetune_state import StateFile
+        from pruning.finetune_trainer import Job
 
-        closing.callback(_remove_if_empty, save_dir / "weights")
-        closing.callback(evaluator.close)
+        state = StateFile(save_dir, _identity(model, data, settings))
         known = dict(start_metrics) if start_metrics else {}
-        job = Job(model, evaluator, gate, settings.lr, teacher if settings.distill else None, on_epoch, known)
-        trainer = make_trainer(task_of(model), job, _overrides(model, data, settings, save_dir, device))
-        closing.callback(trainer.close)
-        trainer.train()
+        job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, heard, known)
+        job.remedies = Remedies.from_state((state.load() or {}).get("remedies"))
+        while (further := _attempt(job, data, settings, save_dir, device)) is not None:
+            job.remedies = further
+            free_memory()
+    state.remove()
     assert job.best is not None, "the start network is always a candidate"
     job.best.args = stock_args(model, {"imgsz": settings.imgsz, "data": str(data)})  # type: ignore[assignment]
     return FinetuneResult(
@@ -127,10 +141,51 @@ def finetune(
         start_metrics=job.start_metrics,
         epochs=len(job.history),
         best_epoch=job.best_epoch,
-        seconds=time.monotonic() - begin,
-        lr=float(trainer.args.lr0),
+        seconds=time.monotonic() - begin + job.seconds_before,
+        lr=job.peak_lr,
         history=job.history,
+        retries=job.remedies.notes,
     )
+
+
+def _attempt(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> Remedies | None:
+    """Train from the last state, or from the start, to the end; the remedies of another attempt where it failed."""
+    from ultralytics.utils import LOGGER
+
+    from pruning.finetune_state import measured, recall
+    from pruning.finetune_trainer import make_trainer
+
+    evaluator = Evaluator(data, settings.imgsz, device, settings.evaluation_batch, "val", job.gate, settings.workers)
+    with contextlib.ExitStack() as closing:
+        closing.callback(_remove_if_empty, save_dir / "weights")
+        closing.callback(evaluator.close)
+        job.begin(evaluator)
+        if job.saved is not None and any(
+            job.on_epoch(int(row["epoch"]), measured(row)) for row in job.saved["history"]
+        ):
+            recall(job, job.saved)  # whoever listens ends it with an epoch of an earlier attempt
+            return None
+        trainer = make_trainer(task_of(job.model), job, _overrides(job, data, settings, save_dir, device))
+        closing.callback(trainer.close)
+        try:
+            trainer.train()
+        except Exception as error:
+            further = job.remedies.against(error)
+            if further is None:
+                raise
+            LOGGER.warning(f"{further.notes[-1]}: once more")
+            return further
+    return None
+
+
+def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[str, Any]:
+    """What must be equal for a fine-tuning to go on from a state: its recipe and the architecture."""
+    recipe = {name: value for name, value in asdict(settings).items() if name != "workers"}
+    return {
+        **recipe,
+        "data": str(data),
+        "widths": {name: list(value.shape) for name, value in model.state_dict().items()},
+    }
 
 
 def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str, teacher: nn.Module | None) -> None:
@@ -157,22 +212,23 @@ def inherited_arguments(model: nn.Module) -> dict[str, Any]:
     return {name: known[name] for name in _INHERITED if known.get(name) is not None}
 
 
-def _overrides(model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
+def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
     """Ultralytics' training arguments. What is not named keeps its default."""
     mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
     on_gpu = torch_device(device).type == "cuda"
     # fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads
     amp = "bf16" if settings.amp and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else False
     return {
-        **inherited_arguments(model),
+        **inherited_arguments(job.model),
         "model": "pruned.pt",  # a name only: the network is already there
         "data": str(dataset_file(data)),
         "save_dir": str(save_dir.resolve()),
         "device": device,
         "epochs": settings.epochs,
         "imgsz": settings.imgsz,
-        "batch": settings.batch,
-        "nbs": settings.batch,  # otherwise steps are accumulated up to 64 images: a quarter of the steps
+        "batch": -(-settings.batch // job.remedies.parts),
+        # Gradients of as many images as were asked for; otherwise they are added up to 64: a quarter of the steps
+        "nbs": settings.batch,
         "workers": settings.workers,
         "seed": settings.seed,
         "patience": settings.patience,
@@ -184,7 +240,7 @@ def _overrides(model: nn.Module, data: str, settings: FinetuneSettings, save_dir
         "close_mosaic": settings.epochs - mosaic if mosaic else 0,
         "amp": amp,
         "plots": False,
-        "save": False,
+        "save": True,  # of the state between epochs
         "verbose": False,
         "exist_ok": True,
     }

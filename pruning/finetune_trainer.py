@@ -1,14 +1,15 @@
 """Ultralytics' trainer, made to train the network it is given and nothing else.
 
 The stock trainer rebuilds a network from its yaml (a pruned one comes back unpruned, silently), warms biases up at a
-rate that ruins a good start, saves in half precision, reloads what it saved, and restarts from disk on NaN. Each of
-these is replaced here; its loop, losses, data loading, augmentation and mixed precision are used as they are.
+rate that ruins a good start, saves in half precision, reloads what it saved, restarts from disk on NaN, and halves the
+batch in silence where memory runs out. Each of these is replaced here; its loop, losses, data loading, augmentation and
+mixed precision are used as they are.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,30 +21,45 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
 from pruning.checkpoints import plain_copy
-from pruning.errors import PruningError
+from pruning.errors import NonFiniteError, PruningError
 from pruning.evaluation import Evaluator, refuse_non_finite
 from pruning.evaluation_gate import Gate, GatedLoader, device_finisher
+from pruning.finetune_remedies import OnEpoch, Remedies
 from pruning.finetune_schedule import averaging, learning_rate, rate_factor
-
-OnEpoch = Callable[[int, dict[str, float]], bool]
+from pruning.finetune_state import StateFile, capture, measured, restore
+from pruning.quiet import preserved_random_state
 
 
 @dataclass
 class Job:
-    """What one fine-tuning is given and what comes out of it, epoch by epoch. Epoch 0 is the start network."""
+    """What one fine-tuning is given and what comes out of it, epoch by epoch. Epoch 0 is the start network.
+
+    `saved`: the state that this attempt goes on from, if any; what came before it took `seconds_before`.
+    """
 
     model: nn.Module
-    evaluator: Evaluator
     gate: Gate
-    lr: float | None = None
-    teacher: nn.Module | None = None
-    on_epoch: OnEpoch | None = None
-    known_start: dict[str, float] = field(default_factory=dict)
+    state: StateFile
+    lr: float | None
+    teacher: nn.Module | None
+    on_epoch: OnEpoch
+    known_start: dict[str, float]
+    remedies: Remedies = field(default_factory=Remedies)
+    evaluator: Evaluator | None = None
+    saved: Mapping[str, Any] | None = None
     best: nn.Module | None = None
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     start_metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    seconds_before: float = 0.0
+    peak_lr: float = 0.0
+
+    def begin(self, evaluator: Evaluator) -> None:
+        """An attempt: from the state that is kept, or anew."""
+        self.evaluator = evaluator
+        self.saved = self.state.load()
+        self.best, self.best_epoch, self.history, self.seconds_before = None, 0, [], 0.0
 
     def consider(self, epoch: int, model: nn.Module, metrics: dict[str, float]) -> None:
         """Keep `model` if it is better than every earlier one, the start included; on a tie the earlier stays."""
@@ -71,12 +87,15 @@ class _InPlaceTraining:
     test_loader: Any
     stopper: Any
     device: torch.device
+    start_epoch: int
+    train_time_start: float
 
     def __init__(self, job: Job, overrides: dict[str, Any]) -> None:
         self.job = job
         self.steps_done = 0
         self.loaders: list[GatedLoader] = []
         super().__init__(overrides=overrides)  # type: ignore[call-arg]
+        self.add_callback("on_train_epoch_start", _raise_out_of_memory)  # type: ignore[attr-defined]
         self.model = plain_copy(job.model)  # a module, so `setup_model` leaves it as it is
 
     # -- set-up ------------------------------------------------------------------------------------------------------
@@ -93,7 +112,8 @@ class _InPlaceTraining:
             self.model = DistillationModel(plain_copy(self.job.teacher), self.model)
 
     def build_optimizer(self, model: nn.Module, name: str = "auto", lr: float = 0.0, *rest: Any, **kwargs: Any) -> Any:
-        self.args.lr0 = learning_rate(self.total_steps) if self.job.lr is None else self.job.lr
+        peak = learning_rate(self.total_steps) if self.job.lr is None else self.job.lr
+        self.args.lr0 = self.job.peak_lr = peak * self.job.remedies.lr_scale
         LOGGER.info(f"{self.total_steps} steps, learning rate {self.args.lr0:.3g}")
         return super().build_optimizer(model, name, self.args.lr0, *rest, **kwargs)  # type: ignore[misc]
 
@@ -105,8 +125,12 @@ class _InPlaceTraining:
         super()._setup_train()  # type: ignore[misc]
         decay, tau = averaging(self.total_steps)
         self.ema = ModelEMA(self.model, decay=decay, tau=tau)
-        self.epoch = -1  # so that the start network is epoch 0
-        self.validate()
+        if self.job.saved is None:
+            self.epoch = -1  # so that the start network is epoch 0
+            self.validate()
+        else:
+            restore(self, self.job.saved)
+            LOGGER.info(f"going on after epoch {self.start_epoch}/{self.epochs}")
 
     @property
     def total_steps(self) -> int:
@@ -117,7 +141,7 @@ class _InPlaceTraining:
 
     def optimizer_step(self) -> None:
         if not bool(torch.isfinite(self.loss)):
-            raise PruningError(
+            raise NonFiniteError(
                 f"the training loss must stay finite, but became {float(self.loss)} in epoch {self.epoch + 1}; "
                 "use a lower learning rate, or turn mixed precision off"
             )
@@ -131,8 +155,10 @@ class _InPlaceTraining:
         """The averaged network's accuracy; it becomes the result if it is the best so far."""
         model = plain_copy(unwrap_model(self.ema.ema))
         refuse_non_finite(model, f" after epoch {self.epoch + 1} of fine-tuning" if self.epoch >= 0 else "")
+        assert self.job.evaluator is not None, "given to every attempt"
         known = self.job.known_start if self.epoch < 0 else {}
-        metrics = known or self.job.evaluator.run(model)
+        with preserved_random_state():  # its first run draws for its set-up: that must not depend on when it is
+            metrics = known or self.job.evaluator.run(model)
         self.job.consider(self.epoch + 1, model, metrics)
         LOGGER.info(f"epoch {self.epoch + 1}/{self.epochs} " + " ".join(f"{k}={v:.4f}" for k, v in metrics.items()))
         return dict(metrics), metrics["map50_95"]
@@ -142,17 +168,18 @@ class _InPlaceTraining:
         rates = [value for name, value in metrics.items() if name.startswith("lr/")]
         figures = {k: float(v) for k, v in metrics.items() if not k.startswith(("lr/", "val/", "metrics/"))}
         row = {"epoch": float(self.epoch + 1), "lr": float(rates[0]), **figures}
-        row["seconds"] = time.time() - self.train_time_start  # type: ignore[attr-defined]
+        row["seconds"] = time.time() - self.train_time_start + self.job.seconds_before
         self.job.history.append(row)
         LOGGER.info("  ".join(f"{k}={v:.5g}" for k, v in row.items()))
-        measured = {k: v for k, v in figures.items() if "/" not in k}
-        if self.job.on_epoch is not None and self.job.on_epoch(self.epoch + 1, measured):
+        if self.job.on_epoch(self.epoch + 1, measured(row)):
             self.stop = True
 
     # -- what the stock trainer does with files ----------------------------------------------------------------------
 
     def save_model(self) -> bool:
-        """Nothing on disk: the best network is kept in memory in full precision."""
+        """What the next epoch needs, where there is one; the best network is kept in memory in full precision."""
+        if not self.stop:
+            self.job.state.save(capture(self))
         return False
 
     def final_eval(self) -> None:
@@ -167,6 +194,11 @@ class _InPlaceTraining:
         for loader in self.loaders:
             loader.release()
             loader.close()
+
+
+def _raise_out_of_memory(trainer: Any) -> None:
+    """Let the stock loop pass the error on in its first epoch, too, where it would halve the batch repeatedly."""
+    trainer._oom_retries = 3
 
 
 def make_trainer(task: str, job: Job, overrides: dict[str, Any]) -> Any:
