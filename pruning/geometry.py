@@ -6,7 +6,7 @@ and serves wherever thousands of plans must be judged before any is applied: par
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -144,6 +144,11 @@ class NetworkGeometry:
         params = self.params - (self._params(whole) - self._params(shares))
         operations = self._operations(whole) - self._operations(shares)
         return params / 1e6, self.gflops - operations / 1e9
+
+    @property
+    def layers(self) -> Set[str]:
+        """Every prunable layer's name."""
+        return self._group_of.keys()
 
     @cached_property
     def depthwise(self) -> npt.NDArray[np.bool_]:

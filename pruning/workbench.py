@@ -13,6 +13,8 @@ from torch import nn
 from pruning.allocation import ConvCost, allocate, conv_costs
 from pruning.calibration import Calibration, load_calibration
 from pruning.errors import PruningError
+from pruning.geometry import NetworkGeometry
+from pruning.geometry_reading import read_geometry
 from pruning.importance import CRITERIA, Evidence, propose_ratios, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
@@ -107,6 +109,11 @@ class Workbench:
         """
         widths = allocate(self.table, self.loss_scores, self._conv_costs, keep, self.round_to)
         return None if widths is None else canonical_ratios(self.table, widths)
+
+    @cached_property
+    def geometry(self) -> NetworkGeometry:
+        """What plans are judged by before they are applied."""
+        return read_geometry(self.model, self.table, self.imgsz)
 
     @cached_property
     def _conv_costs(self) -> tuple[ConvCost, ...]:

@@ -124,13 +124,19 @@ class PruningTools:
         self._bench.free_cached_memory()
 
     def describe(self) -> dict[str, Any]:
-        """The rows and groups of the layer table, for ``baseline.json``."""
+        """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``."""
         table = self._bench.table
         groups = [
             {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
             for group in table.groups
         ]
-        return {"layers": table.to_rows(), "groups": groups, "sensitivity": self._sensitivity(), "noise": self._noise()}
+        return {
+            "layers": table.to_rows(),
+            "groups": groups,
+            "geometry": self._bench.geometry.to_json(),
+            "sensitivity": self._sensitivity(),
+            "noise": self._noise(),
+        }
 
     def _noise(self) -> dict[str, Any]:
         """How much of a difference in accuracy is the choice of validation images: see ``pruning.evaluation_noise``.
