@@ -15,6 +15,7 @@ from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
 from pruning.quiet import quiet_ultralytics
+from pruning.tasks import kind_of
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,38 @@ def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, 
     Raises:
         PruningError: the dataset cannot be read, or its training split holds no usable image.
     """
-    from ultralytics.cfg import get_cfg
-    from ultralytics.data.build import build_yolo_dataset
-    from ultralytics.data.utils import check_det_dataset
-
-    task = task_of(model)
-    if task == "classify":
-        raise PruningError(
-            "calibration images are read for tasks with boxes, but the model classifies; use recover=none."
-        )
     with quiet_ultralytics():
-        content = check_det_dataset(str(dataset_file(data)), autodownload=False)
-        cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
-        dataset = build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)
+        dataset = _dataset(data, model, imgsz)
     if len(dataset) == 0:
         raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
     picks = np.random.default_rng(seed).permutation(len(dataset))[:images]
     with contextlib.redirect_stdout(None):
         samples = [dataset[int(i)] for i in sorted(picks)]
+    if kind_of(model) == "classify":  # its transforms give floats in [0, 1], and a class an image
+        labels = torch.tensor([sample["cls"] for sample in samples])
+        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels})
     batch = dict(dataset.collate_fn(samples))
     batch["img"] = batch["img"].float() / 255
     return Calibration(batch)
+
+
+def _dataset(data: str, model: nn.Module, imgsz: int) -> Any:
+    """The training split as validation would read it."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import ClassificationDataset
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.models.rtdetr.val import RTDETRDataset
+
+    kind, task = kind_of(model), task_of(model)
+    place = dataset_file(data, task)
+    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
+    if kind == "classify":
+        names = dict(model.names)  # type: ignore[arg-type]
+        return ClassificationDataset(place / "train", cfg, augment=False, prefix="train", names=names)
+    content = check_det_dataset(str(place), autodownload=False)
+    if kind == "rtdetr":
+        return RTDETRDataset(
+            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=False, hyp=cfg, rect=False, data=content
+        )
+    return build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)

@@ -19,8 +19,11 @@ from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
 
 # What a pickled class may come from. `__builtin__`, `_codecs` and `copy_reg` are protocol 2's spelling of the standard
-# library; numpy is left out on purpose: its module paths moved between versions 1 and 2.
-_STOCK_ROOTS = frozenset({"torch", "ultralytics", "collections", "__builtin__", "builtins", "_codecs", "copy_reg"})
+# library; a classifier carries torchvision's transforms; numpy is left out on purpose: its module paths moved between
+# versions 1 and 2.
+_STOCK_ROOTS = frozenset(
+    {"torch", "torchvision", "ultralytics", "collections", "__builtin__", "builtins", "_codecs", "copy_reg"}
+)
 _PATH_KEYS = ("data", "model", "cfg", "pretrained", "tracker", "distill_model")
 _MACHINE_KEYS = ("project", "name", "save_dir", "resume", "source", "device")
 
@@ -48,11 +51,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def _forget_anchors(module: nn.Module) -> None:
     """Drop the anchor cache of a detection head: it lives on the last input's device and belongs to its size."""
-    from ultralytics.nn.modules.head import Detect
+    from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 
     if isinstance(module, Detect):
         for name in ("shape", "anchors", "strides"):
             vars(module).pop(name, None)  # the class attributes are the empty cache
+    elif isinstance(module, RTDETRDecoder):
+        for name in ("shapes", "anchors", "valid_mask"):
+            vars(module).pop(name, None)
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str, Any] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pruning import class_folders
 from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
@@ -15,14 +16,17 @@ from pruning.quiet import quiet_ultralytics
 _LABELLED_BY_TEXT = {"detect", "segment", "pose", "obb"}
 
 
-def dataset_file(data: str | Path) -> Path:
+def dataset_file(data: str | Path, task: str = "detect") -> Path:
     """The data.yaml that `data` names: a path, a folder with one, or a name Ultralytics knows (`coco8.yaml`).
 
+    For the task `classify` it is the folder that holds train/<class>/ and val/<class>/.
     Raises PruningError if there is none. Nothing is downloaded.
     """
     from ultralytics.data.utils import find_dataset_yaml
     from ultralytics.utils.checks import check_file
 
+    if task == "classify":
+        return class_folders.folder_of(data)
     with quiet_ultralytics():
         try:
             found = check_file(str(data), download=False, hard=False)
@@ -40,13 +44,17 @@ def check_dataset(data: str | Path, model: nn.Module) -> None:
     """Raise PruningError, in one line, if `model` cannot be trained and validated on `data`.
 
     Checked: the yaml is there and readable; its train and val images are there; labels are where Ultralytics looks for
-    them; there are as many classes as the model has; keypoints have the model's shape. Takes well under a second, reads
-    no image, downloads nothing.
+    them; there are as many classes as the model has; keypoints have the model's shape. For a classifier: the folders of
+    the classes are there and are the model's. Takes well under a second, reads no image, downloads nothing.
     """
+    task = task_of(model)
+    if task == "classify":
+        class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
+        return
     path = dataset_file(data)
     content = _read(path)
     for split in ("train", "val"):
-        _check_images(path, split, content.get(split), task_of(model))
+        _check_images(path, split, content.get(split), task)
     _check_classes(path, content, model)
 
 

@@ -20,6 +20,7 @@ from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
 from pruning.quiet import preserved_random_state, quiet_ultralytics
+from pruning.tasks import kind_of
 
 if TYPE_CHECKING:
     from pruning.finetune_trainer import Job
@@ -51,7 +52,7 @@ class FinetuneSettings:
     amp: bool = True
     """Mixed precision (bfloat16) where the device does it natively."""
     mosaic: bool | None = None
-    """Join four images into one in the earlier epochs; None: only from 10 epochs on."""
+    """Join four images into one in the earlier epochs; None: only from 10 epochs on. A classifier's never are."""
     weight_decay: float = 0.0005
     """AdamW's weight decay (not on biases and normalisation)."""
     evaluation_batch: int = EVALUATION_BATCH
@@ -165,7 +166,7 @@ def _attempt(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, de
         ):
             recall(job, job.saved)  # whoever listens ends it with an epoch of an earlier attempt
             return None
-        trainer = make_trainer(task_of(job.model), job, _overrides(job, data, settings, save_dir, device))
+        trainer = make_trainer(job, _overrides(job, data, settings, save_dir, device))
         closing.callback(trainer.close)
         try:
             trainer.train()
@@ -194,6 +195,9 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
     torch_device(device)
     if settings.distill and teacher is None:
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
+    kind = kind_of(model)
+    if settings.distill and kind in ("classify", "rtdetr"):
+        raise PruningError(f"distillation is for YOLO models with a detection head, but got {kind}: set distill off")
     check_dataset(data, model)
 
 
@@ -201,7 +205,7 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
 # fine-tuning that flips them makes it worse (0.894 -> 0.866 mAP over 6 epochs of the built-in dataset).
 _INHERITED = (
     "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr mixup cutmix copy_paste "
-    "copy_paste_mode box cls dfl pose kobj overlap_mask mask_ratio single_cls"
+    "copy_paste_mode auto_augment erasing box cls dfl pose kobj overlap_mask mask_ratio single_cls"
 ).split()
 
 
@@ -217,11 +221,12 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
     mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
     on_gpu = torch_device(device).type == "cuda"
     # fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads
-    amp = "bf16" if settings.amp and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else False
+    wanted = settings.amp and on_gpu and kind_of(job.model) != "rtdetr"  # RT-DETR's matching of boxes does not bear it
+    amp = "bf16" if wanted and torch.cuda.is_bf16_supported(including_emulation=False) else False
     return {
         **inherited_arguments(job.model),
         "model": "pruned.pt",  # a name only: the network is already there
-        "data": str(dataset_file(data)),
+        "data": str(dataset_file(data, task_of(job.model))),
         "save_dir": str(save_dir.resolve()),
         "device": device,
         "epochs": settings.epochs,

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.models import yolo
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
@@ -28,6 +27,7 @@ from pruning.finetune_remedies import OnEpoch, Remedies
 from pruning.finetune_schedule import averaging, learning_rate, rate_factor
 from pruning.finetune_state import StateFile, capture, measured, restore
 from pruning.quiet import preserved_random_state
+from pruning.tasks import accuracy_name, kind_of, trainer_of
 
 
 @dataclass
@@ -61,11 +61,16 @@ class Job:
         self.saved = self.state.load()
         self.best, self.best_epoch, self.history, self.seconds_before = None, 0, [], 0.0
 
+    @property
+    def accuracy(self) -> str:
+        """The metric that decides which network is the best."""
+        return accuracy_name(kind_of(self.model))
+
     def consider(self, epoch: int, model: nn.Module, metrics: dict[str, float]) -> None:
         """Keep `model` if it is better than every earlier one, the start included; on a tie the earlier stays."""
         if epoch == 0:
             self.start_metrics = dict(metrics)
-        if self.best is None or metrics["map50_95"] > self.metrics["map50_95"]:
+        if self.best is None or metrics[self.accuracy] > self.metrics[self.accuracy]:
             self.best, self.best_epoch, self.metrics = model, epoch, dict(metrics)
 
 
@@ -99,6 +104,14 @@ class _InPlaceTraining:
         self.model = plain_copy(job.model)  # a module, so `setup_model` leaves it as it is
 
     # -- set-up ------------------------------------------------------------------------------------------------------
+
+    def get_dataset(self) -> Any:
+        content = super().get_dataset()  # type: ignore[misc]
+        if self.args.task == "classify":
+            # A class's number is its place in the network's names, not among the folders that this dataset happens to
+            # have: the stock trainer would number the folders anew.
+            content["names"] = dict(self.job.model.names)  # type: ignore[arg-type]
+        return content
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
@@ -161,7 +174,7 @@ class _InPlaceTraining:
             metrics = known or self.job.evaluator.run(model)
         self.job.consider(self.epoch + 1, model, metrics)
         LOGGER.info(f"epoch {self.epoch + 1}/{self.epochs} " + " ".join(f"{k}={v:.4f}" for k, v in metrics.items()))
-        return dict(metrics), metrics["map50_95"]
+        return dict(metrics), metrics[self.job.accuracy]
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """One epoch's row of the history, instead of a line of results.csv; asks whether to go on."""
@@ -201,15 +214,8 @@ def _raise_out_of_memory(trainer: Any) -> None:
     trainer._oom_retries = 3
 
 
-def make_trainer(task: str, job: Job, overrides: dict[str, Any]) -> Any:
-    """The trainer of `task` with the changes above; raises PruningError for a task that is not trained here."""
-    stock: dict[str, type[Any]] = {
-        "detect": yolo.detect.DetectionTrainer,
-        "segment": yolo.segment.SegmentationTrainer,
-        "pose": yolo.pose.PoseTrainer,
-        "obb": yolo.obb.OBBTrainer,
-    }
-    if task not in stock:
-        raise PruningError(f"fine-tuning is for {', '.join(stock)}, but the model's task is '{task}'")
-    trainer = type(f"InPlace{stock[task].__name__}", (_InPlaceTraining, stock[task]), {})
+def make_trainer(job: Job, overrides: dict[str, Any]) -> Any:
+    """The trainer of the job's network with the changes above; raises PruningError for a task not trained here."""
+    stock = trainer_of(kind_of(job.model))
+    trainer = type(f"InPlace{stock.__name__}", (_InPlaceTraining, stock), {})
     return trainer(job, overrides)

@@ -1,0 +1,78 @@
+"""A classifier's dataset: a folder with train/<class>/ and val/<class>/, as Ultralytics reads it. Checked, never made.
+
+Ultralytics itself downloads a dataset that it does not find and splits a folder that has no train/ by copying it; here
+both are errors of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pruning.errors import PruningError
+
+_VALIDATION = ("val", "validation", "valid", "test")  # the first of these that is there, as Ultralytics chooses
+
+
+def folder_of(data: str | Path) -> Path:
+    """The folder that `data` names: a path, or the name of one in Ultralytics' datasets folder; absolute.
+
+    Raises PruningError where there is none.
+    """
+    from ultralytics.utils import DATASETS_DIR
+
+    for place in (Path(data).expanduser(), DATASETS_DIR / str(data)):
+        if place.is_dir():
+            return place.resolve()
+    what = "a file" if Path(data).exists() else "not there"
+    raise PruningError(
+        f"a classifier's dataset is a folder with train/<class>/ and val/<class>/, but '{data}' is {what}: give the "
+        "path of the folder"
+    )
+
+
+def check(data: str | Path, names: Mapping[int, str]) -> None:
+    """Raise PruningError unless `data` has training and validation images of the classes `names` (number -> name).
+
+    Folders that share no name with the model are taken in alphabetical order, as Ultralytics does (a model that was
+    never told its classes' names calls them 0, 1, 2 ...); their number must be the model's.
+    """
+    folder = folder_of(data)
+    train = folder / "train"
+    val = next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
+    if not train.is_dir() or val is None:
+        missing = "train/" if not train.is_dir() else "val/"
+        raise PruningError(
+            f"a classifier's dataset has train/<class>/ and val/<class>/, but '{folder}' has no {missing}"
+        )
+    for place in (train, val):
+        if not _has_image(place):
+            raise PruningError(f"'{place}' must hold images in a folder a class, but got none: correct the path")
+    _check_classes(folder, _classes(train), names)
+
+
+def _check_classes(folder: Path, found: list[str], names: Mapping[int, str]) -> None:
+    from ultralytics.nn.autobackend import check_class_names
+
+    if len(found) != len(names):
+        raise PruningError(
+            f"the dataset's classes must be the model's, but '{folder}' has {len(found)} and the model {len(names)}: "
+            "give the dataset it was trained on, or train the model on this one first"
+        )
+    known = set(check_class_names(dict(names)).values())
+    readable = set(check_class_names(dict(enumerate(found))).values())  # ImageNet's folders are codes
+    if known & readable and known != readable:
+        raise PruningError(
+            f"the dataset's classes must be the model's, but '{folder}' has '{min(readable - known)}', which the model "
+            "does not know: give the dataset it was trained on, or train the model on this one first"
+        )
+
+
+def _classes(split: Path) -> list[str]:
+    return sorted(place.name for place in split.iterdir() if place.is_dir())
+
+
+def _has_image(split: Path) -> bool:
+    from ultralytics.data.utils import IMG_FORMATS
+
+    return any(found.suffix[1:].lower() in IMG_FORMATS for found in split.glob("*/*"))
