@@ -15,7 +15,7 @@ class PlaneAxes:
     """Latency range (ms) and accuracy range of the plane, with speed-up marks as (latency_ms, label)."""
 
     latency_ms: tuple[float, float]
-    map50_95: tuple[float, float]
+    accuracy: tuple[float, float]
     speedups: tuple[tuple[float, str], ...]
 
 
@@ -24,7 +24,7 @@ def plane_axes(figure: FrontFigure) -> PlaneAxes:
     points = [figure.baseline, *figure.front, *figure.dominated, *figure.apart]
     points += [move.after for move in figure.picks if move.after]
     latencies = [item.latency_ms for item in points]
-    accuracies = [item.map50_95 for item in points]
+    accuracies = [item.accuracy for item in points]
     latency = _padded(min(latencies), max(latencies), 0.06, figure.baseline.latency_ms * 0.1)
     low, high = _padded(min(accuracies), max(accuracies), 0.07, 0.03)
     accuracy = (low, high + (high - low) * 0.05 * bool(figure.picks))  # room for the labels above the picks
@@ -33,11 +33,11 @@ def plane_axes(figure: FrontFigure) -> PlaneAxes:
 
 def label_levels(figure: FrontFigure, axes: PlaneAxes) -> tuple[int, ...]:
     """For each pick, how many lines its label is lifted so that it does not cover its neighbours' labels."""
-    width, height = axes.latency_ms[1] - axes.latency_ms[0], axes.map50_95[1] - axes.map50_95[0]
+    width, height = axes.latency_ms[1] - axes.latency_ms[0], axes.accuracy[1] - axes.accuracy[0]
     placed: list[tuple[float, float, int]] = []
     for move in figure.picks:
         where = move.after or move.before
-        x, y = where.latency_ms / width, where.map50_95 / height
+        x, y = where.latency_ms / width, where.accuracy / height
         taken = {level for other_x, other_y, level in placed if abs(x - other_x) < 0.09 and abs(y - other_y) < 0.1}
         placed.append((x, y, min(set(range(len(placed) + 1)) - taken)))
     return tuple(level for _, _, level in placed)

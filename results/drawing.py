@@ -52,10 +52,15 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
         _scatter_picks(axes, figure)
         base = figure.baseline
         axes.scatter(
-            base.latency_ms, base.map50_95, s=70, marker="D", color=palette.BASELINE, zorder=6, label="Baseline"
+            base.latency_ms, base.accuracy, s=70, marker="D", color=palette.BASELINE, zorder=6, label="Baseline"
         )
         plane = plane_axes(figure)
-        axes.set(xlim=plane.latency_ms, ylim=plane.map50_95, xlabel=x_title, ylabel="mAP50-95 on the validation split")
+        axes.set(
+            xlim=plane.latency_ms,
+            ylim=plane.accuracy,
+            xlabel=x_title,
+            ylabel=f"{base.accuracy_label} on the validation split",
+        )
         top = axes.secondary_xaxis("top")
         top.set_xticks([position for position, _ in plane.speedups], [label for _, label in plane.speedups])
         top.set_xlabel("Speed-up over the baseline")
@@ -84,7 +89,7 @@ def _scatter_front(axes: Axes, figure: FrontFigure) -> None:
     axes.scatter(x, y, s=46, color=palette.FRONT, edgecolor="white", lw=0.8, zorder=4, label=label)
     if figure.knee:
         ring: Any = {"facecolor": "none", "edgecolor": palette.KNEE, "lw": 2, "zorder": 4}
-        axes.scatter(figure.knee.latency_ms, figure.knee.map50_95, s=150, label="Knee", **ring)
+        axes.scatter(figure.knee.latency_ms, figure.knee.accuracy, s=150, label="Knee", **ring)
 
 
 def _scatter_picks(axes: Axes, figure: FrontFigure) -> None:
@@ -93,14 +98,14 @@ def _scatter_picks(axes: Axes, figure: FrontFigure) -> None:
     for move, level in zip(figure.picks, levels, strict=True):
         where = move.after or move.before
         if move.after:
-            start = (move.before.latency_ms, move.before.map50_95)
+            start = (move.before.latency_ms, move.before.accuracy)
             arrow = {"arrowstyle": "-|>", "color": palette.PICK, "lw": 1.2, "shrinkA": 4, "shrinkB": 5}
-            axes.annotate("", (where.latency_ms, where.map50_95), start, arrowprops=arrow, zorder=5)
+            axes.annotate("", (where.latency_ms, where.accuracy), start, arrowprops=arrow, zorder=5)
         face = palette.PICK if move.after else "none"
         label = labels.pop(move.after is not None, None)
         axes.scatter(
             where.latency_ms,
-            where.map50_95,
+            where.accuracy,
             s=150,
             marker="*",
             color=face,
@@ -116,11 +121,11 @@ def _scatter_picks(axes: Axes, figure: FrontFigure) -> None:
             "zorder": 8,
         }
         name = move.trial_id[:24]
-        axes.annotate(name, (where.latency_ms, where.map50_95), color=palette.PICK, fontweight="bold", **offset)
+        axes.annotate(name, (where.latency_ms, where.accuracy), color=palette.PICK, fontweight="bold", **offset)
 
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [item.latency_ms for item in points], [item.map50_95 for item in points]
+    return [item.latency_ms for item in points], [item.accuracy for item in points]
 
 
 def draw_widths(figures: Sequence[WidthsFigure], path: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from results.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
 from results.frames import speedup_interval
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from results.pareto import hypervolume, non_dominated
@@ -20,10 +21,13 @@ from results.selection import Pick, comparable, front, knee, main_fidelity
 
 @dataclass(frozen=True)
 class Point:
-    """One network on the accuracy/latency plane. Latency is the paired ratio times the run's baseline, in ms."""
+    """One network on the accuracy/latency plane.
+
+    Accuracy is what its task goes by (see `accuracy`); latency is the paired ratio times the run's baseline, in ms.
+    """
 
     name: str
-    map50_95: float
+    accuracy: float
     latency_ms: float
     speedup: float
     latency_interval_ms: tuple[float, float] | None
@@ -32,6 +36,7 @@ class Point:
     gflops: float | None
     fidelity: str
     state: str = TrialState.COMPLETED.value
+    accuracy_label: str = LABELS[DEFAULT]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class PickMove:
 class FrontFigure:
     """The accuracy/latency plane of one run.
 
-    front: members of the front over `objectives`. line: the staircase (latency_ms, map50_95) they attain on this plane.
+    front: members of the front over `objectives`. line: the staircase (latency_ms, accuracy) they attain on this plane.
     dominated: completed trials of the same fidelity. apart: stopped trials and those of another fidelity, which do not
     compete.
     """
@@ -72,14 +77,14 @@ def point(
 
     The ratio to the baseline measured beside it, times `base_ms`, is what survives clock drift, so it comes first.
     """
-    accuracy, ratio, latency = metrics.get("map50_95"), metrics.get("latency_ratio"), metrics.get("latency_ms")
+    accuracy, ratio, latency = accuracy_of(metrics), metrics.get("latency_ratio"), metrics.get("latency_ms")
     latency_ms = ratio * base_ms if ratio else latency
     if accuracy is None or not latency_ms:
         return None
     bounds = speedup_interval(metrics)
     return Point(
         name=name,
-        map50_95=float(accuracy),
+        accuracy=accuracy,
         latency_ms=float(latency_ms),
         speedup=base_ms / latency_ms,
         latency_interval_ms=(base_ms / bounds[1], base_ms / bounds[0]) if bounds and min(bounds) > 0 else None,
@@ -88,6 +93,7 @@ def point(
         gflops=metrics.get("gflops"),
         fidelity=fidelity,
         state=state,
+        accuracy_label=accuracy_label(metrics),
     )
 
 
@@ -131,7 +137,7 @@ def _staircase(points: Sequence[Point]) -> tuple[tuple[float, float], ...]:
     """The points of the two-objective front among `points`, by ascending latency (ms) and accuracy."""
     if not points:
         return ()
-    plane = np.array([[item.latency_ms, -item.map50_95] for item in points])
+    plane = np.array([[item.latency_ms, -item.accuracy] for item in points])
     attained = np.unique(plane[non_dominated(plane)], axis=0)
     return tuple((float(latency), float(-loss)) for latency, loss in attained)
 

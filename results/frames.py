@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from results.accuracy import LABELS
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.objectives import DEFAULT_OBJECTIVES
@@ -22,6 +23,9 @@ METRIC_COLUMNS = (
     "precision",
     "recall",
     "map50_95_refit",
+    "top1",
+    "top5",
+    "top1_refit",
     "latency_ms",
     "latency_p90_ms",
     "latency_ratio",
@@ -32,26 +36,29 @@ METRIC_COLUMNS = (
 )
 
 
+DROP_COLUMNS = tuple(f"{name}_drop" for name in LABELS)
+
+
 def trials_frame(
     records: Sequence[TrialRecord], baseline: Mapping[str, Any], objectives: Sequence[str] = DEFAULT_OBJECTIVES
 ) -> pd.DataFrame:
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
     Columns: trial_id, state, fidelity, epochs, on_front, the metrics, speedup_low, speedup_high (95 % interval),
-    map50_95_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device, node,
+    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device, node,
     provenance, error. `on_front` is true only among completed trials of the run's main fidelity.
     """
     on_front = {record.trial_id for record in front(records, objectives)}
     rows = [{**_row(record, baseline), "on_front": record.trial_id in on_front} for record in records]
     frame = pd.DataFrame(rows, columns=list(_columns()))
-    numbers = (*METRIC_COLUMNS, "speedup_low", "speedup_high", "map50_95_drop")
+    numbers = (*METRIC_COLUMNS, "speedup_low", "speedup_high", *DROP_COLUMNS)
     return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
 
 
 def _columns() -> tuple[str, ...]:
     head = ("trial_id", "state", "fidelity", "epochs", "on_front", *METRIC_COLUMNS, "speedup_low", "speedup_high")
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
-    return (*head, "map50_95_drop", *tail)
+    return (*head, *DROP_COLUMNS, *tail)
 
 
 def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -64,7 +71,6 @@ def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
 
 def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
     low, high = speedup_interval(record.metrics) or (None, None)
-    accuracy = record.number("map50_95")
     return {
         "trial_id": record.trial_id,
         "state": record.state.value,
@@ -73,7 +79,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         **{name: record.number(name) for name in METRIC_COLUMNS},
         "speedup_low": low,
         "speedup_high": high,
-        "map50_95_drop": None if accuracy is None else baseline["metrics"]["map50_95"] - accuracy,
+        **_drops(record.metrics, baseline),
         "seconds_total": sum(record.seconds.values()),
         "finished_at": record.finished_at,
         "plan_hash": record.plan_hash,
@@ -82,6 +88,13 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         "provenance": record.provenance,
         "error": record.error,
     }
+
+
+def _drops(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+    """What was lost of each accuracy against the baseline; None where it was not measured."""
+    before = baseline["metrics"]
+    both = {name: name in metrics and name in before for name in LABELS}
+    return {f"{name}_drop": before[name] - metrics[name] if both[name] else None for name in LABELS}
 
 
 def front_rows(
@@ -124,12 +137,11 @@ def _front_row(
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
     bounds = speedup_interval(record.metrics)
     row["speedup_ci95"] = list(bounds) if bounds else None
-    accuracy = record.number("map50_95")
-    row["map50_95_drop"] = None if accuracy is None else baseline["metrics"]["map50_95"] - accuracy
+    row.update(_drops(record.metrics, baseline))
     row["plan_hash"] = record.plan_hash
     row["plan"] = _existing(folder.trial_plan(record.trial_id))
     row["checkpoint"] = _existing(folder.trial_checkpoint(record.trial_id))
-    row["finetuned_map50_95"] = finetuned.after.get("map50_95") if finetuned else None
+    row.update({f"finetuned_{name}": finetuned.after.get(name) if finetuned else None for name in LABELS})
     row["finetuned_speedup"] = finetuned.after.get("speedup") if finetuned else None
     row["finetuned_checkpoint"] = _existing(folder.selected_checkpoint(record.trial_id)) if finetuned else None
     return row

@@ -27,7 +27,7 @@ def hover(item: Point, heading: str, baseline: Point, note: str = "") -> str:
     """The hover label of a point. Plotly reads a little HTML in it, so names are escaped."""
     lines = [
         f"<b>{escape(item.name)}</b>  {escape(heading)}",
-        f"mAP50-95  <b>{item.map50_95:.3f}</b>  ({wording.signed(item.map50_95 - baseline.map50_95)})",
+        f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({wording.signed(item.accuracy - baseline.accuracy)})",
         f"latency  <b>{wording.milliseconds(item.latency_ms)}</b>",
     ]
     if item is not baseline:
@@ -47,7 +47,7 @@ def _points(name: str, items: Sequence[Point], texts: Sequence[str], marker: Spe
         "mode": "markers",
         "name": name,
         "x": [round(item.latency_ms, 5) for item in items],
-        "y": [round(item.map50_95, 5) for item in items],
+        "y": [round(item.accuracy, 5) for item in items],
         "hovertext": list(texts),
         "hoverinfo": "text",
         "marker": marker,
@@ -60,14 +60,15 @@ def front_spec(figure: FrontFigure, subtitle: str) -> Spec:
     axes = plane_axes(figure)
     traces = [*_cloud(figure), *_front(figure), *_marks(figure)]
     arrows = [_arrow(move) for move in figure.picks if move.after]
+    y_title = f"{figure.baseline.accuracy_label} on the validation split"
     labels = [_label(move, level) for move, level in zip(figure.picks, label_levels(figure, axes), strict=True)]
-    return {"data": [_scale_holder(axes), *traces], "layout": _layout(axes, subtitle, arrows + labels)}
+    return {"data": [_scale_holder(axes), *traces], "layout": _layout(axes, subtitle, y_title, arrows + labels)}
 
 
 def _scale_holder(axes: PlaneAxes) -> Spec:
     """Plotly draws a second x axis only where a trace uses it; this one shows nothing."""
     latency = axes.latency_ms[0]
-    accuracy = axes.map50_95[0]
+    accuracy = axes.accuracy[0]
     return {
         "type": "scatter", "x": [latency], "y": [accuracy], "xaxis": "x2", "opacity": 0, "showlegend": False,
         "hoverinfo": "skip", "mode": "markers",
@@ -164,8 +165,8 @@ def _arrow(move: PickMove) -> Spec:
     """From where the trial left a pick to where the full fine-tuning brought it."""
     assert move.after is not None
     return {
-        "x": move.after.latency_ms, "y": move.after.map50_95, "xref": "x", "yref": "y",
-        "ax": move.before.latency_ms, "ay": move.before.map50_95, "axref": "x", "ayref": "y",
+        "x": move.after.latency_ms, "y": move.after.accuracy, "xref": "x", "yref": "y",
+        "ax": move.before.latency_ms, "ay": move.before.accuracy, "axref": "x", "ayref": "y",
         "text": "", "showarrow": True, "arrowhead": 2, "arrowsize": 1, "arrowwidth": 1.5, "arrowcolor": palette.PICK,
         "standoff": 9, "startstandoff": 7, "opacity": 0.85,
     }  # fmt: skip
@@ -174,7 +175,7 @@ def _arrow(move: PickMove) -> Spec:
 def _label(move: PickMove, level: int) -> Spec:
     where = move.after or move.before
     return {
-        "x": where.latency_ms, "y": where.map50_95, "yshift": 18 + 15 * level, "showarrow": False,
+        "x": where.latency_ms, "y": where.accuracy, "yshift": 18 + 15 * level, "showarrow": False,
         "text": f"<b>{escape(move.trial_id[:24])}</b>", "font": {"size": 12, "color": palette.PICK},
         "bgcolor": "rgba(255,255,255,0.75)", "borderpad": 1,
     }  # fmt: skip
@@ -188,7 +189,7 @@ def _axis(title: str, **more: Any) -> Spec:
     }  # fmt: skip
 
 
-def _layout(axes: PlaneAxes, x_title: str, annotations: list[Spec]) -> Spec:
+def _layout(axes: PlaneAxes, x_title: str, y_title: str, annotations: list[Spec]) -> Spec:
     speedups = _axis(
         "Speed-up over the baseline",
         overlaying="x",
@@ -202,7 +203,7 @@ def _layout(axes: PlaneAxes, x_title: str, annotations: list[Spec]) -> Spec:
     return {
         "xaxis": _axis(x_title, range=list(axes.latency_ms)),
         "xaxis2": speedups,
-        "yaxis": _axis("mAP50-95 on the validation split", range=list(axes.map50_95), tickformat=".3~f"),
+        "yaxis": _axis(y_title, range=list(axes.accuracy), tickformat=".3~f"),
         "annotations": annotations,
         "hovermode": "closest",
         "hoverlabel": {

@@ -14,6 +14,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from results.accuracy import missing_metric
 from results.atomic import fsync_directory
 from results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
 
@@ -21,8 +22,6 @@ SCHEMA_VERSION = 1
 RECORD_VERSION = 2
 """Of a trial's record; 1 has no ``history``. Both are read, this one is written."""
 FIDELITIES = ("refit", "epochs", "full")
-REQUIRED_METRICS = ("map50_95", "latency_ms")
-"""What every completed trial has; the other metrics may be missing and then show as a dash."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class TrialRecord:
     """One finished trial. Raises RecordError, naming the field, for anything that breaks the rules below.
 
     trial_id: a file name: no separators, no control characters.
-    state: completed trials have at least `map50_95` and `latency_ms`; failed ones have an `error`.
+    state: completed trials have at least an accuracy (see `accuracy`) and `latency_ms`; failed ones have an `error`.
     ratios: layer -> fraction of its channels removed, in [0, 1).
     metrics: name -> finite number, text, or list of those. NaN and infinity are refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
@@ -90,9 +89,9 @@ class TrialRecord:
             raise RecordError("fidelity", f'fidelity "refit" means no epoch, but got epochs={self.epochs}')
         if self.state is TrialState.FAILED and not self.error:
             raise RecordError("error", f"a failed trial must say why, but trial {self.trial_id!r} has no error line")
-        missing = [name for name in REQUIRED_METRICS if name not in self.metrics]
+        missing = missing_metric(self.metrics)
         if self.state is TrialState.COMPLETED and missing:
-            raise RecordError("metrics", f"completed trial {self.trial_id!r} must have the metric {missing[0]}")
+            raise RecordError("metrics", f"completed trial {self.trial_id!r} must have the metric {missing}")
 
     @property
     def fidelity_label(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from results.accuracy import accuracy_of, missing_metric
 from results.atomic import write_json
 from results.errors import RecordError, RunFolderError, SchemaVersionError
 from results.objectives import DEFAULT_OBJECTIVES, check_objectives
@@ -129,8 +130,8 @@ class RunFolder:
             )
         content = read_json(self.baseline)
         metrics = content.get("metrics")
-        if not isinstance(metrics, dict) or not {"map50_95", "latency_ms"} <= metrics.keys():
-            raise RecordError("metrics", f"{self.baseline} must hold the metrics map50_95 and latency_ms")
+        if not isinstance(metrics, dict) or missing_metric(metrics):
+            raise RecordError("metrics", f"{self.baseline} must hold the metrics map50_95 (or top1) and latency_ms")
         return content
 
     def read_config(self) -> dict[str, Any]:
@@ -178,8 +179,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _selected(path: Path) -> Selected:
     content = read_json(path)
     after = content.get("after")
-    if not isinstance(after, dict) or "map50_95" not in after:
-        raise RecordError("after", f"{path} must hold `after` with the metric map50_95")
+    if not isinstance(after, dict) or accuracy_of(after) is None:
+        raise RecordError("after", f"{path} must hold `after` with the metric map50_95 (or top1)")
     return Selected(
         trial_id=str(content.get("trial_id", path.parent.name)),
         chosen_as=str(content.get("chosen_as", "")),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from results.accuracy import accuracy_label, accuracy_name, accuracy_of
 from results.bounds import ROUNDING as _ROUNDING
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES, Losses, to_losses
@@ -107,19 +108,19 @@ def _bounded_metric(name: str) -> str:
 
 
 def _by_accuracy(record: TrialRecord) -> tuple[float, float, str]:
-    accuracy, latency = to_losses([record], DEFAULT_OBJECTIVES)[0]
+    accuracy, latency = to_losses([record], (accuracy_name(record.metrics), "latency_ms"))[0]
     return float(accuracy), float(latency), record.trial_id
 
 
 def fastest_within_drop(
     records: Sequence[TrialRecord], baseline: Mapping[str, Any], max_drop: float
 ) -> TrialRecord | None:
-    """The fastest trial that loses at most `max_drop` mAP50-95 (absolute, 0.02 = two points) against the baseline.
+    """The fastest trial that loses at most `max_drop` of accuracy (absolute, 0.02 = two points) against the baseline.
 
     baseline: the content of baseline.json. Ties: the more accurate one. None if no trial qualifies.
     """
-    floor = baseline["metrics"]["map50_95"] - max_drop - _ROUNDING
-    within = [record for record in comparable(records) if record.metrics["map50_95"] >= floor]
+    floor = (accuracy_of(baseline["metrics"]) or 0.0) - max_drop - _ROUNDING
+    within = [record for record in comparable(records) if (accuracy_of(record.metrics) or 0.0) >= floor]
 
     def by_latency(record: TrialRecord) -> tuple[float, float, str]:
         accuracy, latency, trial_id = _by_accuracy(record)
@@ -192,7 +193,7 @@ def choose(
         (knee(records, objectives), KNEE),
         (
             fastest_within_drop(records, baseline, DEFAULT_MAX_DROP),
-            f"fastest within {DEFAULT_MAX_DROP:g} of the baseline's mAP50-95",
+            f"fastest within {DEFAULT_MAX_DROP:g} of the baseline's {accuracy_label(baseline['metrics'])}",
         ),
         (best_under(records, max_latency_ms=limit_ms), f"best under the baseline's {limit_ms:.3g} ms"),
     ]
@@ -228,4 +229,4 @@ def _farthest_first(
 
 def lead_pick(selected: Sequence[Selected]) -> Selected | None:
     """The fully fine-tuned pick that a summary speaks of: the knee if it is there, else the most accurate one."""
-    return max(selected, key=lambda item: (item.chosen_as == KNEE, float(item.after["map50_95"])), default=None)
+    return max(selected, key=lambda item: (item.chosen_as == KNEE, accuracy_of(item.after) or 0.0), default=None)

@@ -137,7 +137,7 @@ def _won(item: Point, baseline: Point, model: str) -> str:
     text = (
         f"{model} runs {wording.factor(item.speedup)} as fast "
         f"({wording.milliseconds(baseline.latency_ms)} → {wording.milliseconds(item.latency_ms)}) "
-        f"at mAP50-95 {item.map50_95:.3f} ({wording.signed(item.map50_95 - baseline.map50_95)})"
+        f"at {item.accuracy_label} {item.accuracy:.3f} ({wording.signed(item.accuracy - baseline.accuracy)})"
     )
     if item.params_m and baseline.params_m:
         fewer = round(100 * (1 - item.params_m / baseline.params_m))

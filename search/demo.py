@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from results.accuracy import accuracy_text
 from results.run_folder import RunFolder, Selected
 from search.progress import note
 
@@ -74,7 +75,4 @@ def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> 
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    return (
-        f"mAP50-95 {metrics['map50_95']:.3f}  latency {metrics['latency_ms']:6.2f} ms  "
-        f"parameters {metrics['params_m']:5.2f} M"
-    )
+    return f"{accuracy_text(metrics)}  latency {metrics['latency_ms']:6.2f} ms  parameters {metrics['params_m']:5.2f} M"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from results.accuracy import accuracy_text
 from results.records import TrialRecord, TrialState
 from results.selection import front
 
@@ -66,7 +67,7 @@ def trial_line(record: TrialRecord) -> str:
     if record.state is not TrialState.COMPLETED:
         return f"{head} {record.state.value}: {record.error} {seconds}"
     metrics = record.metrics
-    cells = [f"mAP50-95 {metrics['map50_95']:.3f}", f"latency {metrics['latency_ms']:7.2f} ms"]
+    cells = [accuracy_text(metrics), f"latency {metrics['latency_ms']:7.2f} ms"]
     if "speedup" in metrics:
         cells.append(f"({metrics['speedup']:.2f}x)")
     if "params_m" in metrics:
@@ -197,4 +198,4 @@ def _ends(on_front: Sequence[TrialRecord]) -> str:
 def _point(record: TrialRecord) -> str:
     speedup = record.number("speedup")
     behind = f"{speedup:.2f}x" if speedup else f"{record.metrics['latency_ms']:.2f} ms"
-    return f"mAP {record.metrics['map50_95']:.3f} at {behind}"
+    return f"{accuracy_text(record.metrics)} at {behind}"

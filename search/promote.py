@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.accuracy import LABELS, accuracies, accuracy_text
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.run_folder import RunFolder
@@ -92,7 +93,7 @@ def finetune_pick(context: WorkerContext, trial_id: str) -> None:
     clock = PhaseClock(target / EVENTS)
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
-        clock.event("epoch", epoch=epoch, map50_95=metrics.get("map50_95"))
+        clock.event("epoch", epoch=epoch, **accuracies(metrics))
         return False
 
     with tools.logging(target / "finetune.log"), clock.phase("finetune"):
@@ -163,14 +164,14 @@ def _measure_all(context: WorkerContext, picks: Sequence[Pick]) -> None:
 
 
 def _show_epochs(folder: RunFolder, trial_id: str, epochs: int, shown: dict[str, int]) -> None:
-    last = _last_event(folder.selected_dir(trial_id) / EVENTS, "epoch", ("epoch", "map50_95"))
+    last = _last_event(folder.selected_dir(trial_id) / EVENTS, "epoch")
     if last and last["epoch"] != shown.get(trial_id):
         shown[trial_id] = last["epoch"]
-        note(f"{trial_id} epoch {last['epoch']}/{epochs}: mAP50-95 {last['map50_95']:.3f}")
+        note(f"{trial_id} epoch {last['epoch']}/{epochs}: {accuracy_text(last)}")
 
 
-def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The ``keys`` of the last event of ``kind`` in an events file, {} where there is none."""
+def _last_event(path: Path, kind: str) -> dict[str, Any]:
+    """The last event of ``kind`` in an events file, {} where there is none."""
     if not path.is_file():
         return {}
     for line in reversed(path.read_text(encoding="utf-8").splitlines()):
@@ -179,7 +180,7 @@ def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
         except ValueError:  # being written
             continue
         if event.get("event") == kind:
-            return {key: event.get(key) for key in keys}
+            return dict(event)
     return {}
 
 
@@ -194,7 +195,7 @@ def _is_done(folder: RunFolder, trial_id: str, settings: Mapping[str, Any]) -> b
 
 def _row(folder: RunFolder, trial_id: str) -> dict[str, Any]:
     selected = next(item for item in folder.read_selected() if item.trial_id == trial_id)
-    wanted = ("map50_95", "latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops")
+    wanted = (*LABELS, "latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops")
     return {
         "trial_id": trial_id,
         "chosen_as": selected.chosen_as,

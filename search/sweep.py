@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.accuracy import accuracy_text
 from results.objectives import DIRECTIONS
 from results.records import TrialState
 from results.run_folder import RunFolder
@@ -167,7 +168,7 @@ def with_baseline(context: WorkerContext) -> WorkerContext:
             raise error.cause from None  # the worker's own error, which says what to do
         folder.write_baseline(content)
     metrics = folder.read_baseline()["metrics"]
-    note(f"unpruned: mAP50-95 {metrics['map50_95']:.3f}, {metrics['latency_ms']:.2f} ms")
+    note(f"unpruned: {accuracy_text(metrics)}, {metrics['latency_ms']:.2f} ms")
     return replace(context, baseline_latency_ms=float(metrics["latency_ms"]))
 
 

@@ -47,8 +47,10 @@ def layers(model: str, form: str) -> None:
 @click.command()
 @model_argument
 @click.option(
-    "--ratio", type=RatioOrAuto(), help="Fraction of channels removed from every prunable layer, in [0, 1); "
-    "auto: what --importance separability proposes for each layer."
+    "--ratio",
+    type=RatioOrAuto(),
+    help="Fraction of channels removed from every prunable layer, in [0, 1); "
+    "auto: what --importance separability proposes for each layer.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
 @click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")

@@ -39,7 +39,7 @@ def test_the_line_is_a_rising_staircase_that_no_trial_beats(
     assert list(latencies) == sorted(latencies)
     assert list(accuracies) == sorted(accuracies)
     for item in figure.dominated:
-        assert any(s <= item.latency_ms and a >= item.map50_95 for s, a in figure.line)
+        assert any(s <= item.latency_ms and a >= item.accuracy for s, a in figure.line)
 
 
 def test_latency_follows_the_ratio_not_the_clock() -> None:
@@ -86,7 +86,7 @@ def test_the_axes_hold_everything_and_their_marks_stay_apart(
     axes = plane_axes(figure)
     for item in (figure.baseline, *figure.front, *figure.dominated, *figure.apart):
         assert axes.latency_ms[0] < item.latency_ms < axes.latency_ms[1]
-        assert axes.map50_95[0] < item.map50_95 < axes.map50_95[1]
+        assert axes.accuracy[0] < item.accuracy < axes.accuracy[1]
     assert (figure.baseline.latency_ms, "1×") in axes.speedups
     for position, label in axes.speedups:
         assert figure.baseline.latency_ms / position == pytest.approx(float(label[:-1]))

@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_baseline_is_said(tmp_path: Path) -> None:
     with pytest.raises(SchemaVersionError, match="schema_version 1, but got 3"):
         folder.read_baseline()
     folder.baseline.write_text('{"schema_version": 1, "metrics": {"map50_95": 0.5}}')
-    with pytest.raises(RecordError, match="must hold the metrics map50_95 and latency_ms"):
+    with pytest.raises(RecordError, match=r"must hold the metrics map50_95 \(or top1\) and latency_ms"):
         folder.read_baseline()
 
 
@@ -86,7 +86,7 @@ def test_a_pick_without_metrics_is_still_in_work(tmp_path: Path) -> None:
     assert (found.trial_id, found.chosen_as, found.epochs, found.best_epoch) == ("t1", "knee", 30, None)
     assert found.directory == folder.selected_dir("t1")
     folder.write_selected("t2", {"after": {}})
-    with pytest.raises(RecordError, match="must hold `after` with the metric map50_95"):
+    with pytest.raises(RecordError, match=r"must hold `after` with the metric map50_95 \(or top1\)"):
         folder.read_selected()
 
 

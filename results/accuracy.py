@@ -1,0 +1,48 @@
+"""What a network's accuracy is called: the one metric of its task that figures, tables and selections go by.
+
+A detector, also one of masks, keypoints or oriented boxes, has `map50_95` (of the task's own target); a classifier has
+no such figure and goes by `top1`. A record holds one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LABELS: dict[str, str] = {"map50_95": "mAP50-95", "top1": "top-1 accuracy"}
+"""Metric -> its name for people, the first one that a record holds counts."""
+DEFAULT = "map50_95"
+
+
+def accuracy_name(metrics: Mapping[str, Any]) -> str:
+    """The name of the accuracy among `metrics`; that of detectors where none is there."""
+    return next((name for name in LABELS if name in metrics), DEFAULT)
+
+
+def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
+    """The accuracy among `metrics`, in [0, 1]; None where there is none."""
+    value = metrics.get(accuracy_name(metrics))
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def accuracy_label(metrics: Mapping[str, Any]) -> str:
+    """How people call the accuracy among `metrics`: "mAP50-95" or "top-1 accuracy"."""
+    return LABELS[accuracy_name(metrics)]
+
+
+def missing_metric(metrics: Mapping[str, Any]) -> str:
+    """What `metrics` lack of what every measured network has, an accuracy and `latency_ms`; "" where both are there."""
+    if accuracy_name(metrics) not in metrics:
+        return DEFAULT
+    return "" if "latency_ms" in metrics else "latency_ms"
+
+
+def accuracy_text(metrics: Mapping[str, Any]) -> str:
+    """For a line of progress: "mAP50-95 0.612"."""
+    value = accuracy_of(metrics)
+    return f"{accuracy_label(metrics)} {'-' if value is None else f'{value:.3f}'}"
+
+
+def accuracies(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `metrics` that are an accuracy."""
+    return {name: metrics[name] for name in LABELS if name in metrics}
