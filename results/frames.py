@@ -45,8 +45,8 @@ def trials_frame(
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
     Columns: trial_id, state, fidelity, epochs, on_front, the metrics, speedup_low, speedup_high (95 % interval),
-    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device, node,
-    provenance, error. `on_front` is true only among completed trials of the run's main fidelity.
+    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
+    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity.
     """
     on_front = {record.trial_id for record in front(records, objectives)}
     rows = [{**_row(record, baseline), "on_front": record.trial_id in on_front} for record in records]

@@ -20,13 +20,16 @@ format_option: Callable[[Any], Any] = click.option(
 
 
 def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
-    """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given)."""
+    """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).
+
+    The table of a classifier's run has ``top1`` in place of ``map50_95``.
+    """
     if form == "json":
         click.echo(json.dumps(list(rows), indent=2))
     elif form == "csv":
         click.echo(_as_csv(rows), nl=False)
     else:
-        click.echo(as_table(rows, columns))
+        click.echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns]))
 
 
 def emit_one(row: Mapping[str, Any], form: str) -> None:
@@ -39,6 +42,15 @@ def emit_one(row: Mapping[str, Any], form: str) -> None:
         width = max((len(key) for key in row), default=0)
         for key, value in row.items():
             click.echo(f"{key:<{width}}  {_text(value)}")
+
+
+def _of_the_task(column: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    own = column.replace("map50_95", "top1")
+    return (
+        own
+        if all(row.get(column) is None for row in rows) and any(row.get(own) is not None for row in rows)
+        else column
+    )
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:

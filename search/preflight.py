@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.accuracy import DEFAULT, LABELS
 from results.run_folder import RunFolder
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
@@ -63,7 +64,9 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
     check_run_folder(folder, config)
-    return Prepared(folder, config, check_model(config))
+    space, objectives = check_model(config)
+    search = config.search.model_copy(update={"objectives": objectives})
+    return Prepared(folder, config.model_copy(update={"search": search}), space)
 
 
 def check_files(config: RunConfig) -> None:
@@ -71,7 +74,10 @@ def check_files(config: RunConfig) -> None:
     model, data = config.model.path, config.data.path
     check_model_file(model)
     if not Path(data).exists() and _is_path(data):
-        raise ConfigError(f"the dataset must exist, but there is no file {data}; give the path of its data.yaml")
+        raise ConfigError(
+            f"the dataset must exist, but there is no file {data}; give the path of its data.yaml (a classifier's: "
+            "of its folder)"
+        )
 
 
 def check_model_file(model: str) -> None:
@@ -131,16 +137,39 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def check_model(config: RunConfig) -> Space:
-    """The model loads, the dataset fits it, the criterion exists, and the settings leave something to prune."""
+def check_model(config: RunConfig) -> tuple[Space, list[str]]:
+    """The model loads, the dataset fits it, the criterion exists, and the settings leave something to prune.
+
+    Also returns the objectives: those that were given, or the usual ones in the words of the model's task.
+    """
     from pruning.evaluation_dataset import check_dataset
+    from pruning.tasks import kind_of, metric_keys
     from pruning.workbench import Workbench
 
     bench = Workbench(config.model.path, config.data.path, importance=config.recover.importance)
     check_dataset(config.data.path, bench.model)
+    objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
-    return build_space(bench.table, config.space)
+    return build_space(bench.table, config.space), objectives
+
+
+def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:
+    """The run's objectives, checked against the ``accuracies`` that the model's task has, its own one first.
+
+    Where none were given, that one takes the place of the detectors' (a classifier has ``top1``, no ``map50_95``).
+    :class:`ConfigError` for one that was given and that the task does not have.
+    """
+    from results.objectives import DIRECTIONS
+
+    wanted = list(config.search.objectives)
+    if "objectives" not in config.search.model_fields_set:
+        wanted = [accuracies[0] if name == DEFAULT else name for name in wanted]
+    unknown = [name for name in wanted if DIRECTIONS[name] == "max" and name not in accuracies]
+    if unknown:
+        known = ", ".join(name for name in DIRECTIONS if name in accuracies)
+        raise ConfigError(f"search.objectives: this model's task has {known}, but got {unknown[0]}; choose of these")
+    return wanted
 
 
 def existing_run(run: Path) -> tuple[RunFolder, RunConfig]:
@@ -158,6 +187,12 @@ def _check_same(folder: RunFolder, config: RunConfig) -> None:
     from search.config import differing_keys, load_config
 
     stored = load_config(folder.config)
+    if "objectives" not in config.search.model_fields_set:  # then they were not compared: see objectives_of
+        usual = [name if name not in LABELS else DEFAULT for name in stored.search.objectives]
+        if usual == config.search.objectives:
+            config = config.model_copy(
+                update={"search": config.search.model_copy(update={"objectives": stored.search.objectives})}
+            )
     differing = differing_keys(stored, config)
     if differing:
         key = differing[0]

@@ -164,14 +164,14 @@ def _measure_all(context: WorkerContext, picks: Sequence[Pick]) -> None:
 
 
 def _show_epochs(folder: RunFolder, trial_id: str, epochs: int, shown: dict[str, int]) -> None:
-    last = _last_event(folder.selected_dir(trial_id) / EVENTS, "epoch")
+    last = _last_event(folder.selected_dir(trial_id) / EVENTS, "epoch", ("epoch", *LABELS))
     if last and last["epoch"] != shown.get(trial_id):
         shown[trial_id] = last["epoch"]
         note(f"{trial_id} epoch {last['epoch']}/{epochs}: {accuracy_text(last)}")
 
 
-def _last_event(path: Path, kind: str) -> dict[str, Any]:
-    """The last event of ``kind`` in an events file, {} where there is none."""
+def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The ``keys`` of the last event of ``kind`` in an events file, {} where there is none; those it has."""
     if not path.is_file():
         return {}
     for line in reversed(path.read_text(encoding="utf-8").splitlines()):
@@ -180,7 +180,7 @@ def _last_event(path: Path, kind: str) -> dict[str, Any]:
         except ValueError:  # being written
             continue
         if event.get("event") == kind:
-            return dict(event)
+            return {key: event[key] for key in keys if key in event}
     return {}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from results.accuracy import accuracy_name
 from search.events import PhaseClock
 
 RUNG_EVENT = "rung"
@@ -47,7 +48,8 @@ class Everyone:
 class Course:
     """One trial's way over the rungs: its accuracy after every epoch, kept as data, and the decisions.
 
-    ``accuracy``: name of the metric that is judged. ``history``: a row an epoch, the start as epoch 0.
+    ``accuracy``: name of the metric that is judged; "": the task's own. ``history``: a row an epoch, the start as
+    epoch 0.
     """
 
     trial_id: str
@@ -63,7 +65,8 @@ class Course:
         """Note the metrics after ``epochs``; True where the trial ends here (the shape of an ``OnEpoch``)."""
         figures = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.history.append({"epochs": epochs, **figures})
-        best = max(float(row[self.accuracy]) for row in self.history)
+        judged = self.accuracy or accuracy_name(figures)
+        best = max(float(row[judged]) for row in self.history)
         if epochs not in self.rungs:
             return False
         # Written before the question is asked: whoever decides next, in any process, finds it.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.accuracy import accuracies
 from results.atomic import write_json
 from results.records import TrialRecord, TrialState
 from search.errors import TrialError
@@ -35,14 +36,15 @@ PLAN_NAME = "plan.json"
 class TrialSettings:
     """``epochs`` of short fine-tuning; the run's ``baseline_latency_ms``, to which ratios are brought back.
 
-    ``rungs``: epochs after which the judge is asked; ``accuracy``: name of the metric that it judges.
+    ``rungs``: epochs after which the judge is asked; ``accuracy``: name of the metric that it judges, the task's own
+    where none is named.
     """
 
     epochs: int
     recover: bool
     baseline_latency_ms: float
     rungs: Sequence[int] = ()
-    accuracy: str = "map50_95"
+    accuracy: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         state=TrialState.STOPPED if course.stopped else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
-        metrics={**tuned.metrics, "map50_95_refit": tuned.start_metrics["map50_95"], **stats, **figures},
+        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures},
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
         seconds={name: round(value, 4) for name, value in clock.seconds.items()},
@@ -166,6 +168,11 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         provenance=work.request.provenance,
         history=course.history,
     )
+
+
+def _refitted(start: Mapping[str, float]) -> dict[str, float]:
+    """The accuracy before any epoch, under a name of its own (``map50_95_refit``)."""
+    return {f"{name}_refit": value for name, value in accuracies(start).items()}
 
 
 def _pruned(work: Workplace) -> tuple[Any, PlanLike]:

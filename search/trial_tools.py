@@ -110,7 +110,7 @@ class TrialTools(Protocol):
         ...
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """``map50_95``, ``map50``, ``precision``, ``recall``."""
+        """``map50_95``, ``map50``, ``precision``, ``recall``; of a classifier ``top1``, ``top5``."""
         ...
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.objectives import DIRECTIONS
 from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.config import RunConfig, build_config
@@ -50,7 +51,9 @@ def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     """Run one trial in this process."""
     config = context.config
     tools, gate = tools_of(context)
-    settings = TrialSettings(config.trial.epochs, config.recover.how != "none", context.baseline_latency_ms)
+    recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
+    judged = accuracies[0] if accuracies else ""
+    settings = TrialSettings(config.trial.epochs, recover, context.baseline_latency_ms, accuracy=judged)
     return run_trial(request, settings, tools, gate, context.folder.trial_dir(request.trial_id))
 
 
