@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -122,7 +123,7 @@ def test_segmentation_has_masks_and_boxes(tmp_path: Path) -> None:
 
     data = shapes_dataset(tmp_path / "polygons", polygons=True)
     model = SegmentationModel("yolov8n-seg.yaml", nc=3, verbose=False).eval()
-    assert evaluate(model, str(data), 96, "cpu").keys() == KEYS | {f"box_{key}" for key in KEYS}
+    assert evaluate(model, str(data), 96, "cpu").keys() == KEYS | {f"{key}_box" for key in KEYS} | {"map50_95_mask", "map50_mask"}
 
 
 def test_task_figure_is_the_tasks_own() -> None:
@@ -131,8 +132,8 @@ def test_task_figure_is_the_tasks_own() -> None:
         for s, v in (("B", 0.2), ("M", 0.1))
         for n in ("mAP50-95", "mAP50", "precision", "recall")
     }
-    assert named_metrics(stats, "segment")["map50_95"] == 0.1
-    assert named_metrics(stats, "segment")["box_map50_95"] == 0.2
+    assert named_metrics(stats, "segment")["map50_95"] == named_metrics(stats, "segment")["map50_95_mask"] == 0.1
+    assert named_metrics(stats, "segment")["map50_95_box"] == 0.2
     assert named_metrics(stats, "detect")["map50_95"] == 0.2
     with pytest.raises(PruningError, match="map50 = nan"):
         named_metrics({**stats, "metrics/mAP50(B)": math.nan}, "detect")
@@ -145,11 +146,11 @@ def test_nan_weights_are_named(shapes: Path) -> None:
         evaluate(model, str(shapes), 96, "cpu")
 
 
-def test_classification_is_refused(shapes: Path) -> None:
-    from ultralytics.nn.tasks import ClassificationModel
-
-    with pytest.raises(PruningError, match="task 'classify'"):
-        evaluate(ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False), str(shapes), 96, "cpu")
+def test_a_task_that_is_not_known_is_refused(shapes: Path, untrained: nn.Module) -> None:
+    model: Any = copy.deepcopy(untrained)
+    model.task = "depth"
+    with pytest.raises(PruningError, match="task 'depth': only its surgery works here"):
+        evaluate(model, str(shapes), 96, "cpu")
 
 
 class TestCheckDataset:
