@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from results.accuracy import accuracy_of
 from results.errors import ResultsError
 from results.records import TrialRecord
 
@@ -16,8 +17,9 @@ ROUNDING = 1e-12  # 0.60 - 0.02 must admit 0.58, whatever the last bit says
 class Bounds:
     """What a trial must keep to, each bound inclusive; None is no bound. Raises ResultsError for one below zero.
 
-    max_latency_ms: milliseconds. max_params_m: millions of parameters. max_gflops: GFLOPs. min_map: mAP50-95 in [0, 1].
-    max_drop: mAP50-95 lost against the baseline at most (0.02 is two points; a negative one demands a gain).
+    max_latency_ms: milliseconds. max_params_m: millions of parameters. max_gflops: GFLOPs. min_map: accuracy (mAP50-95, or a classifier's top-1) in
+    [0, 1].
+    max_drop: accuracy lost against the baseline at most (0.02 is two points; a negative one demands a gain).
     """
 
     max_latency_ms: float | None = None
@@ -55,8 +57,8 @@ class Bounds:
             if limit is not None and (value is None or value > limit + ROUNDING):
                 return False
         floors = [self.min_map] if self.min_map is not None else []
-        floors += [baseline["metrics"]["map50_95"] - self.max_drop] if self.max_drop is not None else []
-        accuracy = record.number("map50_95")
+        floors += [(accuracy_of(baseline["metrics"]) or 0.0) - self.max_drop] if self.max_drop is not None else []
+        accuracy = accuracy_of(record.metrics)
         return not floors or (accuracy is not None and accuracy >= max(floors) - ROUNDING)
 
     def within(self, records: Iterable[TrialRecord], baseline: Mapping[str, Any]) -> list[TrialRecord]:
@@ -64,13 +66,13 @@ class Bounds:
         return [record for record in records if self.admit(record, baseline)]
 
     def __str__(self) -> str:
-        """``at most 5 ms, at least 0.6 mAP50-95``; "" without a bound."""
+        """``at most 5 ms, an accuracy of at least 0.6``; "" without a bound."""
         words = {
             "max_latency_ms": "at most {:g} ms",
             "max_params_m": "at most {:g} M parameters",
             "max_gflops": "at most {:g} GFLOPs",
-            "min_map": "at least {:g} mAP50-95",
-            "max_drop": "at most {:g} mAP50-95 below the baseline",
+            "min_map": "an accuracy of at least {:g}",
+            "max_drop": "an accuracy at most {:g} below the baseline's",
         }
         given = {name: getattr(self, name) for name in words if getattr(self, name) is not None}
         return ", ".join(words[name].format(value) for name, value in given.items())

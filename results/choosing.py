@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from results.accuracy import accuracy_of
 from results.bounds import NO_BOUNDS, Bounds
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES
@@ -95,7 +96,7 @@ def _least(candidates: Sequence[TrialRecord], name: str) -> TrialRecord | None:
     """The trial with the least of a metric; ties: the more accurate one, then the id."""
 
     def key(record: TrialRecord) -> tuple[float, float, str]:
-        return float(record.metrics[name]), -float(record.metrics["map50_95"]), record.trial_id
+        return float(record.metrics[name]), -(accuracy_of(record.metrics) or 0.0), record.trial_id
 
     return min((record for record in candidates if record.number(name) is not None), key=key, default=None)
 

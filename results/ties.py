@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from results.accuracy import LABELS, accuracy_name
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, Losses, to_losses
 from results.records import TrialRecord
 
@@ -29,10 +30,11 @@ class AccuracyNoise:
 
     @property
     def text(self) -> str:
-        """One line: how large a difference of mAP50-95 must be to be clear, and where that comes from."""
-        if "map50_95" not in self.std:
+        """One line: how large a difference of accuracy must be to be clear, and where that comes from."""
+        name = accuracy_name(self.std)
+        if name not in self.std:
             return self.source
-        return f"differences of mAP50-95 up to {Z95 * self.std['map50_95']:.3f} may be luck ({self.source})"
+        return f"differences of {LABELS[name]} up to {Z95 * self.std[name]:.3f} may be luck ({self.source})"
 
 
 def accuracy_noise(baseline: Mapping[str, Any]) -> AccuracyNoise:
@@ -44,13 +46,13 @@ def accuracy_noise(baseline: Mapping[str, Any]) -> AccuracyNoise:
     an upper bound, since two networks see the same images. Else none.
     """
     known = baseline.get("noise") or {}
-    stds = {name: float(known[f"{name}_std"]) for name in ("map50_95", "map50") if f"{name}_std" in known}
+    stds = {name: float(known[f"{name}_std"]) for name in (*LABELS, "map50") if f"{name}_std" in known}
     if stds:
         return AccuracyNoise(stds, str(known.get("source", "measured")))
     images = known.get("images")
     if not images:
         return AccuracyNoise()
-    accuracies = {name: baseline["metrics"].get(name) for name in ("map50_95", "map50")}
+    accuracies = {name: baseline["metrics"].get(name) for name in (*LABELS, "map50")}
     bound = {name: math.sqrt(2 * p * (1 - p) / images) for name, p in accuracies.items() if p is not None}
     return AccuracyNoise(bound, f"at most, from the number of validation images ({images})")
 

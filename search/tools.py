@@ -144,7 +144,11 @@ class PruningTools:
         Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much.
         """
         from pruning.evaluation_noise import paired_noise
+        from pruning.tasks import kind_of
 
+        if kind_of(self.baseline) == "classify":  # a share of images: their number gives a bound
+            self._evaluator.run(self.baseline)
+            return {"images": self._evaluator.images}
         reference = self._evaluator.run_by_image(self.baseline)[1]
         ratios = self._bench.allocated(NOISE_KEEP)
         if ratios is None or len(reference) < 2:  # nothing can be cut so far: the number of images gives a bound

@@ -61,16 +61,16 @@ def test_a_number_takes_what_the_bounds_ask_for_first() -> None:
     assert len(picks) == 3
     (best,), (fastest,) = (pick_trials(records, baseline, [wish], bounds) for wish in ("best", "fastest"))
     assert [pick.record for pick in picks[:2]] == [best.record, fastest.record]
-    assert picks[0].chosen_as == "most accurate with at most 9 ms, at most 0.2 mAP50-95 below the baseline"
+    assert picks[0].chosen_as == "most accurate with at most 9 ms, an accuracy at most 0.2 below the baseline's"
 
 
 def test_several_wishes_give_each_trial_once_and_ids_need_no_bounds(record: Build, baseline: dict[str, Any]) -> None:
     records = [record("slow", 0.6, 12.0), record("fast", 0.4, 5.0), record("stopped", 0.5, 4.0, state="stopped")]
     picks = pick_trials(records, baseline, ["best", "slow", "stopped", "fastest", "2"], Bounds(min_map=0.39))
     assert [(pick.trial_id, pick.chosen_as) for pick in picks] == [
-        ("slow", "most accurate with at least 0.39 mAP50-95"),
+        ("slow", "most accurate with an accuracy of at least 0.39"),
         ("stopped", BY_HAND),
-        ("fast", "fastest with at least 0.39 mAP50-95"),
+        ("fast", "fastest with an accuracy of at least 0.39"),
     ]
     assert pick_trials(records, baseline, ["slow"], Bounds(max_latency_ms=1.0))[0].trial_id == "slow"
 

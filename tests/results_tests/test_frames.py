@@ -70,7 +70,7 @@ def test_bounds_and_picks(
     assert found_best and found_fastest and found_knee  # noqa: PT018
     assert (best["trial_id"], best["chosen_as"]) == (found_best.trial_id, "most accurate with at most 8 ms")
     (fastest,) = front_rows(folder, Bounds(max_drop=0.1), ["1"])
-    expected = (found_fastest.trial_id, "fastest with at most 0.1 mAP50-95 below the baseline")
+    expected = (found_fastest.trial_id, "fastest with an accuracy at most 0.1 below the baseline's")
     assert (fastest["trial_id"], fastest["chosen_as"]) == expected
     assert (bend["trial_id"], bend["chosen_as"]) == (found_knee.trial_id, "knee")
     assert len({row["trial_id"] for row in front_rows(folder, Bounds(max_drop=0.3, max_latency_ms=9.0), ["4"])}) == 4
