@@ -17,9 +17,9 @@ ROUNDING = 1e-12  # 0.60 - 0.02 must admit 0.58, whatever the last bit says
 class Bounds:
     """What a trial must keep to, each bound inclusive; None is no bound. Raises ResultsError for one below zero.
 
-    max_latency_ms: milliseconds. max_params_m: millions of parameters. max_gflops: GFLOPs. min_map: accuracy (mAP50-95, or a classifier's top-1) in
-    [0, 1].
-    max_drop: accuracy lost against the baseline at most (0.02 is two points; a negative one demands a gain).
+    max_latency_ms: milliseconds. max_params_m: millions of parameters. max_gflops: GFLOPs. min_map: accuracy (mAP50-95,
+    or a classifier's top-1) in [0, 1]. max_drop: accuracy lost against the baseline at most (0.02 is two points; a
+    negative one demands a gain).
     """
 
     max_latency_ms: float | None = None

@@ -31,7 +31,7 @@ def selector(command: Command) -> Command:
         click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Only trials at most this slow."),
         click.option("--max-params-m", type=click.FloatRange(min=0), help="Only trials of at most so many million."),
         click.option("--max-gflops", type=click.FloatRange(min=0), help="Only trials of at most so many GFLOPs."),
-        click.option("--min-map", type=click.FloatRange(0, 1), help="Only trials of at least this mAP50-95 (or top-1)."),
+        click.option("--min-map", type=click.FloatRange(0, 1), help="Only trials of at least this mAP50-95 or top-1."),
         click.option("--max-drop", type=float, help="Only trials that lose at most so much of it (0.02: two points)."),
         click.option(
             "--pick", "picks", multiple=True, metavar="WHAT",

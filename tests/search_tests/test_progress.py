@@ -36,7 +36,8 @@ def test_counts_front_and_time_left() -> None:
     assert progress.eta_seconds == pytest.approx(20.0 * 6 / 2)
     line = summary_line(progress)
     assert line == (
-        "4/10 done, 2 running, 6 left, 1 failed; front 2: mAP 0.500 at 2.00x ... mAP 0.300 at 4.00x; about 60 s left"
+        "4/10 done, 2 running, 6 left, 1 failed; front 2: mAP50-95 0.500 at 2.00x ... mAP50-95 0.300 at 4.00x; "
+        "about 60 s left"
     )
 
 
