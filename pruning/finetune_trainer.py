@@ -20,7 +20,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
 from pruning.checkpoints import plain_copy
-from pruning.errors import NonFiniteError, PruningError
+from pruning.errors import NonFiniteError
 from pruning.evaluation import Evaluator, refuse_non_finite
 from pruning.evaluation_gate import Gate, GatedLoader, device_finisher
 from pruning.finetune_remedies import OnEpoch, Remedies

@@ -84,6 +84,21 @@ def test_it_learns(trained: FinetuneResult) -> None:
     assert trained.best_epoch > 0
 
 
+def test_an_interrupted_training_goes_on(data: Path, tmp_path: Path) -> None:
+    def dies(epoch: int, metrics: dict[str, float]) -> bool:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return False
+
+    settings = FinetuneSettings(epochs=3, imgsz=32, batch=8, lr=5e-3)
+    whole = finetune(half(), str(data), settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(half(), str(data), settings, tmp_path / "torn", on_epoch=dies)
+    again = finetune(half(), str(data), settings, tmp_path / "torn")
+    assert [row["train/loss"] for row in again.history] == [row["train/loss"] for row in whole.history]
+    assert again.metrics == whole.metrics
+
+
 def test_figures_are_those_of_stock_val(data: Path, tmp_path: Path, stock_python: Any) -> None:
     save_checkpoint(half(), tmp_path / "pruned.pt")
     code = """
