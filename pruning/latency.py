@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import gc
+import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
+from pruning.device_state import Conditions, Watch, watch
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
-from pruning.latency_runtimes import Session, open_session
 from pruning.latency_stats import Quad, Speedup, inferences_per_block, is_settled, speedup
+from pruning.runtimes import ExportCache, Network, SessionSpec, open_session
 
 _FEWEST_QUADS = 12  # an interval from fewer is too uncertain itself to stop on
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
@@ -31,6 +32,10 @@ class LatencyResult:
     the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads, with its 95 % interval.
     `blocks`: timed blocks of both models together. `converged`: the interval's half-width reached the target; if not,
     the time was up. `warmup_iterations`: inferences of each model before the first timed one.
+
+    What it was measured on and with: `device` ("cpu" or the GPU's name), `threads` (None on a GPU), `precision`
+    ("fp32", "fp16", "bf16"), `runtime` and its `runtime_version`, `host`, and the device's state (see `Conditions`;
+    None: cannot be read here).
     """
 
     median_ms: float
@@ -41,17 +46,33 @@ class LatencyResult:
     speedup_ci95: tuple[float, float]
     blocks: int
     device: str
-    threads: int
+    threads: int | None
     imgsz: int
     batch: int
     runtime: str
     converged: bool
     warmup_iterations: int
     precision: str = "fp32"
+    runtime_version: str = ""
+    host: str = ""
+    seconds: float = 0.0
+    target_halfwidth: float = 0.01
+    conditions: Conditions = field(default_factory=lambda: Conditions(""))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types."""
-        return {**asdict(self), "speedup_ci95": list(self.speedup_ci95)}
+        """The fields as plain JSON types, those of `conditions` among them."""
+        content = {**asdict(self), "speedup_ci95": list(self.speedup_ci95)}
+        conditions = content.pop("conditions")
+        reasons = conditions["throttle_reasons"]
+        return {**content, **conditions, "throttle_reasons": None if reasons is None else list(reasons)}
+
+
+class Timed(Protocol):
+    """Anything whose inferences can be timed one by one; see `pruning.runtimes.base.Session`."""
+
+    def time_ms(self) -> float:
+        """Run one inference to its end; milliseconds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +90,8 @@ class PairedTimes:
 
 
 def measure_pair(
-    candidate: nn.Module,
-    baseline: nn.Module,
+    candidate: Network,
+    baseline: Network,
     imgsz: int,
     device: str = "cpu",
     batch: int = 1,
@@ -78,21 +99,32 @@ def measure_pair(
     max_seconds: float = 4.0,
     target_halfwidth: float = 0.01,
     runtime: str = "torch",
+    half: bool = False,
+    exports: ExportCache | None = None,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
 
     Goes on until the half-width of the speed-up's 95 % interval is at most `target_halfwidth` (a fraction) or
-    `max_seconds` are over, warm-up included, preparation not. `threads`: torch's threads on the CPU while measuring
-    (None: as they are); put back afterwards. The caller keeps the device free of others. Both models are copied; they
-    may be the same object. Raises PruningError for a runtime, device or bound that is not usable.
+    `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
+    measuring (None: torch's, as they are); torch's are put back afterwards. `half`: 16 bits, where the device computes
+    in them natively. The caller keeps the device free of others. Both models are copied; they may be the same object.
+    `exports` keeps what the runtime needs of a network for the next measurement of the same network.
+    Raises PruningError for a runtime, device, precision or bound that is not usable.
     """
     _check_bounds(imgsz, batch, threads, max_seconds, target_halfwidth)
     place = torch_device(device)
-    with _torch_threads(threads):
-        sessions = [open_session(model, imgsz, device, batch, runtime) for model in (candidate, baseline)]
-        with _no_garbage_collection():
-            times = time_pair(sessions[0], sessions[1], max_seconds, target_halfwidth)
-        used_threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.enter_context(_torch_threads(threads))
+        spec = SessionSpec(imgsz, device, batch, half, torch.get_num_threads())
+        kept = exports or ExportCache()
+        second = open_session(baseline, spec, runtime, kept)
+        first = open_session(candidate, spec, runtime, kept)
+        stack.enter_context(_no_garbage_collection())
+        device_watch = watch(place)
+        begun = time.perf_counter()
+        times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch)
+        seconds = time.perf_counter() - begun
+        conditions = device_watch.finish()
     own = times.all_ms("candidate")
     return LatencyResult(
         median_ms=float(np.median(own)),
@@ -102,24 +134,34 @@ def measure_pair(
         speedup=times.speedup.value,
         speedup_ci95=(times.speedup.low, times.speedup.high),
         blocks=4 * len(times.quads),
-        device=torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
-        threads=used_threads,
+        device=conditions.device_name if place.type == "cuda" else place.type,
+        threads=first.threads,
         imgsz=imgsz,
         batch=batch,
         runtime=runtime,
         converged=times.converged,
         warmup_iterations=times.warmup_iterations,
+        precision=first.precision,
+        runtime_version=first.version,
+        host=platform.node(),
+        seconds=seconds,
+        target_halfwidth=target_halfwidth,
+        conditions=conditions,
     )
 
 
 def time_pair(
-    candidate: Session,
-    baseline: Session,
+    candidate: Timed,
+    baseline: Timed,
     max_seconds: float,
     target_halfwidth: float,
     clock: Callable[[], float] = time.perf_counter,
+    device_watch: Watch | None = None,
 ) -> PairedTimes:
-    """Warm both sessions up, then time quads A B B A until the target or the time is reached; at least two quads."""
+    """Warm both sessions up, then time quads A B B A until the target or the time is reached; at least two quads.
+
+    `device_watch` is looked at between quads, where it delays no timed inference.
+    """
     end = clock() + max_seconds
     warm = _warm_up(candidate, baseline, clock() + _WARMUP_SHARE * max_seconds, clock)
     counts = [inferences_per_block(float(np.median(series[-3:]))) for series in warm]
@@ -127,6 +169,8 @@ def time_pair(
     quads: list[Quad] = []
     while True:
         quads.append(_time_quad(candidate, baseline, counts))
+        if device_watch is not None and len(quads) % _LOOK_EVERY == 1:
+            device_watch.look()
         time_is_up = len(quads) >= 2 and clock() >= end
         look = len(quads) >= _FEWEST_QUADS and len(quads) % _LOOK_EVERY == 0
         if not (time_is_up or look):
@@ -138,7 +182,7 @@ def time_pair(
 
 
 def _warm_up(
-    candidate: Session, baseline: Session, end: float, clock: Callable[[], float]
+    candidate: Timed, baseline: Timed, end: float, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
     """Run both in turn until the times of both have stopped falling or `end` is reached; their times, ms."""
     ours: list[float] = []
@@ -150,7 +194,7 @@ def _warm_up(
             return ours, theirs
 
 
-def _time_quad(candidate: Session, baseline: Session, counts: list[int]) -> Quad:
+def _time_quad(candidate: Timed, baseline: Timed, counts: list[int]) -> Quad:
     """One A B B A. The first inference after a change of model is run but not counted: the caches hold the other's."""
     first = _block(candidate, counts[0])  # follows an A block, of the quad before or of the warm-up's end
     baseline.time_ms()
@@ -159,7 +203,7 @@ def _time_quad(candidate: Session, baseline: Session, counts: list[int]) -> Quad
     return Quad((first, _block(candidate, counts[0])), (second, third))
 
 
-def _block(session: Session, count: int) -> tuple[float, ...]:
+def _block(session: Timed, count: int) -> tuple[float, ...]:
     return tuple(session.time_ms() for _ in range(count))
 
 

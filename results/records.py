@@ -41,7 +41,8 @@ class TrialRecord:
     trial_id: a file name: no separators, no control characters.
     state: completed trials have at least an accuracy (see `accuracy`) and `latency_ms`; failed ones have an `error`.
     ratios: layer -> fraction of its channels removed, in [0, 1).
-    metrics: name -> finite number, text, or list of those. NaN and infinity are refused.
+    metrics: name -> finite number, text, or list of those, or a mapping of such (in it None, too). NaN and infinity are
+        refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
     seconds: phase -> wall seconds. finished_at: unix seconds.
     history: accuracy on the way, a row an epoch: `epochs` (rising, 0: right after recovery) and figures by name.
@@ -194,6 +195,8 @@ def _metric(name: str, value: object) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_metric(f"{name}][{index}", item) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):  # circumstances; None: could not be read
+        return {_key(name, k): None if v is None else _metric(f"{name}][{k}", v) for k, v in value.items()}
     number = _finite(f"metrics[{name}]", value)
     return int(number) if isinstance(value, int) else number
 

@@ -16,8 +16,9 @@ from cluster.errors import ClusterError
 from pruning.errors import PruningError
 from results.errors import ResultsError
 from search.commands.compare import compare
+from search.commands.latency import latency
 from search.commands.machine import demo, doctor
-from search.commands.models import export, latency, layers, prune
+from search.commands.models import export, layers, prune
 from search.commands.picks import finetune, front, report
 from search.commands.runs import resume, search, status
 from search.errors import SearchError

@@ -150,8 +150,10 @@ class LatencySection(Section):
     """Longest time one measurement may take, seconds."""
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
-    runtime: str = "torch"
+    runtime: Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"] = "torch"
     """What executes the network."""
+    half: bool = False
+    """16 bits instead of 32, where the device computes in them natively."""
 
 
 class ResourcesSection(Section):

@@ -25,6 +25,7 @@ class PruningTools:
 
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:
         from pruning.evaluation import Evaluator
+        from pruning.runtimes import ExportCache
         from pruning.workbench import Workbench
 
         self._config = config
@@ -40,6 +41,7 @@ class PruningTools:
             round_to=config.space.round_to,
             seed=config.search.seed,
         )
+        self._exports = ExportCache()  # of the baseline, for all trials of this worker
         self._evaluator = Evaluator(
             config.data.path, config.model.imgsz, device, config.data.batch, gate=gate, workers=config.trial.workers
         )
@@ -191,6 +193,8 @@ class PruningTools:
             max_seconds=max_seconds,
             target_halfwidth=latency.target_halfwidth,
             runtime=latency.runtime,
+            half=latency.half,
+            exports=self._exports,
         ).to_dict()
 
     def _tune(

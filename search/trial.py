@@ -31,6 +31,13 @@ TRIAL_LOG = "trial.log"
 CHECKPOINT_NAME = "pruned.pt"
 PLAN_NAME = "plan.json"
 
+CONDITIONS = (
+    "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
+    "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons", "iterations",
+    "blocks", "warmup_iterations", "seconds", "converged", "target_halfwidth",
+)  # fmt: skip
+"""What a record keeps of the circumstances of a latency (see ``pruning.latency.LatencyResult``)."""
+
 
 @dataclass(frozen=True)
 class TrialSettings:
@@ -135,6 +142,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
         "baseline_latency_measured_ms": float(measured["baseline_median_ms"]),
         "speedup": speedup,
         "speedup_ci95": [float(bound) for bound in measured["speedup_ci95"]],
+        "latency_conditions": {name: measured[name] for name in CONDITIONS if name in measured},
     }
 
 

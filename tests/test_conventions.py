@@ -34,6 +34,7 @@ FENCES = {
     "onnxruntime": {"pruning"},
     "openvino": {"pruning"},
     "tensorrt": {"pruning"},
+    "pynvml": {"pruning"},
     "ray": {"search", "cluster"},
     "optuna": {"search"},
     "pydantic": {"search"},
@@ -51,7 +52,7 @@ NOT_FOR_HELP = (
 )  # fmt: skip
 
 # Runtimes for measuring that a user may have; asked for by name where they are missing.
-OPTIONAL = {"openvino", "tensorrt"}
+OPTIONAL = {"tensorrt"}
 # Under several distribution names, of which Ultralytics chooses one.
 COMES_WITH_ULTRALYTICS = {"cv2"}
 

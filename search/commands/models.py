@@ -1,4 +1,4 @@
-"""Commands over one model: layers, prune, latency, export."""
+"""Commands over one model: layers, prune, export."""
 
 from __future__ import annotations
 
@@ -105,54 +105,6 @@ def prune(
     pruned, applied = bench.prune(wanted)
     bench.recover(pruned, applied, how=recover)
     emit_one(_written(bench, pruned, applied, imgsz, output), form)
-
-
-@click.command()
-@model_argument
-@click.option("--against", help="The unpruned model that is timed beside it.  [default: MODEL itself]")
-@click.option("--runtime", default="torch", show_default=True, help="What executes the network.")
-@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time.")
-@device_option
-@format_option
-def latency(
-    model: str,
-    against: str | None,
-    runtime: str,
-    imgsz: int,
-    batch: int,
-    threads: int | None,
-    seconds: float,
-    device: str | None,
-    form: str,
-) -> None:
-    """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds."""
-    from search.preflight import check_model_file, measuring_threads
-
-    for path in filter(None, (model, against)):
-        check_model_file(path)
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import device_key
-    from pruning.latency import measure_pair
-    from pruning.models import load_model
-
-    candidate = load_model(model)
-    baseline = candidate if against is None else load_model(against)
-    place = _device(device)
-    with DeviceLock(device_key(place)).measuring():
-        result = measure_pair(
-            candidate,
-            baseline,
-            imgsz,
-            device=place,
-            batch=batch,
-            threads=threads or measuring_threads(),
-            max_seconds=seconds,
-            runtime=runtime,
-        )
-    emit_one(result.to_dict(), form)
 
 
 @click.command()

@@ -226,7 +226,7 @@ def test_latency_json_on_a_real_pair(assets: Path, capsys: Captured) -> None:
         model,
         "--imgsz",
         "64",
-        "--seconds",
+        "--max-seconds",
         "1",
         "--threads",
         "1",
@@ -237,6 +237,39 @@ def test_latency_json_on_a_real_pair(assets: Path, capsys: Captured) -> None:
     row = json.loads(capsys.readouterr().out)
     assert {"median_ms", "p90_ms", "iterations", "baseline_median_ms", "speedup", "speedup_ci95"} <= set(row)
     assert row["iterations"] > 0
+
+
+def test_latency_by_several_runtimes(capsys: Captured) -> None:
+    pytest.importorskip("onnxruntime")
+    from pruning.builtin import BASELINE
+
+    bounds = ["--imgsz", "64", "--max-seconds", "0.3", "--threads", "1", "--target-halfwidth", "1e-6"]
+    assert run(["latency", str(BASELINE), "--runtime", "torch", "--runtime", "onnx", *bounds, "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    found = [(row["runtime"], row["precision"], row["threads"]) for row in rows]
+    assert found == [("torch", "fp32", 1), ("onnx", "fp32", 1)]
+    assert rows[1]["runtime_version"].startswith("onnxruntime ")
+    assert [row["converged"] for row in rows] == [False, False]
+    assert captured.err.count("the time was up with the speed-up known to") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--runtime", "abacus"], "the runtime must be one of torch, torch-cuda-graph, onnx, openvino, tensorrt"),
+        (["--runtime", "torch", "--runtime", "tensorrt"], "tensorrt runs on a CUDA device"),
+        (["--runtime", "onnx", "--half"], "half precision is not computed natively"),
+    ],
+)
+def test_a_runtime_that_cannot_is_said_before_measuring(options: list[str], line: str, capsys: Captured) -> None:
+    from pruning.builtin import BASELINE
+
+    assert run(["latency", str(BASELINE), "--device", "cpu", *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert line in captured.err
+    assert captured.out == ""
 
 
 def test_table_aligns_numbers_right_and_shows_gaps() -> None:

@@ -1,0 +1,96 @@
+"""The command latency: two models timed in turn, alone on the device, by one or several runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from search.output import emit, emit_one, format_option
+
+COLUMNS = (
+    "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("model")
+@click.option("--against", help="The unpruned model that is timed beside it.  [default: MODEL itself]")
+@click.option(
+    "--runtime", "runtimes", multiple=True, default=("torch",), show_default=True,
+    help="torch, torch-cuda-graph, onnx, openvino or tensorrt; may be repeated.",
+)  # fmt: skip
+@click.option("--half", is_flag=True, help="16 bits, where the device computes in them natively.")
+@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
+@click.option(
+    "--target-halfwidth", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True,
+    help="Half width of the speed-up's 95 % interval, as a fraction of it, at which measuring ends.",
+)  # fmt: skip
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time of a runtime."
+)
+@click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
+@format_option
+def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: str, **settings: Any) -> None:
+    """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds.
+
+    Goes on until the speed-up is known well enough or the time is up, and says which. Prints one result, or one for
+    each of several runtimes.
+    """
+    from search.preflight import check_model_file
+
+    for path in filter(None, (model, against)):
+        check_model_file(path)
+    results = _measured(model, against, list(dict.fromkeys(runtimes)), **settings)
+    if len(results) == 1:
+        emit_one(results[0], form)
+    else:
+        emit(results, form, COLUMNS)
+    for result in results:
+        if not result["converged"]:
+            click.echo(_said(result), err=True)
+
+
+def _measured(
+    model: str, against: str | None, runtimes: Sequence[str], device: str | None, threads: int | None, **settings: Any
+) -> list[dict[str, Any]]:
+    """One result for each runtime; what a runtime cannot do is found before the first is measured."""
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import default_device, device_key
+    from pruning.latency import measure_pair
+    from pruning.models import load_model
+    from pruning.runtimes import check_runtime
+    from search.preflight import measuring_threads
+
+    place = device or default_device()
+    for runtime in runtimes:
+        check_runtime(runtime, place, settings["half"])
+    candidate = load_model(model)
+    baseline = candidate if against is None else load_model(against)
+    imgsz = settings.pop("imgsz")
+    results = []
+    for runtime in runtimes:
+        with DeviceLock(device_key(place)).measuring():
+            result = measure_pair(
+                candidate,
+                baseline,
+                imgsz,
+                device=place,
+                threads=threads or measuring_threads(),
+                runtime=runtime,
+                **settings,
+            )
+        results.append({"model": model, "against": against or model, **result.to_dict()})
+    return results
+
+
+def _said(result: dict[str, Any]) -> str:
+    low, high = result["speedup_ci95"]
+    halfwidth = (high - low) / (2 * result["speedup"])
+    return (
+        f"{result['runtime']}: the time was up with the speed-up known to {halfwidth:.1%}, not to "
+        f"{result['target_halfwidth']:.1%}; give more --max-seconds, or a calmer machine"
+    )
