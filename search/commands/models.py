@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import emit, emit_one, format_option
+from search.output import FOLDER, emit, emit_one, format_option
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
 model_argument = click.argument("model")
@@ -59,7 +59,10 @@ def layers(model: str, form: str) -> None:
 @click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
 @click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The pruned checkpoint, OUT.pt.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
+@click.option("--dry-run", is_flag=True, help="Write nothing: say what the plan brings.")
+@click.option("--measure", type=click.IntRange(min=6), help="Dry run: foretell latency from so many plans timed now.")
+@click.option("--run", type=FOLDER, help="Dry run: foretell latency from this run's trials.")
 @device_option
 @format_option
 def prune(
@@ -72,15 +75,17 @@ def prune(
     strategy: str,
     round_to: int,
     imgsz: int,
-    output: Path,
+    output: Path | None,
+    dry_run: bool,
+    measure: int | None,
+    run: Path | None,
     device: str | None,
     form: str,
 ) -> None:
     """Remove channels from MODEL; writes OUT.pt (loads in stock Ultralytics) and OUT.plan.json beside it."""
     if (ratio is None) == (plan is None):
         raise click.UsageError("give either --ratio or --plan")
-    if output.suffix != ".pt":
-        raise click.UsageError(f"-o must name a .pt file, got {output}")
+    _check_dry_run(dry_run, measure, run, strategy, output)
     recover = recover or ("refit" if data else "none")
     if recover != "none" and data is None:
         raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
@@ -94,11 +99,14 @@ def prune(
     from pruning.workbench import Workbench
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
-    criterion = importance or ("separability" if ratio == AUTO else "taylor" if data else "l2")
+    criterion = importance or ("separability" if ratio == AUTO else "taylor" if data and not dry_run else "l2")
     bench = Workbench(model, data, imgsz, _device(device), importance=criterion, round_to=round_to)
     if data is not None:
         check_dataset(data, bench.model)
     wanted = bench.propose_ratios() if wanted is None else wanted
+    if output is None:  # a dry run
+        _foretell(bench, wanted, measure, run, _device(device), form)
+        return
     if chosen is not None:
         emit_one(_by_strategy(bench, chosen, wanted, recover, imgsz, output, form), form)
         return
@@ -130,6 +138,41 @@ def _ratios(ratio: float | str | None, plan: Path | None) -> Any:
         return Plan.load(plan)
     check_ratio("--ratio", ratio)
     return {"*": ratio}
+
+
+def _check_dry_run(dry_run: bool, measure: int | None, run: Path | None, strategy: str, output: Path | None) -> None:
+    """Either a dry run or a file to write, each with its own options only."""
+    if dry_run and output is not None:
+        raise click.UsageError("--dry-run writes nothing: leave -o out")
+    if dry_run and strategy != STRUCTURAL:
+        raise click.UsageError(f"--dry-run knows the structural strategy only, got --strategy {strategy}")
+    if measure is not None and run is not None:
+        raise click.UsageError("give either --measure or --run")
+    if not dry_run and (measure is not None or run is not None):
+        raise click.UsageError("--measure and --run belong to --dry-run")
+    if not dry_run and output is None:
+        raise click.UsageError("give -o OUT.pt, or --dry-run to write nothing")
+    if output is not None and output.suffix != ".pt":
+        raise click.UsageError(f"-o must name a .pt file, got {output}")
+
+
+def _foretell(bench: Any, wanted: Any, measure: int | None, run: Path | None, device: str, form: str) -> None:
+    """Print what a plan brings; the latency from a run, from timing plans now, or not at all."""
+    from search.dry_run import by_measuring, foretell, from_run
+
+    measured = None
+    if run is not None:
+        measured = from_run(run, bench.geometry)
+    elif measure is not None:
+        measured = by_measuring(bench, wanted, measure, device)
+    row = foretell(bench, wanted, measured)
+    if form == "table":
+        widths = row.pop("widths")
+        emit_one(row, form)
+        click.echo()
+        emit(widths, form, ("group", "channels", "width"))
+    else:
+        emit_one(row, form)
 
 
 def _device(given: str | None) -> str:
@@ -186,9 +229,9 @@ def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Ma
     """Save the network and its plan, and say what changed."""
     from pruning.checkpoints import save_checkpoint
     from pruning.models import model_stats
+    from search.dry_run import check_cuts
 
-    if not plan.ratios:
-        raise SearchError("the ratio removes no channel at these widths; give a greater one or a smaller --round-to")
+    check_cuts(plan)
     plan_path = output.with_suffix(".plan.json")
     save_checkpoint(pruned, output, {"imgsz": imgsz})
     plan.save(plan_path)
