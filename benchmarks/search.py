@@ -141,7 +141,8 @@ def synthetic(
                     for count in CHECKPOINTS if count <= trials
                 ]  # fmt: skip
                 keep(rows)
-                print(f"{name} warm={warm} seed={seed}: {[row['hv_ratio'] for row in rows if row.items() >= course.items()]}", file=sys.stderr)
+                shares = [row["hv_ratio"] for row in rows if row.items() >= course.items()]
+                print(f"{name} warm={warm} seed={seed}: {shares}", file=sys.stderr)
     return rows
 
 
