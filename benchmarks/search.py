@@ -22,6 +22,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+if not __package__:  # run as a file: its own folder comes first then, where this file would hide the package `search`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, exact_front, make_problem
 from results.atomic import write_json, write_text
