@@ -17,3 +17,11 @@ class ModelError(PruningError):
 
 class NonFiniteError(PruningError):
     """A training's loss or weights, or a network's weights, became NaN or infinite."""
+
+
+class RefusedNameError(ModelError):
+    """A checkpoint would do something other than rebuild a network. `name`: what it named, empty where it is broken."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name

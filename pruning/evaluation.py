@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import NonFiniteError, PruningError
-from pruning.evaluation_dataset import check_dataset, dataset_file
+from pruning.evaluation_dataset import check_dataset, dataset_file, read_dataset
 from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, torch_device
 from pruning.evaluation_noise import ImageStats, image_stats
 from pruning.quiet import quiet_ultralytics
@@ -100,8 +100,10 @@ class Evaluator:
     def _validator_args(self, task: str) -> dict[str, Any]:
         silent = {"plots": False, "verbose": False, "save_json": False, "save_txt": False}
         # val=False: otherwise a val2017 list turns save_json on and asks for COCO's own tools
-        data = str(dataset_file(self._data, task))
-        return {**self._args, **silent, "data": data, "task": task, "mode": "val", "rect": True, "val": False}
+        path = dataset_file(self._data, task)
+        if path.is_file():  # Ultralytics' own reading would run the yaml's `download` entry where images are missing
+            read_dataset(path)
+        return {**self._args, **silent, "data": str(path), "task": task, "mode": "val", "rect": True, "val": False}
 
     def _wrap(self, loader: Any) -> GatedLoader:
         self._loader = GatedLoader(loader, self._gate, self._finish)

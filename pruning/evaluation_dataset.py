@@ -52,13 +52,17 @@ def check_dataset(data: str | Path, model: nn.Module) -> None:
         class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
         return
     path = dataset_file(data)
-    content = _read(path)
+    content = read_dataset(path)
     for split in ("train", "val"):
         _check_images(path, split, content.get(split), task)
     _check_classes(path, content, model)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_dataset(path: Path) -> dict[str, Any]:
+    """A data.yaml with its paths made absolute, in Ultralytics' own reading; its `download` entry is never run.
+
+    Raises PruningError where it is no dataset description or its validation images are not there.
+    """
     from ultralytics.data.utils import check_det_dataset
 
     if path.suffix not in {".yaml", ".yml"}:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning.errors import PruningError
-from pruning.models import model_file
+from pruning.models import checked_file
 from pruning.quiet import quiet_ultralytics
 
 
-def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu") -> Path:
+def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu", trust: bool = False) -> Path:
     """Write the checkpoint at `path` in the format `target` ("onnx", "openvino", "engine" ...) beside it.
 
-    Raises PruningError for an unknown format, and where the packages that the format needs are not installed (nothing
-    is installed by itself).
+    ``trust`` as in `load_model`. Raises PruningError for an unknown format, and where the packages that the format
+    needs are not installed (nothing is installed by itself).
     """
     from ultralytics import YOLO
     from ultralytics.engine.exporter import export_formats
@@ -21,7 +21,7 @@ def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu")
     known = [name for name in export_formats()["Argument"] if name != "-"]
     if target not in known:
         raise PruningError(f"the format must be one of {', '.join(known)}, but got '{target}'")
-    found = model_file(path)
+    found = checked_file(path, trust)
     with quiet_ultralytics():
         try:
             written = YOLO(str(found)).export(format=target, imgsz=imgsz, device=device, verbose=False)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pruning.errors import ModelError
+from pruning.pickle_check import check_checkpoint
 from pruning.quiet import quiet_ultralytics
 
 
@@ -46,15 +47,26 @@ def model_file(name: str | Path) -> Path:
     raise ModelError(f"the model must be an existing .pt file, but there is no '{name}'; check the path.")
 
 
-def load_model(path: str | Path) -> nn.Module:
+def checked_file(path: str | Path, trust: bool = False) -> Path:
+    """The checkpoint as `model_file` finds it, after a look at what loading it would run (RefusedNameError)."""
+    found = model_file(path)
+    if not trust:
+        check_checkpoint(found)
+    return found
+
+
+def load_model(path: str | Path, trust: bool = False) -> nn.Module:
     """Load a checkpoint as its task model: float32, eval mode, CPU, gradients enabled.
 
+    ``trust`` skips the look at what the file would import and call; everything in it is then run.
+
     Raises:
+        RefusedNameError: the checkpoint would run something that rebuilding a network does not need.
         ModelError: the file is missing, is no Ultralytics checkpoint, or holds no convolutional block list.
     """
     from ultralytics.nn.tasks import load_checkpoint
 
-    found = model_file(path)
+    found = checked_file(path, trust)
     with quiet_ultralytics():
         try:
             model: nn.Module = load_checkpoint(str(found), device="cpu")[0]

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,25 @@ def _nothing(_argument: object) -> None:
     """Stand-in for what Ultralytics would do beside the work."""
 
 
+def _checked_cache(load: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Ultralytics' reader of label caches, behind the check. Whatever it raises, the caller reads the labels again."""
+    from ultralytics.utils import LOGGER
+
+    from pruning.errors import RefusedNameError
+    from pruning.pickle_check import check_label_cache
+
+    def checked(path: Path) -> Any:
+        if Path(path).is_file():
+            try:
+                check_label_cache(Path(path))
+            except RefusedNameError as error:
+                LOGGER.warning("label cache not used: %s", error)
+                raise
+        return load(path)
+
+    return checked
+
+
 @contextmanager
 def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     """Nothing of Ultralytics reaches stdout or stderr; its log lines go to `log_path` (appended), or nowhere.
@@ -84,6 +103,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     - no progress bars;
     - none of its integrations: its Ray callback calls `tune.report` by itself inside a live trial, and MLflow, ClearML,
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
+    - a dataset's label cache is looked at before it is unpickled; one that would run something is made anew;
     - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
       firewall it waits three seconds);
     - the thread count that torch has now stays: `select_device("cpu")` otherwise sets it to the number of cores less
@@ -97,6 +117,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         return
     import torch
     from ultralytics import utils
+    from ultralytics.data import dataset as data_sets
     from ultralytics.data import utils as data_utils
     from ultralytics.utils import callbacks, torch_utils
 
@@ -106,6 +127,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(utils, "VERBOSE", False))  # read by every progress bar when it is made
         stack.enter_context(_replaced(callbacks, "add_integration_callbacks", _nothing))
         stack.enter_context(_replaced(data_utils, "check_font", _nothing))
+        checked = _checked_cache(data_sets.load_dataset_cache_file)
+        stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", checked))
         stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
         _ACTIVE.append(path)
         stack.callback(_ACTIVE.pop)

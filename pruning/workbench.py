@@ -32,6 +32,7 @@ class Workbench:
         model_path: the unpruned checkpoint.
         data: data.yaml for calibration; None where neither the criterion nor the recovery looks at images.
         imgsz: side of the calibration images, pixels.
+        trust_checkpoint: load `model_path` without a look at what it would run.
         device: where importance, refit and recalibration compute ("cpu", "cuda:0").
     """
 
@@ -46,6 +47,7 @@ class Workbench:
         round_to: int = 8,
         seed: int = 0,
         refit_settings: RefitSettings | None = None,
+        trust_checkpoint: bool = False,
     ) -> None:
         if importance not in CRITERIA:
             raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{importance}'.")
@@ -53,11 +55,12 @@ class Workbench:
         self.calibration_images, self.importance = calibration_images, importance
         self.round_to, self.seed = round_to, seed
         self.refit_settings = refit_settings or RefitSettings()
+        self.trust_checkpoint = trust_checkpoint
 
     @cached_property
     def model(self) -> nn.Module:
         """The unpruned baseline, float32 on the CPU; never changed."""
-        return load_model(self.model_path)
+        return load_model(self.model_path, self.trust_checkpoint)
 
     @cached_property
     def table(self) -> LayerTable:

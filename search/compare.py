@@ -115,7 +115,12 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
     from pruning.surgery import resolve
     from pruning.workbench import Workbench
 
-    bench = Workbench(config.model.path, config.data.path, importance=config.recover.importance)
+    bench = Workbench(
+        config.model.path,
+        config.data.path,
+        importance=config.recover.importance,
+        trust_checkpoint=config.model.trust_checkpoint,
+    )
     check_dataset(config.data.path, bench.model)
     if not resolve(bench.table, ratios, config.space.round_to):
         raise SearchError(

@@ -27,6 +27,8 @@ class ModelSection(Section):
     """Side of the square input, pixels; a multiple of 32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
+    trust_checkpoint: bool = False
+    """Load ``path`` although it names things that no network needs; whatever they do is then run."""
 
 
 class DataSection(Section):

@@ -18,6 +18,10 @@ format_option: Callable[[Any], Any] = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
 )
 
+trust_option: Callable[[Any], Any] = click.option(
+    "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."
+)
+
 
 def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
     """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).

@@ -146,7 +146,12 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     from pruning.tasks import kind_of, metric_keys
     from pruning.workbench import Workbench
 
-    bench = Workbench(config.model.path, config.data.path, importance=config.recover.importance)
+    bench = Workbench(
+        config.model.path,
+        config.data.path,
+        importance=config.recover.importance,
+        trust_checkpoint=config.model.trust_checkpoint,
+    )
     check_dataset(config.data.path, bench.model)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.

@@ -40,6 +40,7 @@ class PruningTools:
             importance=config.recover.importance,
             round_to=config.space.round_to,
             seed=config.search.seed,
+            trust_checkpoint=config.model.trust_checkpoint,
         )
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         self._evaluator = Evaluator(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, emit, format_option
+from search.output import FOLDER, emit, format_option, trust_option
 
 if TYPE_CHECKING:
     from results.comparison import Comparison
@@ -37,6 +37,7 @@ LAYERS_NAMED = 4
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
 @click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.batch=8.")
+@trust_option
 @format_option
 def compare(
     model: str,
@@ -48,6 +49,7 @@ def compare(
     imgsz: int | None,
     run: Path | None,
     settings: tuple[str, ...],
+    trust_checkpoint: bool,
     form: str,
 ) -> int:
     """Prune MODEL by several strategies with equal ratios and epochs, and measure them together on DATA.
@@ -61,7 +63,8 @@ def compare(
     from search.compare import compare as run_comparison
 
     names, ratios = check_names(strategies), _ratios(ratio, plan)
-    config = compose(None, {"model.path": model, "data.path": data, "model.imgsz": imgsz}, settings)
+    options = {"model.path": model, "data.path": data, "model.imgsz": imgsz}
+    config = compose(None, {**options, "model.trust_checkpoint": trust_checkpoint or None}, settings)
     folder = run or Path("runs") / f"{Path(model).stem}-strategies"
     comparison = run_comparison(prepare(config, names, ratios, budget_epochs, folder))
     show(comparison, form)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import emit, emit_one, format_option
+from search.output import emit, emit_one, format_option, trust_option
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
@@ -33,6 +33,7 @@ COLUMNS = (
     "--max-seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time of a runtime."
 )
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
+@trust_option
 @format_option
 def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: str, **settings: Any) -> None:
     """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds.
@@ -68,8 +69,9 @@ def _measured(
     place = device or default_device()
     for runtime in runtimes:
         check_runtime(runtime, place, settings["half"])
-    candidate = load_model(model)
-    baseline = candidate if against is None else load_model(against)
+    trust = settings.pop("trust_checkpoint")
+    candidate = load_model(model, trust)
+    baseline = candidate if against is None else load_model(against, trust)
     imgsz = settings.pop("imgsz")
     results = []
     for runtime in runtimes:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import FOLDER, emit, emit_one, format_option
+from search.output import FOLDER, emit, emit_one, format_option, trust_option
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
 model_argument = click.argument("model")
@@ -32,8 +32,9 @@ class RatioOrAuto(click.ParamType):
 
 @click.command()
 @model_argument
+@trust_option
 @format_option
-def layers(model: str, form: str) -> None:
+def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     """List MODEL's convolutions: block, group, channels, and for what cannot be pruned the reason."""
     from search.preflight import check_model_file
 
@@ -41,7 +42,7 @@ def layers(model: str, form: str) -> None:
     from pruning.layers import build_layer_table
     from pruning.models import load_model
 
-    emit(build_layer_table(load_model(model)).to_rows(), form)
+    emit(build_layer_table(load_model(model, trust_checkpoint)).to_rows(), form)
 
 
 @click.command()
@@ -64,6 +65,7 @@ def layers(model: str, form: str) -> None:
 @click.option("--measure", type=click.IntRange(min=6), help="Dry run: foretell latency from so many plans timed now.")
 @click.option("--run", type=FOLDER, help="Dry run: foretell latency from this run's trials.")
 @device_option
+@trust_option
 @format_option
 def prune(
     model: str,
@@ -80,6 +82,7 @@ def prune(
     measure: int | None,
     run: Path | None,
     device: str | None,
+    trust_checkpoint: bool,
     form: str,
 ) -> None:
     """Remove channels from MODEL; writes OUT.pt (loads in stock Ultralytics) and OUT.plan.json beside it."""
@@ -100,7 +103,8 @@ def prune(
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
     criterion = importance or ("separability" if ratio == AUTO else "taylor" if data and not dry_run else "l2")
-    bench = Workbench(model, data, imgsz, _device(device), importance=criterion, round_to=round_to)
+    settings: dict[str, Any] = {"importance": criterion, "round_to": round_to, "trust_checkpoint": trust_checkpoint}
+    bench = Workbench(model, data, imgsz, _device(device), **settings)
     if data is not None:
         check_dataset(data, bench.model)
     wanted = bench.propose_ratios() if wanted is None else wanted
@@ -120,14 +124,15 @@ def prune(
 @click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
 @click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
 @device_option
-def export(model: str, target: str, imgsz: int, device: str | None) -> None:
+@trust_option
+def export(model: str, target: str, imgsz: int, device: str | None, trust_checkpoint: bool) -> None:
     """Export MODEL through Ultralytics' exporter; prints the path of what was written."""
     from search.preflight import check_model_file
 
     check_model_file(model)
     from pruning.export import export_model
 
-    click.echo(str(export_model(model, target, imgsz, _device(device))))
+    click.echo(str(export_model(model, target, imgsz, _device(device), trust_checkpoint)))
 
 
 def _ratios(ratio: float | str | None, plan: Path | None) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, emit, emit_one, format_option
+from search.output import FOLDER, emit, emit_one, format_option, trust_option
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -26,6 +26,7 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
+@trust_option
 def search(
     model: str,
     data: str,
@@ -35,6 +36,7 @@ def search(
     imgsz: int | None,
     file: Path | None,
     settings: tuple[str, ...],
+    trust_checkpoint: bool,
 ) -> int:
     """Search MODEL's pruning trade-offs on DATA; prints the front.
 
@@ -42,8 +44,9 @@ def search(
     """
     from search.preflight import prepare
 
-    options = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
-    config = compose(file, {**options, "model.imgsz": imgsz}, settings)
+    options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
+    options |= {"model.imgsz": imgsz, "model.trust_checkpoint": trust_checkpoint or None}
+    config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
 
 
