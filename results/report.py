@@ -11,7 +11,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from results import palette, wording
+from results.accuracy import accuracy_label, accuracy_name, accuracy_of
 from results.atomic import write_text
+from results.comparison import Comparison, ComparisonFolder, read_comparison
+from results.comparison_page import figure_spec, groups_by_strategy
 from results.drawing import draw_front, draw_hypervolume, draw_time, draw_widths
 from results.frames import front_frame
 from results.interactive import front_spec, hypervolume_spec, script_json
@@ -24,14 +27,18 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_report(run_dir: str | Path) -> Path:
     """Write report.html, front.csv and report/*.png of a run folder, and return the path of report.html.
 
-    Works at any time of a run, also before the first trial has finished. Raises ResultsError where the folder is not a
+    Works at any time of a run, also before the first trial has finished. A comparison of strategies in the folder is
+    part of the report; where there is no search, it is the whole of it. Raises ResultsError where the folder is not a
     run folder or one of its files is broken, OSError where it cannot be written.
     """
     folder = RunFolder(Path(run_dir))
+    comparison = read_comparison(ComparisonFolder(folder.path))
+    if comparison is not None and not folder.baseline.is_file():
+        return write_text(folder.report_html, render_comparison(comparison))
     summary = summarise(folder)
     write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
     draw_figures(summary, folder.report_dir)
-    return write_text(folder.report_html, render(summary))
+    return write_text(folder.report_html, render(summary, comparison))
 
 
 def draw_figures(summary: Summary, directory: Path) -> list[Path]:
@@ -51,8 +58,21 @@ def draw_figures(summary: Summary, directory: Path) -> list[Path]:
     return drawn
 
 
-def render(summary: Summary) -> str:
-    """The HTML text. Every value is escaped: autoescape for HTML, `script_json` for what the scripts read."""
+def render(summary: Summary, comparison: Comparison | None = None) -> str:
+    """The HTML text of a run's report, with the comparison of strategies that lies in its folder."""
+    specs: dict[str, Any] = {"front": front_spec(summary.front, summary.latency_title)}
+    if summary.hypervolume.trials:
+        specs["hypervolume"] = hypervolume_spec(summary.hypervolume)
+    return _page("report.html.j2", specs, comparison, run=summary)
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The HTML text where a comparison of strategies is all there is."""
+    return _page("comparison.html.j2", {}, comparison)
+
+
+def _page(template: str, specs: dict[str, Any], comparison: Comparison | None, **values: Any) -> str:
+    """Every value is escaped: autoescape for HTML, `script_json` for what the scripts read."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -61,12 +81,14 @@ def render(summary: Summary) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(wording=wording, palette=palette)
-    specs: dict[str, Any] = {"front": front_spec(summary.front, summary.latency_title)}
-    if summary.hypervolume.trials:
-        specs["hypervolume"] = hypervolume_spec(summary.hypervolume)
-    return environment.get_template("report.html.j2").render(
-        run=summary,
+    environment.globals.update(accuracy_of=accuracy_of, accuracy_name=accuracy_name, accuracy_label=accuracy_label)
+    if comparison is not None:
+        specs = {**specs, "comparison": figure_spec(comparison)}
+        values["skipped_groups"] = groups_by_strategy(comparison)
+    return environment.get_template(template).render(
+        comparison=comparison,
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         plotly=Markup(get_plotlyjs()),  # Plotly's own bundle; it holds no closing script tag
         specs=Markup(script_json(specs)),
+        **values,
     )

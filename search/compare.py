@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.accuracy import accuracies, accuracy_text
 from results.atomic import write_json
-from results.comparison import METRICS, Comparison, ComparisonFolder, ComparisonRow, read_comparison, write_comparison
+from results.comparison import Comparison, ComparisonFolder, ComparisonRow, compared, read_comparison, write_comparison
+from results.report import write_report
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SearchError
@@ -130,8 +132,9 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
 
 
 def compare(prepared: Prepared, factory: ToolsFactory = make_strategy_tools) -> Comparison:
-    """Run what is not finished, measure all, write comparison.json, .csv and .html; one failure does not stop the rest.
+    """Run what is not finished, measure all, write comparison.json, .csv and the report.
 
+    One strategy's failure does not stop the rest.
     Raises :class:`RunFolderError` where another driver is alive or the folder cannot be made, and a worker's own error
     where the measuring fails. Does nothing at all where the same comparison is there already.
     """
@@ -175,7 +178,7 @@ def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory
     note("measuring all of them beside the unpruned model")
     comparison = _comparison(prepared, ready, failed, _measure(context, folder, ready))
     write_comparison(folder, comparison)
-    note(f"written: {folder.html}")
+    note(f"written: {write_report(folder.path)}")
     return comparison
 
 
@@ -241,7 +244,7 @@ def _measure(context: WorkerContext, folder: ComparisonFolder, names: Sequence[s
         done, _ = ray.wait([reference], timeout=POLL_SECONDS)
         for event in feed.fresh():
             if event.get("event") == "measured":
-                note(f"{event['strategy']}: mAP50-95 {event['map50_95']:.3f} at {event['speedup']:.2f}x")
+                note(f"{event['strategy']}: {accuracy_text(event)} at {event['speedup']:.2f}x")
     try:
         measured: dict[str, Any] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -265,14 +268,14 @@ def _comparison(
 def _row(folder: ComparisonFolder, name: str, metrics: Mapping[str, Any]) -> ComparisonRow:
     result = folder.read_result(name)
     assert result is not None, "a strategy that did not fail has a result"
-    before = result["map50_95_refit"]
-    figures = {**metrics, "map50_95_refit": metrics["map50_95"] if before is None else before}
+    before = result["before_epochs"] or accuracies(metrics)
+    figures = {**metrics, **{f"{name}_refit": value for name, value in before.items()}}
     return ComparisonRow(
         strategy=name,
         layers=tuple(result["layers"]),
         skipped=tuple((item["layer"], item["reason"]) for item in result["skipped"]),
         epochs=int(result["epochs"]),
-        metrics={key: figures[key] for key in METRICS},
+        metrics={key: figures[key] for key in compared(metrics)},
         checkpoint=str(folder.checkpoint(name)),
         plan=str(folder.plan(name)),
         sessions=tuple(str(folder.strategy_dir(name) / session) for session in result["sessions"]),
@@ -302,9 +305,9 @@ class EventFeed:
 
 def _show(name: str, feed: EventFeed) -> None:
     for event in feed.fresh():
-        if event.get("event") == "epoch" and event.get("map50_95") is not None:
+        if event.get("event") == "epoch":
             where = f"{event['stage']} epoch {event['epoch']}/{event['epochs']}"
-            note(f"{name}: {where}: mAP50-95 {event['map50_95']:.3f}")
+            note(f"{name}: {where}: {accuracy_text(event)}")
         elif event.get("event") == "finished":
             note(f"{name}: done after {event['epochs']} epochs in {duration(event['seconds'])}")
 

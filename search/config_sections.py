@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+STRUCTURAL: Literal["structural"] = "structural"
+SEQUENTIAL = "sequential"
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -106,8 +108,10 @@ class RecoverSection(Section):
 
 
 class TrialSection(Section):
-    """The short fine-tuning of a trial."""
+    """What a trial does to a network, and its short fine-tuning."""
 
+    strategy: Literal["structural", "sequential", "adapter", "skip", "mask"] = STRUCTURAL
+    """The way in which channels leave (docs/strategies.md); sequential searches each block's first layer only."""
     epochs: int = Field(default=1, ge=0)
     """Epochs of fine-tuning; 0 judges a trial right after the refit."""
     batch: int = Field(default=16, ge=1)

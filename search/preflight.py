@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.accuracy import DEFAULT, LABELS
 from results.run_folder import RunFolder
+from search.config_sections import SEQUENTIAL
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
 from search.space import Space, build_space, check_patterns
@@ -156,7 +157,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
-    return build_space(bench.table, config.space), objectives
+    return build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL), objectives
 
 
 def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:

@@ -49,6 +49,15 @@ def trial_name(number: int) -> str:
     return f"t{number:04d}"
 
 
+def requested(folder: RunFolder, trial_id: str) -> TrialRequest | None:
+    """What was asked under this id; None where nothing was, or the file is torn."""
+    path = folder.trial_dir(trial_id) / REQUEST_NAME
+    try:
+        return TrialRequest.from_text(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
     """Requests that have no record, in the order of their ids; a torn request was never started and is ignored."""
     requests = []

@@ -148,8 +148,8 @@ class Space:
         return leader.widths.index(leader.nearest(ratio))
 
 
-def build_space(table: TableLike, section: SpaceSection) -> Space:
-    """The space of ``section`` over a model's groups.
+def build_space(table: TableLike, section: SpaceSection, first_only: bool = False) -> Space:
+    """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
@@ -159,6 +159,8 @@ def build_space(table: TableLike, section: SpaceSection) -> Space:
     left_out: dict[str, str] = {}
     for group in table.groups:
         choice, reason = _choice(group, section)
+        if choice is not None and first_only and any(chosen.block == group.block for chosen in choices):
+            choice, reason = None, "strategy sequential cuts the first layer of a block only"
         if choice is None:
             left_out[group.name] = reason
         else:

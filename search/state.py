@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.errors import TrialError
-from search.request import RECORD_NAME, TrialRequest, trial_name, trial_number, unfinished
+from search.request import RECORD_NAME, TrialRequest, requested, trial_name, trial_number, unfinished
 from search.space import Space
 from search.study import SearchStudy
 from search.trial import failed_record, one_line
@@ -114,7 +114,9 @@ class SweepState:
         self._study.close()
 
     def _replay(self, record: TrialRecord) -> None:
-        levels = self._space.levels_of(record.ratios)
+        # As it was asked: a strategy that leaves layers whole realises other ratios than those it was given.
+        asked = requested(self.folder, record.trial_id)
+        levels = self._space.levels_of(asked.ratios if asked else record.ratios)
         if levels is None:
             return
         completed = record.state is TrialState.COMPLETED

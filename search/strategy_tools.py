@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from results.accuracy import accuracies
 from results.comparison import ComparisonFolder
 from search.events import PhaseClock
 from search.tools import PruningTools
@@ -39,10 +40,10 @@ class StrategyJob:
 
 @dataclass(frozen=True)
 class StrategyRun:
-    """What a strategy made, and its mAP50-95 before any epoch (None: no epoch was run, so it is the final one)."""
+    """What a strategy made, and its accuracy by name before any epoch (none: no epoch was run, so it is the final)."""
 
     outcome: Outcome
-    map50_95_refit: float | None
+    before_epochs: Mapping[str, float]
 
 
 class ComparingTools(TrialTools, Protocol):
@@ -67,7 +68,7 @@ class StrategyTools(PruningTools):
         from pruning.strategies import get_strategy
 
         strategy = get_strategy(job.strategy)
-        starts: list[float] = []
+        starts: list[dict[str, float]] = []
 
         def tune(network: Any, epochs: int, place: Path) -> Any:
             if not epochs:
@@ -80,17 +81,17 @@ class StrategyTools(PruningTools):
 
             place.mkdir(parents=True, exist_ok=True)
             tuned = self._tune(network, place, on_epoch, section, patience=0)
-            starts.append(float(tuned.start_metrics["map50_95"]))
+            starts.append(accuracies(tuned.start_metrics))
             return tuned.model
 
         how = self._config.recover.how
         outcome = strategy.run(self._bench, job.ratios, job.epochs, folder, tune, how)
         if not outcome.sessions:
-            return StrategyRun(outcome, starts[0] if starts else None)
+            return StrategyRun(outcome, starts[0] if starts else {})
         # Between sessions there is no network with all its channels gone and no epoch yet: it is made for this figure.
         with tempfile.TemporaryDirectory(prefix="paretoprune-untuned-") as scratch:
             untuned = strategy.run(self._bench, job.ratios, 0, Path(scratch), tune, how).model
-        return StrategyRun(outcome, self.evaluate(untuned)["map50_95"])
+        return StrategyRun(outcome, accuracies(self.evaluate(untuned)))
 
 
 def make_strategy_tools(config: RunConfig, device: str, gate: DeviceGate) -> StrategyTools:
@@ -106,7 +107,7 @@ def run_strategy(context: WorkerContext, job: StrategyJob, settings: Mapping[str
     clock = PhaseClock(place / EVENTS)
 
     def on_stage(stage: str, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        clock.event("epoch", stage=stage, epoch=epoch, epochs=epochs, map50_95=metrics.get("map50_95"))
+        clock.event("epoch", stage=stage, epoch=epoch, epochs=epochs, **accuracies(metrics))
 
     began = time.monotonic()
     try:
@@ -126,7 +127,7 @@ def run_strategy(context: WorkerContext, job: StrategyJob, settings: Mapping[str
         "layers": list(outcome.layers),
         "skipped": [{"layer": layer, "reason": reason} for layer, reason in outcome.skipped],
         "epochs": outcome.epochs,
-        "map50_95_refit": done.map50_95_refit,
+        "before_epochs": dict(done.before_epochs),
         "sessions": [path.name for path in outcome.sessions],
         "notes": dict(outcome.notes),
         "seconds": round(time.monotonic() - began, 3),
@@ -148,11 +149,11 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
     found: dict[str, dict[str, Any]] = {}
     with tools.logging(folder.strategies / "measuring.log"):
         baseline = _measured(tools, gate, tools.baseline, None)
-        clock.event("measured", strategy="unpruned", map50_95=baseline["map50_95"], speedup=1.0)
+        clock.event("measured", strategy="unpruned", speedup=1.0, **accuracies(baseline))
         for name in names:
             model = tools.load(folder.checkpoint(name))  # the file itself, as others will load it
             found[name] = _measured(tools, gate, model, baseline["latency_ms"])
-            clock.event("measured", strategy=name, **{k: found[name][k] for k in ("map50_95", "speedup")})
+            clock.event("measured", strategy=name, speedup=found[name]["speedup"], **accuracies(found[name]))
     tools.release()
     return {
         "device": tools.device,

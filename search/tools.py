@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.config_sections import STRUCTURAL
 from search.trial_tools import DeviceGate, Measured, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:
@@ -237,6 +238,10 @@ class PruningTools:
 
 def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
     """The tools of one worker; loads the baseline."""
+    if config.trial.strategy != STRUCTURAL:
+        from search.strategy_trial import StrategyTrialTools
+
+        return StrategyTrialTools(config, device, gate)
     return PruningTools(config, device, gate)
 
 

@@ -15,6 +15,7 @@ from pruning.plan import Plan
 from pruning.workbench import Workbench
 
 SCHEMA_VERSION = 1
+SESSIONS_NAME = "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Sessions:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
-        self.path = folder / "sessions.json"
+        self.path = folder / SESSIONS_NAME
 
     def checkpoint(self, number: int) -> Path:
         """Where session `number`, counted from 1, leaves its network."""
@@ -93,6 +94,17 @@ class Sessions:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
+
+
+def finished_epochs(folder: Path) -> int:
+    """Epochs that the finished sessions in `folder` took; 0 where there are none, or where they cannot be read."""
+    path = folder / SESSIONS_NAME
+    if not path.is_file():
+        return 0
+    try:
+        return sum(int(row["epochs"]) for row in json.loads(path.read_text(encoding="utf-8"))["sessions"])
+    except (ValueError, TypeError, KeyError):
+        return 0  # `Sessions.read` says what is wrong with it
 
 
 def _plan(row: dict[str, Any]) -> Plan:

@@ -7,7 +7,7 @@ for (const [name, spec] of Object.entries(specs)) {
   Plotly.newPlot(name, spec.data, spec.layout, {...common, ...more});
 }
 // On paper the page has one fixed width (see report.css), whatever the window's was.
-const onPaper = {front: 1056, hypervolume: 506};
+const onPaper = {front: 1056, comparison: 1056, hypervolume: 506};
 const drawn = Object.keys(specs);
 window.addEventListener("beforeprint", () => drawn.forEach((name) => Plotly.relayout(name, {width: onPaper[name]})));
 window.addEventListener("afterprint", () => drawn.forEach((name) => Plotly.relayout(name, {width: null, autosize: true})));

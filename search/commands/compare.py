@@ -54,7 +54,8 @@ def compare(
 ) -> int:
     """Prune MODEL by several strategies with equal ratios and epochs, and measure them together on DATA.
 
-    Writes comparison.json, .csv and .html into the run's folder. Called again on the same folder, it goes on.
+    Writes comparison.json and .csv into the run's folder, and its table and figure into report.html there, beside
+    what a search may have left. Called again on the same folder, it goes on.
     """
     if ratio is not None and plan is not None:
         raise click.UsageError("give --ratio or --plan, not both")

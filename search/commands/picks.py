@@ -112,8 +112,10 @@ def finetune(
 @click.argument("run", type=FOLDER)
 def report(run: Path) -> None:
     """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path."""
+    from results.comparison import ComparisonFolder
     from results.report import write_report
     from search.preflight import existing_run
 
-    folder, _ = existing_run(run)
-    click.echo(str(write_report(folder.path)))
+    if not ComparisonFolder(run).json.is_file():  # a comparison is reported without a search, too
+        existing_run(run)
+    click.echo(str(write_report(run)))

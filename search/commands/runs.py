@@ -24,6 +24,7 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--trials", type=int, help="Trials in all.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
+@click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
 @trust_option
@@ -34,18 +35,21 @@ def search(
     trials: int | None,
     epochs: int | None,
     imgsz: int | None,
+    strategy: str | None,
     file: Path | None,
     settings: tuple[str, ...],
     trust_checkpoint: bool,
 ) -> int:
     """Search MODEL's pruning trade-offs on DATA; prints the front.
 
-    MODEL is an Ultralytics checkpoint (.pt), DATA its data.yaml. Called again on the same folder, it goes on.
+    MODEL is an Ultralytics checkpoint (.pt), DATA its data.yaml (a classifier's: its folder). Called again on the same
+    run folder, it goes on.
     """
     from search.preflight import prepare
 
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
-    options |= {"model.imgsz": imgsz, "model.trust_checkpoint": trust_checkpoint or None}
+    options |= {"model.imgsz": imgsz, "trial.strategy": strategy}
+    options |= {"model.trust_checkpoint": trust_checkpoint or None}
     config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
 

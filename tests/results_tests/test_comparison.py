@@ -21,13 +21,14 @@ from results.comparison import (
     ComparisonFolder,
     ComparisonRow,
     as_csv,
-    figure_spec,
     read_comparison,
-    render,
     skipped_groups,
     write_comparison,
 )
+from results.comparison_page import figure_spec
 from results.errors import RecordError, RunFolderError, SchemaVersionError
+from results.report import render_comparison, write_report
+from results.run_folder import RunFolder
 
 NASTY = "<img src=x onerror=alert(1)>&\"'</script><script>alert(2)</script>"
 METRICS = {
@@ -97,7 +98,7 @@ def comparison(folder: ComparisonFolder) -> Comparison:
 
 def test_what_is_written_reads_back_equal(folder: ComparisonFolder, comparison: Comparison) -> None:
     assert read_comparison(folder) is None
-    assert write_comparison(folder, comparison) == folder.html
+    assert write_comparison(folder, comparison) == folder.json
     assert read_comparison(folder) == comparison
 
 
@@ -184,7 +185,7 @@ def test_a_result_counts_only_with_its_checkpoint(folder: ComparisonFolder) -> N
 
 
 def test_the_page_says_everything_and_loads_nothing(comparison: Comparison) -> None:
-    text = render(comparison)
+    text = render_comparison(comparison)
     page = Page(text)
     assert page.open == []
     for tag, attributes in page.tags:
@@ -206,16 +207,16 @@ def test_names_and_reasons_cannot_become_markup(folder: ComparisonFolder, compar
         notes={NASTY: NASTY},
     )  # fmt: skip
     settings = {**comparison.settings, "model": NASTY, "data": NASTY, "ratios": {NASTY: 0.3}}
-    text = render(Comparison(settings, BASELINE, (hostile,), NASTY, {NASTY: NASTY}, {NASTY: NASTY}))
+    text = render_comparison(Comparison(settings, BASELINE, (hostile,), NASTY, {NASTY: NASTY}, {NASTY: NASTY}))
     page = Page(text)
     assert page.open == []
     names = [tag for tag, _ in page.tags]
     assert names.count("script") == 2
     assert "img" not in names
     assert "onerror=alert(1)>&" in page.words  # shown as text
-    found = re.search(r"^const spec = (.*);$", text, re.MULTILINE)
+    found = re.search(r"^const specs = (.*);$", text, re.MULTILINE)
     assert found is not None
-    for trace in json.loads(found.group(1))["data"]:
+    for trace in json.loads(found.group(1))["comparison"]["data"]:
         assert "<img" not in json.dumps([trace["name"], trace["hovertext"]])
 
 
@@ -233,10 +234,47 @@ def test_the_figure_shows_each_strategy_where_it_was_measured(comparison: Compar
 
 
 def test_a_comparison_without_failures_or_skipped_layers_is_a_page_too(comparison: Comparison) -> None:
-    page = Page(render(replace(comparison, failed={}, rows=comparison.rows[:1], environment={})))
+    page = Page(render_comparison(replace(comparison, failed={}, rows=comparison.rows[:1], environment={})))
     assert "1 strategy, the same ratios" in page.words
     assert "Failed" not in page.words
     assert "None." in page.words
+
+
+def test_it_is_part_of_the_report_of_a_search_in_the_same_folder(
+    finished_run: RunFolder, comparison: Comparison, tmp_path: Path
+) -> None:
+    run = tmp_path / "both"
+    shutil.copytree(finished_run.path, run)
+    alone = Page(finished_run.report_html.read_text())
+    write_comparison(ComparisonFolder(run), comparison)
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert page.open == []
+    rows = [attributes["data-strategy"] for _, attributes in page.tags if "data-strategy" in attributes]
+    assert rows == ["structural", "sequential", "mask"]
+    places = {attributes.get("id") for _, attributes in page.tags}
+    assert {"front", "comparison"} <= places
+    assert set(json.loads(re.findall(r"^const specs = (.*);$", text, re.MULTILINE)[0])) >= {"front", "comparison"}
+    for words in ("Picks", "What was pruned where", "The front", "Where the time went"):
+        assert words in alone.words
+        assert words in page.words
+    assert "What each strategy brings" not in alone.words
+
+
+def test_a_classifiers_comparison_goes_by_top_1(folder: ComparisonFolder) -> None:
+    figures = {name: value for name, value in METRICS.items() if not name.startswith("map50_95")}
+    metrics = {**figures, "top1": 0.8, "top1_refit": 0.7}
+    base = {**figures, "top1": 0.9, "speedup": 1.0}
+    settings = {"model": "m.pt", "data": "d", "imgsz": 64, "ratios": {"*": 0.3}, "epochs": 4, "seed": 0}
+    comparison = Comparison(settings, base, (row(folder, "structural", metrics=metrics),))
+    write_comparison(folder, comparison)
+    assert read_comparison(folder) == comparison
+    assert comparison.to_rows()[0]["top1"] == 0.8
+    assert comparison.baseline_row()["top1_refit"] is None
+    page = Page(render_comparison(comparison))
+    assert "top-1 accuracy" in page.words
+    assert "mAP50-95" not in page.words
+    assert "top-1 accuracy on the validation split" in json.dumps(figure_spec(comparison))
 
 
 @pytest.mark.slow
@@ -248,7 +286,9 @@ def test_a_real_browser_draws_the_figure_without_the_network(
         pytest.skip("no chromium on this machine: the page was not opened in a browser")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    page = write_comparison(folder, comparison)
+    write_comparison(folder, comparison)
+    page = write_report(folder.path)
+    assert page == RunFolder(folder.path).report_html
     command = [browser, *flags.split(), "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'p'}"]
     dom = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
     assert len(re.findall(r'<path class="point"', dom)) == 4

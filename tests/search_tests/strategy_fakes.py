@@ -48,7 +48,7 @@ class FakeStrategyTools(FakeTools):
             job.strategy, model, FakePlan(model), tuple(model), (("model.2", "feeds an addition"),), job.epochs,
             (folder / FIRST_SESSION,) if job.strategy == "sequential" else (), {"sessions": 1},
         )  # fmt: skip
-        return StrategyRun(outcome, 0.3 if job.epochs else None)
+        return StrategyRun(outcome, {"map50_95": 0.3} if job.epochs else {})
 
 
 def fake_strategies(config: RunConfig, device: str, gate: DeviceGate) -> FakeStrategyTools:

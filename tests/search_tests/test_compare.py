@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from results.comparison import Comparison, ComparisonFolder
+from results.run_folder import RunFolder
 from search.cli import run
 from search.compare import EventFeed, Prepared, check_names, compare
 from search.driver_lock import DriverLock
@@ -65,7 +66,7 @@ def test_every_strategy_is_run_and_measured_beside_the_unpruned_network(
     assert structural.metrics["map50_95_refit"] == 0.3
     assert sequential.sessions == (str(prepared.folder.strategy_dir("sequential") / FIRST_SESSION),)
     assert comparison.failed == {}
-    for path in (prepared.folder.json, prepared.folder.csv, prepared.folder.html):
+    for path in (prepared.folder.json, prepared.folder.csv, RunFolder(prepared.folder.path).report_html):
         assert path.is_file()
     for row in comparison.rows:
         assert row.epochs == 2
@@ -214,7 +215,7 @@ def test_the_accuracy_before_any_epoch(
     done = Tools().run_strategy(StrategyJob("any", {"*": 0.3}, 6), tmp_path, on_stage)
     parts = max(1, sessions)
     assert done.outcome.model == "tuned"
-    assert done.map50_95_refit == (0.05 if sessions else 0.1)
+    assert done.before_epochs == {"map50_95": 0.05 if sessions else 0.1}
     assert strategy.calls == calls
     assert tuned == [(f"part-{number}", 6 // parts, 0) for number in range(parts)]  # no patience: all epochs are spent
     assert shown == [(f"part-{number}", 1, 6 // parts) for number in range(parts)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from results.comparison import ComparisonFolder
+from results.run_folder import RunFolder
 from search.cli import run
 
 Captured = pytest.CaptureFixture[str]
@@ -160,7 +161,7 @@ def test_a_real_comparison_of_two(dataset: Path, tmp_path: Path, capsys: Capture
     baseline = json.loads(folder.json.read_text())["baseline"]
     assert mask["params_m"] == pytest.approx(baseline["params_m"])
     assert (folder.strategy_dir("mask") / "strategy.log").is_file()
-    assert folder.html.stat().st_size > 1e6
+    assert RunFolder(folder.path).report_html.stat().st_size > 1e6
     capsys.readouterr()
     assert run(arguments) == 0
     captured = capsys.readouterr()

@@ -1,0 +1,106 @@
+"""Searches on what is no detector of boxes, and with other strategies: the whole command line, with Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.checkpoints import save_checkpoint
+from pruning.tasks import metric_keys
+from results.records import TrialState
+from results.run_folder import RunFolder
+from search.cli import run
+from search.errors import ConfigError
+from search.preflight import objectives_of
+from tests.pruning_tests.masking import build
+from tests.pruning_tests.recovery_material import shapes_dataset
+from tests.pruning_tests.test_classifiers import NAMES, colours_dataset
+from tests.pruning_tests.tiny import tiny_model
+from tests.search_tests.fakes import make_config
+
+Captured = pytest.CaptureFixture[str]
+QUICK = ["--set", "recover.calibration_images=8", "--set", "latency.max_seconds=0.3", "--set", "trial.batch=8"]
+DETECT, CLASSIFY, SEGMENT, POSE = (tuple(metric_keys(k)) for k in ("detect", "classify", "segment", "pose"))
+
+
+class TestObjectives:
+    def test_the_usual_ones_in_the_words_of_the_task(self) -> None:
+        assert objectives_of(make_config(), DETECT) == ["map50_95", "latency_ms"]
+        assert objectives_of(make_config(), SEGMENT) == ["map50_95", "latency_ms"]
+        assert objectives_of(make_config(), CLASSIFY) == ["top1", "latency_ms"]
+
+    def test_those_that_were_given_must_be_the_tasks(self) -> None:
+        for wanted, accuracies in (
+            (["map50_95_mask", "latency_ms"], SEGMENT),
+            (["map50_95_pose", "map50_95_box", "gflops"], POSE),
+            (["top5", "params_m"], CLASSIFY),
+            (["latency_ms", "params_m"], CLASSIFY),
+        ):
+            assert objectives_of(make_config(**{"search.objectives": wanted}), accuracies) == wanted
+
+    @pytest.mark.parametrize(
+        ("wanted", "accuracies", "line"),
+        [
+            (["map50_95", "latency_ms"], CLASSIFY, "this model's task has top1, top5, but got map50_95"),
+            (["top1", "latency_ms"], DETECT, "this model's task has map50_95, map50, but got top1"),
+            (["map50_95_mask", "latency_ms"], POSE, "but got map50_95_mask"),
+        ],
+    )
+    def test_others_are_refused(self, wanted: list[str], accuracies: tuple[str, ...], line: str) -> None:
+        with pytest.raises(ConfigError, match=line):
+            objectives_of(make_config(**{"search.objectives": wanted}), accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+class TestWholeSearch:
+    def test_a_classifier_goes_by_top_1(self, tmp_path: Path, capsys: Captured) -> None:
+        model: Any = build("yolov8n-cls")
+        model.names = dict(enumerate(NAMES))
+        save_checkpoint(model, tmp_path / "classifier.pt")
+        data, folder = colours_dataset(tmp_path / "colours"), RunFolder(tmp_path / "run")
+        command = ["search", str(tmp_path / "classifier.pt"), str(data), "--run", str(folder.path), "--imgsz", "32"]
+        command += ["--trials", "2", "--epochs", "1", *QUICK]
+        assert run(command) == 0
+        printed = capsys.readouterr()
+        assert "top1" in printed.out.splitlines()[0]
+        assert "top-1 accuracy 0." in printed.err
+        assert folder.objectives() == ("top1", "latency_ms")
+        assert set(folder.read_baseline()["metrics"]) >= {"top1", "top5", "latency_ms", "params_m"}
+        for record in folder.read_records():
+            assert record.state is TrialState.COMPLETED, record.error
+            assert 0 <= record.metrics["top1_refit"] <= record.metrics["top1"] <= 1
+            assert not any(name.startswith("map") for name in record.metrics)
+        assert run([*command[: -len(QUICK)], "--trials", "3", *QUICK]) == 0  # the same settings: it goes on
+        assert len(folder.read_records()) == 3
+        capsys.readouterr()
+        assert run(["front", str(folder.path), "--max-drop", "1", "--format", "json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert all(0 <= row["top1"] <= 1 and row["map50_95"] is None for row in rows)
+        assert run(["finetune", str(folder.path), "--pick", "1", "--epochs", "1"]) == 0
+        (selected,) = folder.read_selected()
+        assert selected.after["top1"] >= selected.before["top1"] - 1e-6
+        assert run(["report", str(folder.path)]) == 0
+        page = folder.report_html.read_text().split("<script>")[0]
+        assert "top-1 accuracy" in page
+        assert "mAP" not in page
+
+    def test_sequences_of_sessions_are_searched_and_resumed(self, tmp_path: Path, capsys: Captured) -> None:
+        save_checkpoint(tiny_model(), tmp_path / "tiny.pt")
+        data, folder = shapes_dataset(tmp_path / "shapes"), RunFolder(tmp_path / "run")
+        command = ["search", str(tmp_path / "tiny.pt"), str(data), "--run", str(folder.path), "--imgsz", "64"]
+        command += ["--trials", "2", "--epochs", "3", "--strategy", "sequential", "--set", "space.round_to=2", *QUICK]
+        assert run(command) == 0
+        assert run(["resume", str(folder.path), "--trials", "3"]) == 0
+        records = folder.read_records()
+        assert [record.state for record in records] == [TrialState.COMPLETED] * 3, [r.error for r in records]
+        for record in records:
+            assert record.metrics["strategy"] == "sequential"
+            blocks = [layer.split(".")[1] for layer in record.ratios]
+            sessions = list(folder.trial_dir(record.trial_id).glob("strategy/session-*.pt"))
+            assert len(sessions) == len(set(blocks)) > 0
+        assert len({record.plan_hash for record in records}) == 3
+        capsys.readouterr()
