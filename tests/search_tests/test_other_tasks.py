@@ -14,7 +14,7 @@ from results.records import TrialState
 from results.run_folder import RunFolder
 from search.cli import run
 from search.errors import ConfigError
-from search.preflight import objectives_of
+from search.preflight import objectives_of, prepare
 from tests.pruning_tests.masking import build
 from tests.pruning_tests.recovery_material import shapes_dataset
 from tests.pruning_tests.test_classifiers import NAMES, colours_dataset
@@ -74,8 +74,10 @@ class TestWholeSearch:
             assert record.state is TrialState.COMPLETED, record.error
             assert 0 <= record.metrics["top1_refit"] <= record.metrics["top1"] <= 1
             assert not any(name.startswith("map") for name in record.metrics)
-        assert run([*command[: -len(QUICK)], "--trials", "3", *QUICK]) == 0  # the same settings: it goes on
-        assert len(folder.read_records()) == 3
+        again = {"model.path": str(tmp_path / "classifier.pt"), "data.path": str(data), "model.imgsz": 32}
+        settings = {"recover.calibration_images": 8, "latency.max_seconds": 0.3, "trial.batch": 8, "trial.epochs": 1}
+        prepared = prepare(make_config(**again, **settings, **{"search.trials": 9}), folder.path)
+        assert prepared.config.search.objectives == ["top1", "latency_ms"]  # the same settings: it would go on
         capsys.readouterr()
         assert run(["front", str(folder.path), "--max-drop", "1", "--format", "json"]) == 0
         rows = json.loads(capsys.readouterr().out)
