@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.accuracy import accuracy_of
+from search.config_sections import SEQUENTIAL
 from search.tools import PruningTools
 from search.trial_tools import DeviceGate, OnEpoch, PlanLike, Tuned
 
@@ -46,6 +47,14 @@ class StrategyTrialTools(PruningTools):
     def stats(self, model: Any) -> dict[str, Any]:
         """Size and cost, and which strategy the network is of."""
         return {**super().stats(model), "strategy": self._strategy.name}
+
+    def describe(self) -> dict[str, Any]:
+        """What holds for the whole run; without the geometry where widths do not follow from ratios.
+
+        Latency is foretold from it, and an adapter's mappings or layers that were skipped are not in it.
+        """
+        content = super().describe()
+        return content if self._strategy.name == SEQUENTIAL else {k: v for k, v in content.items() if k != "geometry"}
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The strategy from the baseline on, with the trial's epochs; never worse than ``model``, its start.

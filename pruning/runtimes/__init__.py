@@ -1,11 +1,11 @@
 """What can be timed: one network, ready to run again and again on one fixed input, behind one small contract.
 
-    base              the contract and what all runtimes share
-    torch_sessions    PyTorch in eager mode, and as a CUDA graph
-    onnx_session      ONNX Runtime, on the CPU or through its CUDA provider
-    openvino_session  OpenVINO on the CPU
-    tensorrt_session  TensorRT
-    exports           the exported files that the last three read, each made once
+base              the contract and what all runtimes share
+torch_sessions    PyTorch in eager mode, and as a CUDA graph
+onnx_session      ONNX Runtime, on the CPU or through its CUDA provider
+openvino_session  OpenVINO on the CPU
+tensorrt_session  TensorRT
+exports           the exported files that the last three read, each made once
 """
 
 from __future__ import annotations

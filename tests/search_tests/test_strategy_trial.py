@@ -15,6 +15,8 @@ from pruning.strategies import STRATEGIES
 from results.records import TrialState
 from results.run_folder import RunFolder
 from search.config import RunConfig
+from search.prediction import NoPredictor
+from search.predictor import make_predictor
 from search.preflight import prepare
 from search.request import TrialRequest
 from search.state import SweepState
@@ -179,6 +181,14 @@ def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
     study = SearchStudy(space, {"map50_95": "max", "latency_ms": "min"}, "random")
     SweepState(folder, space, study, [record], 2, lambda ratios: "")
     assert study._seen == {levels}
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_latency_is_foretold_only_where_widths_follow_from_ratios(name: str, material: dict[str, Any]) -> None:
+    tools = make_tools(config_of(material, name), "cpu", NoGate())
+    described = {**tools.describe(), "metrics": {"latency_ms": 1.0}}
+    foretold = not isinstance(make_predictor(described), NoPredictor)
+    assert foretold == (name in ("structural", "sequential"))
 
 
 def test_the_structural_way_has_the_tools_it_always_had(material: dict[str, Any]) -> None:
