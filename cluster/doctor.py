@@ -21,12 +21,12 @@ import psutil
 from packaging.requirements import Requirement
 
 from cluster import ray_start
+from cluster.code import ROOMS
 from cluster.device_lock import DeviceLock
 from cluster.environment import query_gpus, usable_cpus
 from cluster.errors import ClusterError
 
 DISTRIBUTION = "paretoprune"
-ROOMS = ("search", "pruning", "cluster", "results")
 MIN_PYTHON = (3, 10)
 MIN_DISK_GB = 5.0
 MIN_TEMPORARY_GB = 2.0

@@ -25,3 +25,11 @@ class LockOrderError(ClusterError, RuntimeError):
 
 class DeviceNotFoundError(ClusterError, LookupError):
     """A device string that names no device of this host."""
+
+
+class NodeError(ClusterError):
+    """A node of the cluster is not fit for trials; `node` is its name."""
+
+    def __init__(self, message: str, node: str) -> None:
+        super().__init__(message)
+        self.node = node

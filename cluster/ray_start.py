@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import socket
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.code import package_directories
 from cluster.environment import usable_cpus
 from cluster.errors import ClusterError, RayUnreachableError
 from cluster.resources import ClusterInfo, Node
@@ -34,8 +37,10 @@ def connect(
 ) -> ClusterInfo:
     """Be connected to Ray afterwards, and say what is there. A second call answers from the same connection.
 
+    A joined cluster's workers get this process's own four packages, whatever is installed there.
+
     address: None or "local" starts Ray on this machine: no dashboard, every port on the loopback interface, Ray's token
-        authentication left on. "auto", "host:port" and "ray://host:port" join a running cluster.
+        authentication left on. "auto" and "host:port" join a running cluster, from one of its machines.
     num_cpus, num_gpus: of a local Ray; None means what this process may use.
     worker_environment: further variables for the workers, beside WORKER_ENVIRONMENT. It counts for the first call.
     Raises RayUnreachableError where nothing answers or Ray does not start, ClusterError for an address that is none.
@@ -53,6 +58,7 @@ def connect(
         return describe_cluster(wanted)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     variables = WORKER_ENVIRONMENT | dict(worker_environment or {})
+    runtime: dict[str, Any] = {}
     options: dict[str, Any] = {"logging_level": log_level, "log_to_driver": False}
     if wanted == LOCAL:
         _stay_on_loopback()
@@ -65,10 +71,12 @@ def connect(
         variables |= _import_path()
     else:
         _check_answers(wanted)
+        runtime = _travelling(variables)
     try:
-        ray.init(address=wanted, runtime_env={"env_vars": variables}, **options)
+        ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise RayUnreachableError(wanted, _first_line(error), _remedy(wanted)) from error
+        _end_of(ray)
+        raise RayUnreachableError(wanted, *_why(wanted, error)) from error
     _connected_to = wanted
     return describe_cluster(wanted)
 
@@ -122,6 +130,33 @@ def _import_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
 
 
+def _travelling(variables: dict[str, str]) -> dict[str, Any]:
+    """What a joined cluster is sent. A submitted job's driver was sent it already, and Ray refuses to be told twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = job.get("runtime_env") or {}
+    for name in given.get("env_vars") or {}:
+        variables.pop(name, None)
+    return {} if given.get("py_modules") else {"py_modules": package_directories()}
+
+
+def _why(address: str, error: BaseException) -> tuple[str, str]:
+    """Reason and remedy for a Ray that could not be joined or started."""
+    text = _first_line(error)
+    if "uthenticat" in str(error):
+        return (
+            "it wants another token than this process has" if "invalid" in str(error) else "it wants a token",
+            "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
+            "and set RAY_AUTH_MODE=token",
+        )
+    return text, _remedy(address)
+
+
+def _end_of(ray: Any) -> None:
+    """A half-made connection would make the next attempt fail for another reason."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
 def _check_answers(address: str) -> None:
     """Ray itself tries for most of a minute before it gives up on a host that does not answer."""
     if address == "auto":
@@ -136,6 +171,12 @@ def _check_answers(address: str) -> None:
         socket.create_connection((match.group(1).strip("[]"), int(match.group(2))), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RayUnreachableError(address, _first_line(error), _remedy(address)) from error
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"a sweep must be driven from inside the cluster, but {address} is a client's entry, whose connection a "
+            "night would not survive; use `paretoprune launch CONFIG --on ray --address http://HEAD:8265`, or this "
+            "command with --address auto on a machine of the cluster"
+        )
 
 
 def _first_line(error: BaseException) -> str:
