@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from cluster.code import ROOMS
 from cluster.device_lock import DeviceLock
 from cluster.environment import query_gpus, usable_cpus
 from cluster.errors import ClusterError
+from cluster.nodes import Question, ask_nodes, count_entries, faults, token_in
 
 DISTRIBUTION = "paretoprune"
 MIN_PYTHON = (3, 10)
@@ -52,8 +53,14 @@ class Check:
     remedy: str = ""
 
 
-def examine(run_directory: Path | None = None, address: str | None = None) -> Iterator[Check]:
-    """All checks of this host, the quick ones first. Starts (and ends) a local Ray, or joins the one at `address`."""
+def examine(
+    run_directory: Path | None = None, address: str | None = None, data: Sequence[str] = ()
+) -> Iterator[Check]:
+    """All checks of this host, the quick ones first. Starts (and ends) a local Ray, or joins the one at `address`.
+
+    `data`: the dataset's paths, which must be readable here; and on every node of a joined cluster, which gets a check
+    of its own. A `run_directory` must then be the same folder everywhere.
+    """
     yield check_python()
     yield check_rooms()
     yield check_packages()
@@ -63,7 +70,17 @@ def examine(run_directory: Path | None = None, address: str | None = None) -> It
     yield check_shared_memory()
     yield check_lock()
     yield from check_torch()
-    yield check_ray(address)
+    if data:
+        yield check_data(data)
+    yield from check_ray(address, run_directory, data)
+
+
+def check_data(paths: Sequence[str]) -> Check:
+    """The dataset's files and folders can be read here."""
+    missing = [path for path in paths if not count_entries(path)]
+    if missing:
+        return Check("dataset", False, f"{missing[0]} is not there or cannot be read", "correct the paths in data.yaml")
+    return Check("dataset", True, f"{len(paths)} paths below {Path(paths[0]).parent}")
 
 
 def check_python() -> Check:
@@ -164,21 +181,45 @@ def check_torch(run: Callable[..., subprocess.CompletedProcess[str]] = subproces
     return [versions, Check("gpu", True, detail)]
 
 
-def check_ray(address: str | None = None) -> Check:
-    """Ray starts here, or answers at `address`. A connection that was there before stays."""
+def check_ray(
+    address: str | None = None, run_directory: Path | None = None, data: Sequence[str] = ()
+) -> Iterator[Check]:
+    """Ray starts here, or answers at `address` with every node fit. A connection that was there before stays."""
     import ray
 
     connected = ray.is_initialized()
     try:
         info = ray_start.connect(address)
+        detail = f"ray {ray.__version__}, {info.address}: {len(info.nodes)} nodes, {info.cpus} CPUs, {info.gpus} GPUs"
+        yield Check("ray", True, detail)
+        if info.address != ray_start.LOCAL:
+            yield from check_nodes(data, run_directory)
     except ClusterError as error:
         condition, _, remedy = str(error).rpartition("; ")
-        return Check("ray", False, condition, remedy)
+        yield Check("ray", False, condition, remedy)
     finally:
         if not connected:
             ray_start.shutdown()
-    detail = f"ray {ray.__version__}, {info.address}: {len(info.nodes)} nodes, {info.cpus} CPUs, {info.gpus} GPUs"
-    return Check("ray", True, detail)
+
+
+def check_nodes(data: Sequence[str], run_directory: Path | None = None) -> Iterator[Check]:
+    """One check per node of the connected cluster: code, versions, dataset, run folder, device lock, space."""
+    with token_in(run_directory) as token:
+        run = str(run_directory) if run_directory else None
+        question = Question({path: count_entries(path) for path in data}, run, token)
+        answers = ask_nodes(question)
+    for node, answer in answers.items():
+        wrong = faults(answer, question)
+        if isinstance(answer, str) or wrong:
+            condition = "; ".join(condition for condition, _ in wrong)
+            yield Check(f"node {node}", False, condition, "; ".join(dict.fromkeys(remedy for _, remedy in wrong)))
+            continue
+        free = f"{answer.disk_gb:.1f} GB disk and {answer.memory_gb:.1f} GB memory free"
+        detail = f"this project's code, python {answer.python}, {answer.gpus} GPUs, {free}"
+        enough = _enough(f"node {node}", answer.memory_gb, MIN_MEMORY_GB, detail, "end other programs there")
+        yield enough if not enough.ok else _enough(
+            f"node {node}", answer.disk_gb, MIN_TEMPORARY_GB, detail, "free some space below its temporary directory"
+        )
 
 
 def _enough(name: str, have_gb: float, minimum_gb: float, detail: str, remedy: str) -> Check:

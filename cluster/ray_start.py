@@ -25,6 +25,10 @@ LOCAL = "local"
 _OBJECT_STORE_BYTES = 256 * 2**20
 _ANSWER_SECONDS = 5.0
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
+_TOKEN_REMEDY = (
+    "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
+    "set RAY_AUTH_MODE=token, and use the cluster's version of Ray"
+)
 _HOST_PORT = re.compile(r"(?:ray://)?(\[[^\]]+\]|[^:/\s]+):(\d{1,5})")
 
 
@@ -71,6 +75,7 @@ def connect(
         variables |= _import_path()
     else:
         _check_answers(wanted)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a line per attempt, where a token is wrong
         runtime = _travelling(variables)
     try:
         ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
@@ -141,14 +146,15 @@ def _travelling(variables: dict[str, str]) -> dict[str, Any]:
 
 def _why(address: str, error: BaseException) -> tuple[str, str]:
     """Reason and remedy for a Ray that could not be joined or started."""
-    text = _first_line(error)
-    if "uthenticat" in str(error):
-        return (
-            "it wants another token than this process has" if "invalid" in str(error) else "it wants a token",
-            "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
-            "and set RAY_AUTH_MODE=token",
-        )
-    return text, _remedy(address)
+    text = str(error)
+    if address != LOCAL and "uthenticat" in text:
+        return "this process has no token for it", f"{_TOKEN_REMEDY}"
+    if address != LOCAL and text.startswith("Failed to connect to Ray cluster"):  # and yet the port answered
+        return "it lets nobody in with this process's token, or is of another Ray version", _TOKEN_REMEDY
+    if address != LOCAL and "node" in text and "ip" in text.lower() and "address" in text:
+        remedy = f"run `ray start --address={address}` here, or use `paretoprune launch`"
+        return "this machine is not one of its nodes", remedy
+    return _first_line(error), _remedy(address)
 
 
 def _end_of(ray: Any) -> None:

@@ -79,6 +79,22 @@ def read_dataset(path: Path) -> dict[str, Any]:
             raise PruningError(_line(f"'{path}' is not a dataset description: {error}")) from error
 
 
+def dataset_places(data: str | Path) -> list[str]:
+    """The paths that training and validation on `data` read: the yaml, the images' places and their labels' folders."""
+    path = Path(data)
+    if path.is_dir() and not list(path.glob("*.y*ml")):
+        return [str(place) for place in (path / "train", path / "val") if place.is_dir()]
+    path = dataset_file(data)
+    content = read_dataset(path)
+    found = [str(path)]
+    for split in ("train", "val"):
+        places = content.get(split) or []
+        for place in map(Path, places if isinstance(places, list) else [places]):
+            image = _first_image(place)
+            found += [str(place), *([str(_label_folder(image))] if image is not None else [])]
+    return list(dict.fromkeys(found))
+
+
 def _check_images(path: Path, split: str, places: Any, task: str) -> None:
     """At least one image in each place of a split, and a folder of labels for it."""
     if not places:

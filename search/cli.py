@@ -17,6 +17,7 @@ from pruning.errors import PruningError
 from results.errors import ResultsError
 from search.commands.compare import compare
 from search.commands.latency import latency
+from search.commands.launch import launch
 from search.commands.machine import demo, doctor
 from search.commands.models import export, layers, prune
 from search.commands.picks import finetune, front, report
@@ -37,7 +38,9 @@ def cli(debug: bool) -> None:
     """
 
 
-COMMANDS = (demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, doctor)
+COMMANDS = (
+    demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, launch, doctor,
+)  # fmt: skip
 for _command in COMMANDS:
     cli.add_command(_command)
 

@@ -166,10 +166,10 @@ class ResourcesSection(Section):
     """Where trials run and how many at a time."""
 
     address: str | None = None
-    """A Ray cluster to join (``auto``, ``ray://host:10001``); none given: Ray is started on this machine."""
+    """A Ray cluster to join (``auto``, ``host:6379``); none given, or "local": Ray is started on this machine."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """GPUs, or the fraction of one, that a trial takes."""
     cpus_per_trial: int | None = Field(default=None, ge=1)
     """CPU cores that a trial takes."""
     parallel: int | None = Field(default=None, ge=1)
-    """Trials at a time at most; none given: as many as fit."""
+    """Trials at a time at most; none given: as many as fit. More than fit are asked of an autoscaling cluster."""

@@ -18,6 +18,9 @@ format_option: Callable[[Any], Any] = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
 )
 
+address_option: Callable[[Any], Any] = click.option(
+    "--address", help="A Ray cluster to join: auto, host:port; local: this machine alone.  [default: local]"
+)
 trust_option: Callable[[Any], Any] = click.option(
     "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."
 )

@@ -18,6 +18,7 @@ from results.run_folder import RunFolder
 from search.config_sections import SEQUENTIAL
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
+from search.joined import is_joined, with_model_brought_along
 from search.space import Space, build_space, check_patterns
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
+    config = with_model_brought_along(config, folder, copy=False)
     check_run_folder(folder, config)
     space, objectives = check_model(config)
     search = config.search.model_copy(update={"objectives": objectives})
@@ -91,7 +93,7 @@ def check_model_file(model: str) -> None:
 
 def check_device(config: RunConfig) -> None:
     """A GPU that was asked for is there; a cluster's nodes are looked at when it is joined."""
-    if config.resources.address is not None:
+    if is_joined(config):
         return
     from cluster.devices import CudaDriver
 

@@ -6,6 +6,7 @@ ever, and cannot be told finished trials of several objectives; so the study is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -34,8 +35,10 @@ class RequestSearcher(Transient, Searcher):
     come back this way: :class:`search.trainable.SweepCallback` gives whole records to the state.
     """
 
-    def __init__(self, state: SweepState, slots: int, gate: SharedUse | None = None) -> None:
-        """``gate``: of the device that the driver's own thinking would disturb; None where trials run elsewhere."""
+    def __init__(self, state: SweepState, slots: Callable[[], int], gate: SharedUse | None = None) -> None:
+        """``slots`` is asked every time, since nodes join and leave.
+
+        ``gate``: of the device that the driver's own thinking would disturb; None where trials run elsewhere."""
         super().__init__(metric=None, mode=None)
         self._gate = gate
         self._state = state
@@ -44,7 +47,7 @@ class RequestSearcher(Transient, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """``trial_id`` is Ray's; ours is inside the request."""
-        if len(self._live) >= self._slots:
+        if len(self._live) >= self._slots():
             return None
         # A model-based sampler computes for seconds: not beside a measurement on the same CPU.
         with self._gate.using() if self._gate else nullcontext():

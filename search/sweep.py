@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from results.records import TrialState
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
+from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
 from search.ladder import warm_start
 from search.progress import Reporter, make_reporter, note
 from search.request import adopt_records
@@ -71,7 +72,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
     Raises :class:`RunFolderError` where another driver is alive, :class:`SearchError` where the first trials all fail
     for one reason. Finished trials survive whatever ends this.
     """
-    folder, config = prepared.folder, prepared.config
+    folder = prepared.folder
     try:
         folder.trials_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,21 +80,25 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
     with DriverLock(folder.path) as lock:
+        config = with_model_brought_along(prepared.config, folder, copy=True)
+        prepared = replace(prepared, config=config)
         config.save(folder.config)
         records = adopt_records(folder)
         if len(records) >= config.search.trials and folder.baseline.is_file():
             return SweepOutcome(len(records), _failed(records), config.search.trials, interrupted=False)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         resources, context = start_workers(config, folder, factory)
-        slots = min(resources.slots, config.resources.parallel or resources.slots)
+        following = FollowingSlots(config, resources)
+        slots = following()
         lock.describe(slots)
         note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
         context = with_baseline(context)
         state = make_state(prepared, records)
         reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
         try:
-            interrupted = _tune(state, context, resources, slots, reporter)
+            interrupted = _tune(state, context, resources, following, reporter)
         finally:
+            following.close()
             state.close()
             reporter.close()
             shutil.rmtree(folder.path / RAY_SCRATCH, ignore_errors=True)
@@ -142,6 +147,8 @@ def start_workers(
 
     info: ClusterInfo = connect(config.resources.address)
     resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
+    if is_joined(config):
+        note(f"{check_cluster(config, folder, resources)} nodes are ready")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are ours to report
     context = WorkerContext(
@@ -172,7 +179,9 @@ def with_baseline(context: WorkerContext) -> WorkerContext:
     return replace(context, baseline_latency_ms=float(metrics["latency_ms"]))
 
 
-def _tune(state: SweepState, context: WorkerContext, resources: TrialResources, slots: int, reporter: Reporter) -> bool:
+def _tune(
+    state: SweepState, context: WorkerContext, resources: TrialResources, slots: Callable[[], int], reporter: Reporter
+) -> bool:
     """Run Tune until nothing remains; True where a signal ended it early."""
     from ray import tune
 

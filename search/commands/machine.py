@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from search.output import FOLDER, emit, format_option
+from search.output import FOLDER, address_option, emit, format_option
+
+if TYPE_CHECKING:
+    from cluster.doctor import Check
 
 
 @click.command()
@@ -21,14 +26,17 @@ def demo(run: Path, trials: int) -> int:
 
 
 @click.command()
-@click.option("--address", help="A Ray cluster to look at.  [default: one started here]")
+@address_option
+@click.option("--data", help="A dataset (data.yaml) that must be readable, on every node of a joined cluster.")
+@click.option("--run", type=FOLDER, help="A run's folder, which must be the same one on every node.")
 @format_option
-def doctor(address: str | None, form: str) -> int:
-    """Check that this machine is fit for a run, and say what to do about what is not."""
+def doctor(address: str | None, data: str | None, run: Path | None, form: str) -> int:
+    """Check that this machine, and every node of a cluster, is fit for a run; say what to do about what is not."""
     from cluster.doctor import examine
 
+    paths, unread = _paths_of(data)
     checks = []
-    for check in examine(address=address):
+    for check in chain(unread, examine(run.resolve() if run else None, address, paths)):
         checks.append(check)
         if form == "table":
             click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<16} {check.detail}")
@@ -37,3 +45,17 @@ def doctor(address: str | None, form: str) -> int:
     if form != "table":
         emit([asdict(check) for check in checks], form)
     return 0 if all(check.ok for check in checks) else 1
+
+
+def _paths_of(data: str | None) -> tuple[list[str], list[Check]]:
+    """What training on ``data`` reads, and a failed check where that cannot even be said."""
+    if data is None:
+        return [], []
+    from cluster.doctor import Check
+    from pruning.errors import PruningError
+    from pruning.evaluation_dataset import dataset_places
+
+    try:
+        return dataset_places(data), []
+    except PruningError as error:
+        return [], [Check("dataset", False, str(error), "give the path of a data.yaml whose images are there")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, emit, format_option
+from search.output import FOLDER, address_option, emit, format_option
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -83,9 +83,16 @@ def _few(ids: Sequence[str]) -> str | None:
 @selector
 @click.option("--trial", "trials", multiple=True, metavar="ID", help="This trial; may be repeated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
+@address_option
 @format_option
 def finetune(
-    run: Path, picks: tuple[str, ...], trials: tuple[str, ...], epochs: int | None, form: str, **values: Any
+    run: Path,
+    picks: tuple[str, ...],
+    trials: tuple[str, ...],
+    epochs: int | None,
+    address: str | None,
+    form: str,
+    **values: Any,
 ) -> int:
     """Fine-tune the picks of RUN fully, in parallel, and measure them again beside the unpruned model.
 
@@ -100,6 +107,8 @@ def finetune(
     if epochs is not None:
         section = config.finetune.model_copy(update={"epochs": epochs})
         config = config.model_copy(update={"finetune": section})
+    if address is not None:
+        config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds_of(values))
     outcome = promote(folder, config, chosen)
     emit(outcome.rows, form, SELECTED_COLUMNS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, address_option, emit, emit_one, format_option, trust_option
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -27,6 +27,7 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
+@address_option
 @trust_option
 def search(
     model: str,
@@ -38,6 +39,7 @@ def search(
     strategy: str | None,
     file: Path | None,
     settings: tuple[str, ...],
+    address: str | None,
     trust_checkpoint: bool,
 ) -> int:
     """Search MODEL's pruning trade-offs on DATA; prints the front.
@@ -48,7 +50,7 @@ def search(
     from search.preflight import prepare
 
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
-    options |= {"model.imgsz": imgsz, "trial.strategy": strategy}
+    options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
     options |= {"model.trust_checkpoint": trust_checkpoint or None}
     config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
@@ -57,18 +59,19 @@ def search(
 @click.command()
 @click.argument("run", type=FOLDER)
 @click.option("--trials", type=int, help="Trials in all; more than before extends the run.")
-def resume(run: Path, trials: int | None) -> int:
+@address_option
+def resume(run: Path, trials: int | None, address: str | None) -> int:
     """Go on with RUN after any kind of end, or extend a finished one; prints the front.
 
     Finished trials are kept, unfinished ones are done again under their ids.
     """
-    from search.config import build_config, merge
+    from search.config import build_config, merge, nest
     from search.preflight import existing_run, prepare
 
     folder, config = existing_run(run)
-    if trials is not None:
-        values = merge(config.model_dump(mode="json"), {"search": {"trials": trials}})
-        config = build_config(values, "--trials")
+    over = nest({k: v for k, v in {"search.trials": trials, "resources.address": address}.items() if v is not None})
+    if over:
+        config = build_config(merge(config.model_dump(mode="json"), over), "--trials and --address")
     return sweep(prepare(config, folder.path))
 
 

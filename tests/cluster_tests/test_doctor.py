@@ -73,6 +73,6 @@ def test_a_torchvision_that_does_not_fit_is_said() -> None:
 
 
 def test_an_unreachable_ray_is_said(ray_session: ClusterInfo) -> None:
-    check = doctor.check_ray("nowhere")
+    (check,) = doctor.check_ray("nowhere")
     assert not check.ok
     assert check.remedy == "disconnect first"

@@ -196,6 +196,16 @@ def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
     return FakeTools(hook=hook)
 
 
+def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """Trials of one second; the device is named after the Ray node that they run on."""
+    import ray
+
+    tools = slow_tools(config, device, gate)
+    tools.hook = lambda phase, ratios: time.sleep(1.0 if phase == "prune" else 0.0)
+    tools.device = ray.get_runtime_context().get_node_id()
+    return tools
+
+
 def faulty_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
     """By trial of this worker: the second raises, the third kills its process."""
     count = [0]

@@ -1,0 +1,83 @@
+"""A batch script for Slurm: one Ray over the nodes of the allocation, started and ended by `ray symmetric-run`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.launch.request import LaunchRequest
+
+
+def batch_script(request: LaunchRequest, options: Mapping[str, str] | None = None) -> str:
+    """The script's text. `options`: further directives by their long names (`partition`, `account`, `qos` ...).
+
+    Ray wants a token, which all nodes find in the shared home directory; its dashboard is left out. Called again after
+    a preemption (`--requeue`), the same command goes on where the run folder ends.
+    """
+    minutes = math.ceil(request.hours * 60)
+    directives = {
+        "job-name": request.slug,
+        "nodes": str(request.nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(request.cpus),
+        **({"gpus-per-node": str(request.gpus)} if request.gpus else {}),
+        "mem": f"{request.memory_gb}G",
+        "time": f"{minutes // 60:02d}:{minutes % 60:02d}:00",
+        "output": "%x-%j.log",
+        "open-mode": "append",
+        **_checked(options or {}),
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in directives.items()] + ["#SBATCH --requeue"]
+    command = shlex.join(request.command)
+    return "\n".join(["#!/usr/bin/env bash", *lines, "", _BODY.format(
+        setup="\n".join(request.setup) or ":", gpus=request.gpus, command=command
+    )])  # fmt: skip
+
+
+_BODY = """\
+set -euo pipefail
+umask 077
+{setup}
+
+# One token for the cluster, known to its owner only; every node finds it in the home directory.
+export RAY_AUTH_MODE=token
+ray get-auth-token --generate > /dev/null
+export RAY_USAGE_STATS_ENABLED=0
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')
+port=$((20000 + SLURM_JOB_ID % 20000))
+
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \\
+  ray symmetric-run --address "$head_ip:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \\
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpus} --include-dashboard=false -- \\
+  {command}
+"""
+
+
+def _checked(options: Mapping[str, str]) -> Mapping[str, str]:
+    """A directive is one word: a space or a line end would begin another one, or a command."""
+    for name, value in options.items():
+        if not value or any(letter.isspace() or not letter.isprintable() for letter in name + value):
+            raise ClusterError(f"a Slurm option must be one word, but got {name}={value!r}; correct it")
+    return options
+
+
+def submit(script: Path) -> str:
+    """Hand the script to `sbatch`; returns what it printed. Raises ClusterError where Slurm is not here or refuses."""
+    try:
+        done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=True, timeout=120)
+    except FileNotFoundError as error:
+        raise ClusterError(
+            f"submitting needs Slurm's sbatch, but there is none on this machine; copy {script} to a login node and "
+            "call sbatch there"
+        ) from error
+    except subprocess.SubprocessError as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        raise ClusterError(f"sbatch refused {script} ({said[-1] if said else error}); correct the options") from error
+    return done.stdout.strip()
