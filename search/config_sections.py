@@ -171,5 +171,7 @@ class ResourcesSection(Section):
     """GPUs, or the fraction of one, that a trial takes."""
     cpus_per_trial: int | None = Field(default=None, ge=1)
     """CPU cores that a trial takes."""
+    shared_run: bool = True
+    """All nodes of a joined cluster see the run folder at its path; if not, workers send their files to the driver."""
     parallel: int | None = Field(default=None, ge=1)
     """Trials at a time at most; none given: as many as fit. More than fit are asked of an autoscaling cluster."""

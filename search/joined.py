@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.run_folder import RunFolder
 from search.errors import RunFolderError
+from search.remote import remote_of
 
 if TYPE_CHECKING:
     from cluster.resources import ClusterInfo, TrialResources
@@ -33,7 +34,8 @@ def with_model_brought_along(config: RunConfig, folder: RunFolder, copy: bool) -
     """
     given = Path(config.model.path)
     kept = folder.path / MODEL_FOLDER / given.name
-    if not is_joined(config) or given == kept or not given.is_file():
+    stays = not is_joined(config) and remote_of(folder.path) is None
+    if stays or given == kept or not given.is_file():
         return config
     if kept.is_file():
         if not filecmp.cmp(given, kept, shallow=False):
@@ -55,15 +57,18 @@ def _copy(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def check_cluster(config: RunConfig, folder: RunFolder, resources: TrialResources) -> int:
-    """Every node that trials may run on is ready: NodeError, one line, before the first trial. Returns their number."""
+def check_cluster(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> int:
+    """Every node that trials may run on is ready: NodeError, one line, before the first trial. Returns their number.
+
+    ``folder`` None: the run folder need not be shared.
+    """
     from cluster.nodes import check_nodes
 
     def may_hold_a_trial(entry: dict[str, Any]) -> bool:
         have = entry["Resources"]
         return bool(have.get("CPU", 0) >= resources.cpus and have.get("GPU", 0) >= resources.gpus)
 
-    return check_nodes(data_paths(config), folder.path, may_hold_a_trial)
+    return check_nodes(data_paths(config), folder.path if folder else None, may_hold_a_trial)
 
 
 def data_paths(config: RunConfig) -> list[str]:

@@ -14,6 +14,26 @@ import click
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
 
+
+class RunType(click.ParamType):
+    """A run's folder, or its address in an object store: then the mirror here, which is sent back at the end."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from search.remote import RemoteRun, is_uri
+
+        if isinstance(value, Path) or not is_uri(value):
+            return Path(value)
+        remote = RemoteRun(value)
+        mirror = remote.pull()
+        if ctx is not None:
+            ctx.call_on_close(remote.push)
+        return mirror
+
+
+RUN = RunType()
+
 format_option: Callable[[Any], Any] = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
 )

@@ -18,10 +18,13 @@ from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.run_folder import RunFolder
 from results.selection import Pick
+from search.courier import carried
 from search.driver_lock import DriverLock
 from search.errors import SearchError
 from search.events import PhaseClock
+from search.joined import MODEL_FOLDER
 from search.progress import note
+from search.remote import published
 from search.tools import make_tools
 from search.trial import latency_metrics, one_line
 from search.worker import ToolsFactory, WorkerContext, tools_of
@@ -68,7 +71,7 @@ def promote(
 
     failed: dict[str, str] = {}
     settings = config.finetune.model_dump(mode="json")
-    with DriverLock(folder.path) as lock:
+    with DriverLock(folder.path) as lock, published(folder.path):
         todo = [pick for pick in picks if not _is_done(folder, pick.trial_id, settings)]
         if todo:
             resources, context = start_workers(config, folder, factory)
@@ -86,6 +89,12 @@ def promote(
 
 def finetune_pick(context: WorkerContext, trial_id: str) -> None:
     """In a worker: fine-tune one trial's network into ``selected/<id>/best.pt``."""
+    needs = [MODEL_FOLDER, f"trials/{trial_id}"]
+    with carried(context, needs, [f"selected/{trial_id}"]) as here:
+        _finetune(here, trial_id)
+
+
+def _finetune(context: WorkerContext, trial_id: str) -> None:
     tools, _ = tools_of(context)
     target = context.folder.selected_dir(trial_id)
     target.mkdir(parents=True, exist_ok=True)
@@ -107,6 +116,12 @@ def finetune_pick(context: WorkerContext, trial_id: str) -> None:
 
 def measure_picks(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
     """In a worker: evaluate and time all picks (trial id, chosen as) in one session, from their files."""
+    needs = [MODEL_FOLDER, "baseline.json", "trials.jsonl", "config.yaml"]
+    with carried(context, needs, [f"selected/{trial_id}" for trial_id, _ in picks]) as here:
+        _measure(here, picks)
+
+
+def _measure(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
     tools, gate = tools_of(context)
     folder = context.folder
     baseline = folder.read_baseline()["metrics"]

@@ -21,11 +21,13 @@ from results.accuracy import accuracy_text
 from results.objectives import DIRECTIONS
 from results.records import TrialState
 from results.run_folder import RunFolder
+from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
 from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
 from search.ladder import warm_start
 from search.progress import Reporter, make_reporter, note
+from search.remote import published, remote_of
 from search.request import adopt_records
 from search.state import SweepState
 from search.study import SearchStudy
@@ -79,7 +81,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    with DriverLock(folder.path) as lock:
+    with DriverLock(folder.path) as lock, published(folder.path):
         config = with_model_brought_along(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
         config.save(folder.config)
@@ -147,8 +149,9 @@ def start_workers(
 
     info: ClusterInfo = connect(config.resources.address)
     resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
+    carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
     if is_joined(config):
-        note(f"{check_cluster(config, folder, resources)} nodes are ready")
+        note(f"{check_cluster(config, None if carries else folder, resources)} nodes are ready")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are ours to report
     context = WorkerContext(
@@ -157,6 +160,7 @@ def start_workers(
         cpus=resources.cpus,
         gpus=resources.gpus,
         factory=factory,
+        courier=start_courier(folder.path) if carries else None,
     )
     return resources, context
 

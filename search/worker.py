@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from results.objectives import DIRECTIONS
 from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.config import RunConfig, build_config
+from search.courier import carried
+from search.joined import MODEL_FOLDER
 from search.request import TrialRequest
 from search.trial import TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
@@ -35,6 +37,15 @@ class WorkerContext:
     gpus: float
     factory: ToolsFactory
     baseline_latency_ms: float = 0.0
+    courier: Any = None
+    """The actor that carries files, where the workers do not see the run folder (``search.courier``)."""
+
+    def at(self, scratch: Path) -> WorkerContext:
+        """The same with another run folder; a model that lies in the run folder moves along."""
+        model = dict(self.settings["model"])
+        if Path(model["path"]).is_relative_to(self.run):
+            model["path"] = str(scratch / Path(model["path"]).relative_to(self.run))
+        return replace(self, run=str(scratch), settings={**self.settings, "model": model})
 
     @property
     def config(self) -> RunConfig:
@@ -49,6 +60,11 @@ class WorkerContext:
 
 def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     """Run one trial in this process."""
+    with carried(context, [MODEL_FOLDER], [f"trials/{request.trial_id}"]) as here:
+        return _run_trial(here, request)
+
+
+def _run_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     config = context.config
     tools, gate = tools_of(context)
     recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
@@ -59,6 +75,11 @@ def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
     """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
+    with carried(context, [MODEL_FOLDER], ["baseline.log"]) as here:
+        return {**_measure_baseline(here), "model": context.config.model.path}
+
+
+def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     from cluster.environment import describe_environment
 
     config = context.config
@@ -71,7 +92,6 @@ def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
         metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
     return {
-        "model": config.model.path,
         "data": config.data.path,
         "imgsz": config.model.imgsz,
         "metrics": metrics,

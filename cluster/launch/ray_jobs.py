@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -47,13 +48,17 @@ class RayJob:
 
 def connect(address: str) -> Any:
     """The job server's client. RayUnreachableError, one line, where none answers or it wants a token."""
+    if os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported; without it no token is sent
+    from ray.exceptions import RayError
+
     try:
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(address)
     except ImportError as error:
         raise ClusterError('submitting Ray jobs needs more of Ray; pip install "ray[default]"') from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise RayUnreachableError(address, *_why(error)) from error
 
 
@@ -75,10 +80,12 @@ def _why(error: BaseException) -> tuple[str, str]:
 def submit(job: RayJob, address: str) -> tuple[Any, str]:
     """Hand the job in; returns the client and the job's id."""
     client = connect(address)
+    from ray.exceptions import RayError
+
     try:
         metadata: Mapping[str, str] = {"job_submission_name": job.name}
         job_id = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env(), metadata=dict(metadata))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise RayUnreachableError(address, *_why(error)) from error
     return client, str(job_id)
 

@@ -49,8 +49,8 @@ ray get-auth-token --generate > /dev/null
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{{print $1}}')
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+read -r head_ip _ < <(srun --nodes=1 --ntasks=1 --nodelist="${{hosts[0]}}" hostname --ip-address)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \\

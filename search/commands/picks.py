@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, address_option, emit, format_option
+from search.output import RUN, address_option, emit, format_option
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -49,7 +49,7 @@ def bounds_of(values: Mapping[str, Any]) -> Bounds:
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 @format_option
 @selector
 def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
@@ -79,7 +79,7 @@ def _few(ids: Sequence[str]) -> str | None:
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 @selector
 @click.option("--trial", "trials", multiple=True, metavar="ID", help="This trial; may be repeated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
@@ -118,7 +118,7 @@ def finetune(
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 def report(run: Path) -> None:
     """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path."""
     from results.comparison import ComparisonFolder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, address_option, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RUN, address_option, emit, emit_one, format_option, trust_option
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -20,7 +20,7 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>]")
+@click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
 @click.option("--trials", type=int, help="Trials in all.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
@@ -57,7 +57,7 @@ def search(
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 @click.option("--trials", type=int, help="Trials in all; more than before extends the run.")
 @address_option
 def resume(run: Path, trials: int | None, address: str | None) -> int:
@@ -76,7 +76,7 @@ def resume(run: Path, trials: int | None, address: str | None) -> int:
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=RUN)
 @format_option
 def status(run: Path, form: str) -> None:
     """Say how far RUN is: trials done, running, left, the front, the time left."""

@@ -51,7 +51,10 @@ def nodes(cpus: int, gpus: int = 0, **variables: str) -> Iterator[Nodes]:
             yield Nodes(process)
         finally:
             process.stdin.close()  # type: ignore[union-attr]
-            process.wait(60)
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def start_driver(code: str, *arguments: object, **variables: str) -> subprocess.Popen[str]:

@@ -87,9 +87,9 @@ def test_a_token_that_does_not_fit_is_one_line(cluster: Nodes, what: str, tmp_pa
 @pytest.mark.parametrize(("gpus", "at_a_time"), [(1, 3), (0.5, 6)])
 def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, at_a_time: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = {"search.trials": 12, "resources.gpus_per_trial": gpus, "resources.cpus_per_trial": 1}
+    settings = {"search.trials": 14, "resources.gpus_per_trial": gpus, "resources.cpus_per_trial": 1}
     done = drive(SWEEP, cluster.address, Path(__file__).parents[2], run, json.dumps(settings))
-    assert done.stdout.split() == ["12", "0"], done.stderr
+    assert done.stdout.split() == ["14", "0"], done.stderr
     assert f"{at_a_time} trials at a time" in done.stderr
     assert "2 nodes are ready" in done.stderr  # the head has no GPU: nothing of the run goes there
     assert len({device for device, _, _ in devices(run)}) == 2
@@ -101,7 +101,7 @@ def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothin
     run = tmp_path / "run"
     with nodes(1) as few:
         few.add(1)
-        settings = {"search.trials": 40, "resources.cpus_per_trial": 1}
+        settings = {"search.trials": 24, "resources.cpus_per_trial": 1}
         driver = start_driver(SWEEP, few.address, Path(__file__).parents[2], run, json.dumps(settings))
         wait_for(lambda: len(devices(run)) >= 4)
         before = {device for device, _, _ in devices(run)}
@@ -111,8 +111,8 @@ def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothin
         out, err = driver.communicate(timeout=240)
     finished, failed = map(int, out.split())
     records = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
-    assert finished == len(records) == 40, err
-    assert len({record["trial_id"] for record in records}) == 40
+    assert finished == len(records) == 24, err
+    assert len({record["trial_id"] for record in records}) == 24
     assert failed <= 1
     assert most_at_a_time(run) >= 3  # two at the start, two more with the third node, one less without the second
 
@@ -208,7 +208,7 @@ def most_at_a_time(run: Path) -> int:
     return max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
 
 
-def wait_for(met: object, seconds: float = 120) -> None:
+def wait_for(met: object, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not met():  # type: ignore[operator]
         assert time.monotonic() < end, "waited in vain"

@@ -197,11 +197,11 @@ def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 
 def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
-    """Trials of one second; the device is named after the Ray node that they run on."""
+    """Trials of four seconds (starting a worker takes as long); the device is the Ray node that they run on."""
     import ray
 
     tools = slow_tools(config, device, gate)
-    tools.hook = lambda phase, ratios: time.sleep(1.0 if phase == "prune" else 0.0)
+    tools.hook = lambda phase, ratios: time.sleep(4.0 if phase == "prune" else 0.0)
     tools.device = ray.get_runtime_context().get_node_id()
     return tools
 

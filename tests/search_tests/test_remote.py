@@ -1,0 +1,134 @@
+"""A run folder behind an address: mirrored, sent, held by one driver; files carried by Ray where nothing is shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from results.run_folder import RunFolder
+from search.cli import cli
+from search.courier import Courier
+from search.errors import RunFolderError
+from search.remote import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
+from search.sweep import run_sweep
+from tests.search_tests.fakes import make_prepared, quick_tools
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """An address (pyarrow's local file system stands for an object store) and where its files are."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return f"file://{tmp_path}/store/team/run", tmp_path / "store" / "team" / "run"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_sent_comes_back_elsewhere(
+    store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, there = store
+    mirror = RemoteRun(address).pull()
+    (mirror / "trials" / "t0").mkdir(parents=True)
+    (mirror / "trials" / "t0" / "pruned.pt").write_bytes(b"weights")
+    (mirror / "trials.jsonl").write_text("{}\n")
+    (mirror / "ray").mkdir()
+    (mirror / "ray" / "scratch").write_text("x")
+    remote = RemoteRun(address)
+    assert remote.push() == 2
+    assert remote.push() == 0
+    assert sorted(files(there)) == ["trials.jsonl", "trials/t0/pruned.pt"]
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
+    again = RemoteRun(address)
+    here = again.pull()
+    assert here != mirror
+    assert (here / "trials" / "t0" / "pruned.pt").read_bytes() == b"weights"
+    assert again.push() == 0  # nothing changed
+    (here / "trials.jsonl").write_text("{}\n{}\n")
+    assert RemoteRun(address).pull() == here
+    assert (here / "trials.jsonl").read_text() == "{}\n{}\n", "what was not sent yet is kept"
+    assert RemoteRun(address).push() == 1
+    assert remote_of(here).uri == address  # type: ignore[union-attr]
+    assert remote_of(tmp_path) is None
+
+
+def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(store: tuple[str, Path]) -> None:
+    address, there = store
+    mirror = RemoteRun(address).pull()
+    with published(mirror) as is_published:
+        assert is_published
+        held = json.loads((there / LEASE).read_text())
+        (there / LEASE).write_text(json.dumps({**held, "host": "elsewhere", "pid": 7}))
+        with pytest.raises(RunFolderError, match=r"another driver \(host elsewhere, pid 7\)") as caught:
+            RemoteRun(address).take()
+        assert (caught.value.host, caught.value.pid) == ("elsewhere", 7)
+        (there / LEASE).write_text(json.dumps({**held, "host": "elsewhere", "time": held["time"] - 1000}))
+        RemoteRun(address).take()  # it died
+    assert not (there / LEASE).exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("s3://me:secret@bucket/run", "must not hold credentials"),
+        ("moon://bucket/run", "must be an address that pyarrow knows"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_line(address: str, said: str) -> None:
+    assert is_uri(address)
+    with pytest.raises(RunFolderError, match=said) as caught:
+        RemoteRun(address)
+    assert "secret" not in str(caught.value)
+    result = CliRunner().invoke(cli, ["status", address])
+    assert isinstance(result.exception, RunFolderError)
+
+
+def test_a_store_cannot_write_outside_the_mirror(
+    store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = RemoteRun(store[0])
+
+    class Listing:
+        def get_file_info(self, selector: Any) -> list[Any]:
+            from pyarrow import fs
+
+            return [fs.FileInfo(f"{store[1]}/../../x", fs.FileType.File, size=1)]
+
+    monkeypatch.setattr(remote, "_store", Listing())
+    with pytest.raises(RunFolderError, match="leaves the folder"):
+        remote.pull()
+
+
+def test_the_courier_stays_in_the_run_folder(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    courier = Courier(str(root))
+    courier.deliver({"trials/a/record.json": b"{}", "trials/a/pruned.pt": b"w"})
+    assert courier.fetch(["trials/a", "nothing"]) == {"trials/a/pruned.pt": b"w", "trials/a/record.json": b"{}"}
+    for name in ("../x", "/x", "a/../../x"):
+        with pytest.raises(AssertionError):
+            courier.deliver({name: b""})
+        with pytest.raises(AssertionError):
+            courier.fetch([name])
+    assert files(tmp_path).keys() == {"run/trials/a/pruned.pt", "run/trials/a/record.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_into_a_store_goes_on_from_another_machine(
+    store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, there = store
+    mirror = RemoteRun(address).pull()
+    run_sweep(make_prepared(mirror, **{"search.trials": 3}), quick_tools)
+    assert len(RunFolder(there).read_records()) == 3
+    assert {f"trials/t000{i}/{name}" for i in range(3) for name in ("pruned.pt", "record.json")} <= files(there).keys()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
+    other = RemoteRun(address).pull()
+    assert run_sweep(make_prepared(other, **{"search.trials": 5}), quick_tools).finished == 5
+    records = RunFolder(there).read_records()
+    assert len({record.plan_hash for record in records}) == len(records) == 5
