@@ -93,7 +93,9 @@ def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, a
     assert f"{at_a_time} trials at a time" in done.stderr
     assert "2 nodes are ready" in done.stderr  # the head has no GPU: nothing of the run goes there
     assert len({device for device, _, _ in devices(run)}) == 2
-    assert most_at_a_time(run) == at_a_time
+    at_once = most_at_a_time(run)
+    assert at_once <= at_a_time
+    assert at_once > (1 if gpus == 1 else 3)  # halves: more than there are GPUs; a busy machine starts workers slowly
 
 
 @pytest.mark.slow
@@ -118,15 +120,15 @@ def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothin
 
 
 @pytest.mark.slow
-def test_a_node_without_the_run_folder_or_the_data_is_named(tmp_path: Path) -> None:
-    """The node has a mount namespace of its own, in which two folders are others."""
+def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_files(tmp_path: Path) -> None:
+    """The node has a mount namespace of its own, in which two folders are others. It alone can hold trials."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
         pytest.skip("mount namespaces are not allowed here")
     run, data = tmp_path / "run", tmp_path / "data"
     for folder in (run, data):
         folder.mkdir()
     (data / "data.yaml").write_text("x")
-    with nodes(1) as few:
+    with nodes(0) as few:
         hide = f"mount -t tmpfs none {run} && mount -t tmpfs none {data} && exec"
         start = ["start", f"--address={few.address}", "--num-cpus=1", "--block"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", *start]
@@ -139,6 +141,8 @@ def test_a_node_without_the_run_folder_or_the_data_is_named(tmp_path: Path) -> N
             wait_for(lambda: drive(joined, few.address).stdout.strip() == "2")
             without_data = drive(ASK, few.address, run, data / "data.yaml").stdout.splitlines()[-1]
             without_run = drive(ASK, few.address, run).stdout.splitlines()[-1]
+            settings = {"search.trials": 3, "resources.cpus_per_trial": 1, "resources.shared_run": False}
+            carried = drive(SWEEP, few.address, Path(__file__).parents[2], run, json.dumps(settings))
         finally:
             blind.terminate()
             blind.wait(30)
@@ -147,6 +151,10 @@ def test_a_node_without_the_run_folder_or_the_data_is_named(tmp_path: Path) -> N
     assert f"the dataset's {data / 'data.yaml'} is not there" in without_data
     assert "mount or copy it to the same path (1 more: see `paretoprune doctor --address ...`)" in without_data
     assert f"the run folder {run} is another folder there or none; put it on a file system that all" in without_run
+    assert carried.stdout.split() == ["3", "0"], carried.stderr
+    for number in range(3):
+        folder = run / "trials" / f"t{number:04d}"
+        assert {"plan.json", "pruned.pt", "events.jsonl", "record.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_clients_entry_is_answered_with_the_way_in() -> None:

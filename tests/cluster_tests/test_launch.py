@@ -270,7 +270,7 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
     code = """
 import ray, sys
-info = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR",
+info = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR",
                 object_store_memory=80 * 2**20)
 print(info.dashboard_url, flush=True)
 sys.stdin.read()
