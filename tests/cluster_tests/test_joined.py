@@ -17,7 +17,7 @@ from cluster import nodes as looking
 from cluster.code import source_digests
 from cluster.errors import ClusterError
 from cluster.ray_start import connect
-from tests.cluster_tests.joining import TOKEN, Nodes, drive, environment, nodes, start_driver
+from tests.cluster_tests.joining import ROOT, TOKEN, Nodes, drive, environment, nodes, start_driver
 
 ASK = """
 import json, sys
@@ -37,8 +37,8 @@ SWEEP = """
 import sys
 from pathlib import Path
 from cluster.ray_start import connect
-address, root, run, settings = sys.argv[1:5]
-connect(address, worker_environment={"PYTHONPATH": root})
+address, root, run, settings, meeting, size = sys.argv[1:7]
+connect(address, worker_environment={"PYTHONPATH": root, "MEETING": meeting, "MEETING_SIZE": size})
 import json
 from search.sweep import run_sweep
 from tests.search_tests.fakes import make_prepared, node_tools
@@ -87,36 +87,33 @@ def test_a_token_that_does_not_fit_is_one_line(cluster: Nodes, what: str, tmp_pa
 @pytest.mark.parametrize(("gpus", "at_a_time"), [(1, 3), (0.5, 6)])
 def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, at_a_time: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = {"search.trials": 14, "resources.gpus_per_trial": gpus, "resources.cpus_per_trial": 1}
-    done = drive(SWEEP, cluster.address, Path(__file__).parents[2], run, json.dumps(settings))
-    assert done.stdout.split() == ["14", "0"], done.stderr
+    settings = {"search.trials": 8, "resources.gpus_per_trial": gpus, "resources.cpus_per_trial": 1}
+    done = drive(SWEEP, cluster.address, ROOT, run, json.dumps(settings), meeting(tmp_path), at_a_time)
+    assert done.stdout.split() == ["8", "0"], done.stderr
     assert f"{at_a_time} trials at a time" in done.stderr
     assert "2 nodes are ready" in done.stderr  # the head has no GPU: nothing of the run goes there
-    assert len({device for device, _, _ in devices(run)}) == 2
-    at_once = most_at_a_time(run)
-    assert at_once <= at_a_time
-    assert at_once > (1 if gpus == 1 else 3)  # halves: more than there are GPUs; a busy machine starts workers slowly
+    assert len(nodes_at(tmp_path)) == 2
+    assert most_at_a_time(run) == at_a_time
 
 
 @pytest.mark.slow
 def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothing(tmp_path: Path) -> None:
+    """The first two trials wait for a third process, for which there is room only on the node that joins."""
     run = tmp_path / "run"
     with nodes(1) as few:
         few.add(1)
-        settings = {"search.trials": 24, "resources.cpus_per_trial": 1}
-        driver = start_driver(SWEEP, few.address, Path(__file__).parents[2], run, json.dumps(settings))
-        wait_for(lambda: len(devices(run)) >= 4)
-        before = {device for device, _, _ in devices(run)}
-        few.add(2)
-        wait_for(lambda: len({device for device, _, _ in devices(run)}) >= len(before) + 1)
+        settings = {"search.trials": 12, "resources.cpus_per_trial": 1}
+        driver = start_driver(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 3)
+        wait_for(lambda: len(nodes_at(tmp_path)) == 2)
+        few.add(1)
+        wait_for(lambda: len(nodes_at(tmp_path)) == 3)
         few.remove(0)
-        out, err = driver.communicate(timeout=240)
+        out, err = driver.communicate(timeout=400)
     finished, failed = map(int, out.split())
     records = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
-    assert finished == len(records) == 24, err
-    assert len({record["trial_id"] for record in records}) == 24
-    assert failed <= 1
-    assert most_at_a_time(run) >= 3  # two at the start, two more with the third node, one less without the second
+    assert finished == len(records) == 12, err
+    assert len({record["trial_id"] for record in records}) == 12
+    assert failed <= 1, [record["error"] for record in records]
 
 
 @pytest.mark.slow
@@ -142,7 +139,7 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
             without_data = drive(ASK, few.address, run, data / "data.yaml").stdout.splitlines()[-1]
             without_run = drive(ASK, few.address, run).stdout.splitlines()[-1]
             settings = {"search.trials": 3, "resources.cpus_per_trial": 1, "resources.shared_run": False}
-            carried = drive(SWEEP, few.address, Path(__file__).parents[2], run, json.dumps(settings))
+            carried = drive(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 1)
         finally:
             blind.terminate()
             blind.wait(30)
@@ -203,6 +200,17 @@ def test_one_process_talks_to_one_ray(ray_session: object) -> None:
         connect("auto")
 
 
+def meeting(tmp_path: Path) -> Path:
+    place = tmp_path / "meeting"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def nodes_at(tmp_path: Path) -> set[str]:
+    """The nodes that trials have run on."""
+    return {path.name.split("-")[0] for path in (tmp_path / "meeting").iterdir()}
+
+
 def devices(run: Path) -> list[tuple[str, float, float]]:
     """Node, begin and end of every finished trial; a fake's device is the node that it ran on."""
     path = run / "trials.jsonl"
@@ -216,7 +224,7 @@ def most_at_a_time(run: Path) -> int:
     return max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
 
 
-def wait_for(met: object, seconds: float = 240) -> None:
+def wait_for(met: object, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not met():  # type: ignore[operator]
         assert time.monotonic() < end, "waited in vain"

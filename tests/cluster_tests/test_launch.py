@@ -270,13 +270,16 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
     code = """
 import ray, sys
-info = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR",
-                object_store_memory=80 * 2**20)
+for attempt in range(3):  # a busy machine starts the server too slowly for Ray's patience
+    try:
+        info = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR",
+                        object_store_memory=80 * 2**20)
+        break
+    except Exception:
+        ray.shutdown()
 print(info.dashboard_url, flush=True)
 sys.stdin.read()
 """
-
-
     given = environment(PYTHONPATH=os.environ.get("PARETOPRUNE_EXTRA_PATH", ""))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given

@@ -197,13 +197,26 @@ def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 
 def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
-    """Trials of four seconds (starting a worker takes as long); the device is the Ray node that they run on."""
+    """Trials whose device is the Ray node that they run on; they wait for each other (see meet)."""
     import ray
 
-    tools = slow_tools(config, device, gate)
-    tools.hook = lambda phase, ratios: time.sleep(4.0 if phase == "prune" else 0.0)
-    tools.device = ray.get_runtime_context().get_node_id()
-    return tools
+    node = ray.get_runtime_context().get_node_id()
+
+    def hook(phase: str, ratios: Mapping[str, float]) -> None:
+        if phase == "prune":
+            meet(node)
+
+    return FakeTools(device=node, hook=hook)
+
+
+def meet(node: str) -> None:
+    """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
+    place = Path(os.environ["MEETING"])
+    (place / f"{node}-{os.getpid()}").touch()
+    end = time.monotonic() + 400
+    while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(0.5)
 
 
 def faulty_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
