@@ -1,11 +1,15 @@
 """Searchers side by side.
 
 ``python -m benchmarks.search --synthetic [--seeds N] [--trials N] [--searchers a,b] --json OUT``
+``python -m benchmarks.search --real [--seeds N] [--searchers a,b] [--work DIR] [--cells N] --json OUT``
 
 Synthetic: the problem of :mod:`benchmarks.synthetic`, another one for every seed, eight trials in flight that end in a
 random order. A row says which share of the exact front's hypervolume the plans tried so far have, by their values
 without noise. ``ray-optuna-tpe`` is Ray's own OptunaSearch with Optuna's TPE as people use it, without any of ours.
 Finished courses in OUT are not run again, so that an interrupted benchmark goes on.
+
+Real: ours and what people do instead, on the demo data: see :mod:`benchmarks.real_search` and its table in
+:mod:`benchmarks.real_table`.
 """
 
 from __future__ import annotations
@@ -189,16 +193,25 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, print the table, write JSON and, for the results folder, the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--synthetic", action="store_true", help="The problem with the known front.")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--real", action="store_true", help="The demo data, with real trainings.")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "real_search", help="--real: where trials lie.")
+    parser.add_argument("--cells", type=int, help="--real: end after so many new cells.")
+    parser.add_argument("--seeds", type=int, help="Default: 5, and 3 for --real.")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--searchers", default=",".join(SEARCHERS), help=f"Of {', '.join((*SEARCHERS, *SLOW))}.")
+    parser.add_argument("--searchers", help=f"Of {', '.join((*SEARCHERS, *SLOW))}; --real has others.")
     parser.add_argument("--layers", type=int, default=24, help="Ratios of the problem.")
     parser.add_argument("--noise", type=float, default=1.0, help="Times 0.006 mAP and 1 %% of latency.")
     parser.add_argument("--tile", type=int, default=16, help="Channels in which latency moves.")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
     options = parser.parse_args(arguments)
-    if not options.synthetic:
-        parser.error("give --synthetic")
+    if options.synthetic == options.real:
+        parser.error("give --synthetic or --real")
+    if options.real:
+        from benchmarks.real_table import real
+
+        return real(parser, options)
+    options.seeds = options.seeds or 5
+    options.searchers = options.searchers or ",".join(SEARCHERS)
     names = [name for name in options.searchers.split(",") if name]
     unknown = [name for name in names if name not in (*SEARCHERS, *SLOW)]
     if unknown:
