@@ -69,8 +69,15 @@ def _run_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     tools, gate = tools_of(context)
     recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
     judged = accuracies[0] if accuracies else ""
-    settings = TrialSettings(config.trial.epochs, recover, context.baseline_latency_ms, accuracy=judged)
+    baseline_ms, made_of = context.baseline_latency_ms, ingredients(config)
+    settings = TrialSettings(config.trial.epochs, recover, baseline_ms, accuracy=judged, ingredients=made_of)
     return run_trial(request, settings, tools, gate, context.folder.trial_dir(request.trial_id))
+
+
+def ingredients(config: RunConfig) -> dict[str, str | bool]:
+    """What a trial's network is made with, as its record says it."""
+    found: dict[str, str | bool] = {"recovery": config.recover.how, "importance": config.recover.importance}
+    return {**found, "distilled": config.trial.distill} if config.trial.epochs else found
 
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
