@@ -79,7 +79,7 @@ def connect(
         runtime = _travelling(variables)
     try:
         ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises a bare one where its processes do not come up in time
         _end_of(ray)
         raise RayUnreachableError(wanted, *_why(wanted, error)) from error
     _connected_to = wanted

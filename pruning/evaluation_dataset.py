@@ -90,8 +90,8 @@ def dataset_places(data: str | Path) -> list[str]:
     for split in ("train", "val"):
         places = content.get(split) or []
         for place in map(Path, places if isinstance(places, list) else [places]):
-            image = _first_image(place)
-            found += [str(place), *([str(_label_folder(image))] if image is not None else [])]
+            image = first_image(place)
+            found += [str(place), *([str(label_folder(image))] if image is not None else [])]
     return list(dict.fromkeys(found))
 
 
@@ -100,17 +100,17 @@ def _check_images(path: Path, split: str, places: Any, task: str) -> None:
     if not places:
         raise PruningError(f"a dataset has train and val images, but '{path}' says nothing for '{split}': add the key")
     for place in places if isinstance(places, list) else [places]:
-        image = _first_image(Path(place))
+        image = first_image(Path(place))
         if image is None:
             raise PruningError(f"'{split}' of '{path}' must hold images, but got none in '{place}': correct the path")
-        if task in _LABELLED_BY_TEXT and not _label_folder(image).is_dir():
+        if task in _LABELLED_BY_TEXT and not label_folder(image).is_dir():
             raise PruningError(
-                f"labels of '{split}' of '{path}' belong in '{_label_folder(image)}', but there is no such folder: "
+                f"labels of '{split}' of '{path}' belong in '{label_folder(image)}', but there is no such folder: "
                 "put the .txt files there"
             )
 
 
-def _first_image(place: Path) -> Path | None:
+def first_image(place: Path) -> Path | None:
     """The first image of a folder (searched in depth) or of a text file that lists images; None if there is none."""
     from ultralytics.data.utils import IMG_FORMATS
 
@@ -123,7 +123,8 @@ def _first_image(place: Path) -> Path | None:
     return next((image for image in images if image.suffix[1:].lower() in IMG_FORMATS and image.is_file()), None)
 
 
-def _label_folder(image: Path) -> Path:
+def label_folder(image: Path) -> Path:
+    """Where Ultralytics looks for the labels of an image."""
     from ultralytics.data.utils import img2label_paths
 
     return Path(img2label_paths([str(image)])[0]).parent

@@ -56,6 +56,7 @@ class StateFile:
                 torch.save({"identity": self._identity, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            Path(name).chmod(0o644)  # mkstemp's 0600 would lock out colleagues who go on with the run
             os.replace(name, self.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             LOGGER.warning(f"{self.path} could not be written ({error}): after a crash this fine-tuning begins anew")

@@ -46,6 +46,7 @@ class TrialRecord:
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
     seconds: phase -> wall seconds. finished_at: unix seconds.
     history: accuracy on the way, a row an epoch: `epochs` (rising, 0: right after recovery) and figures by name.
+    retries: what went wrong and was tried again, a line each: a lost worker, half the batch, a lower rate.
     """
 
     trial_id: str
@@ -62,6 +63,7 @@ class TrialRecord:
     error: str | None = None
     provenance: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    retries: list[str] = field(default_factory=list)
     schema_version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class TrialRecord:
             "seconds": {_key("seconds", k): _seconds(k, v) for k, v in _mapping("seconds", self.seconds).items()},
             "finished_at": _finite("finished_at", self.finished_at),
             "history": _history(self.history),
+            "retries": _lines("retries", self.retries),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -139,6 +142,12 @@ def _mapping(name: str, value: object) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise RecordError(name, f"{name} must be a mapping, but got {type(value).__name__}")
     return value
+
+
+def _lines(name: str, value: object) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(line, str) for line in value):
+        raise RecordError(name, f"{name} must be a list of lines, but got {value!r}")
+    return list(value)
 
 
 def _key(name: str, key: object) -> str:

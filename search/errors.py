@@ -29,3 +29,7 @@ class RunFolderError(SearchError):
 
 class TrialError(SearchError):
     """A trial's result cannot be used (a figure is not finite, a phase did not deliver)."""
+
+
+class InterruptedRunError(SearchError):
+    """Somebody ended it with Ctrl-C or SIGTERM; what was finished is kept, and the text says how to go on."""

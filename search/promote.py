@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.accuracy import LABELS, accuracies, accuracy_text
+from results.atomic import write_json
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.run_folder import RunFolder
 from results.selection import Pick
+from search.claim import claimed
 from search.courier import carried
 from search.driver_lock import DriverLock
 from search.errors import SearchError
 from search.events import PhaseClock
+from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
 from search.progress import note
 from search.remote import published
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from search.config import RunConfig
 
 EVENTS = "events.jsonl"
+TUNED = "tuned.json"
 DEFAULT_PICKS = "3"
 
 
@@ -70,17 +74,17 @@ def promote(
     from search.sweep import start_workers
 
     failed: dict[str, str] = {}
-    settings = _recipe(config.finetune.model_dump(mode="json"))
-    with DriverLock(folder.path) as lock, published(folder.path):
+    settings = config.finetune.model_dump(mode="json")
+    remedy = "what is done is kept: the same command goes on after the last epoch"
+    with DriverLock(folder.path) as lock, published(folder.path), interruptible("fine-tuning the picks", remedy):
         todo = [pick for pick in picks if not _is_done(folder, pick.trial_id, settings)]
         if todo:
             resources, context = start_workers(config, folder, factory)
             lock.describe(resources.slots)
             if not context.gpus:  # fewer picks than slots: the CPUs that would stand idle make them faster
                 context = replace(context, cpus=context.cpus * max(1, resources.slots // len(todo)))
-            tuning = _with_gpus(context, config.finetune.gpus_per_pick)
             note(f"fine-tuning {len(todo)} picks, at most {config.finetune.epochs} epochs each")
-            failed = _finetune_all(tuning, [pick.trial_id for pick in todo], config.finetune.epochs)
+            failed = _finetune_all(context, [pick.trial_id for pick in todo], config.finetune.epochs)
             ready = [pick for pick in todo if pick.trial_id not in failed]
             if ready:
                 note("measuring them beside the unpruned model")
@@ -88,30 +92,11 @@ def promote(
     return Promotion([_row(folder, pick.trial_id) for pick in picks if pick.trial_id not in failed], failed)
 
 
-def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a fine-tuning's result depends on."""
-    return {name: value for name, value in settings.items() if name != "gpus_per_pick"}
-
-
-def _with_gpus(context: WorkerContext, wanted: int) -> WorkerContext:
-    """A pick's share of the machine where several GPUs train it; :class:`SearchError` where no machine has so many."""
-    if wanted == 1:
-        return context
-    if not context.gpus:
-        note(f"no GPU is used here, so finetune.gpus_per_pick={wanted} changes nothing")
-        return context
-    import ray
-
-    most = max(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
-    if wanted > most:
-        raise SearchError(
-            f"finetune.gpus_per_pick is {wanted}, but no machine of the cluster has over {most} GPUs; ask for fewer"
-        )
-    return replace(context, gpus=float(wanted))
-
-
 def finetune_pick(context: WorkerContext, trial_id: str) -> None:
-    """In a worker: fine-tune one trial's network into ``selected/<id>/best.pt``."""
+    """In a worker: fine-tune one trial's network into ``selected/<id>/best.pt``, from its last epoch if it died before.
+
+    ``tuned.json`` is written last: with it, and under the same settings, only the measuring is left to do.
+    """
     needs = [MODEL_FOLDER, f"trials/{trial_id}"]
     with carried(context, needs, [f"selected/{trial_id}"]) as here:
         _finetune(here, trial_id)
@@ -121,19 +106,25 @@ def _finetune(context: WorkerContext, trial_id: str) -> None:
     tools, _ = tools_of(context)
     target = context.folder.selected_dir(trial_id)
     target.mkdir(parents=True, exist_ok=True)
-    (target / EVENTS).unlink(missing_ok=True)  # of an earlier attempt
-    clock = PhaseClock(target / EVENTS)
+    settings = context.settings["finetune"]
+    with claimed(target):
+        if _tuned(target).get("settings") == settings:
+            return
+        (target / TUNED).unlink(missing_ok=True)
+        (target / EVENTS).unlink(missing_ok=True)  # of an earlier attempt, whose epochs are told again
+        clock = PhaseClock(target / EVENTS)
 
-    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
-        clock.event("epoch", epoch=epoch, **accuracies(metrics))
-        return False
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
+            clock.event("epoch", epoch=epoch, **accuracies(metrics))
+            return False
 
-    with tools.logging(target / "finetune.log"), clock.phase("finetune"):
-        model = tools.load(context.folder.trial_checkpoint(trial_id))
-        tuned = tools.finetune_fully(model, target, on_epoch)
-        tools.save(tuned.model, context.folder.selected_checkpoint(trial_id))
-    shutil.copyfile(context.folder.trial_plan(trial_id), target / "plan.json")
-    clock.event("tuned", epochs=tuned.epochs, best_epoch=tuned.best_epoch)
+        with tools.logging(target / "finetune.log"), clock.phase("finetune"):
+            model = tools.load(context.folder.trial_checkpoint(trial_id))
+            tuned = tools.finetune_fully(model, target, on_epoch)
+            tools.save(tuned.model, context.folder.selected_checkpoint(trial_id))
+        shutil.copyfile(context.folder.trial_plan(trial_id), target / "plan.json")
+        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
+        write_json(target / TUNED, {"settings": settings, **facts})
     tools.release()
 
 
@@ -162,10 +153,16 @@ def _measure(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
             "after": after,
             "baseline": session,
             "chosen_as": chosen_as,
-            "settings": _recipe(context.settings["finetune"]),
-            **_last_event(folder.selected_dir(trial_id) / EVENTS, "tuned", ("epochs", "best_epoch")),
+            "settings": context.settings["finetune"],
+            **{name: value for name, value in _tuned(folder.selected_dir(trial_id)).items() if name != "settings"},
         }
         folder.write_selected(trial_id, content)
+
+
+def _tuned(target: Path) -> dict[str, Any]:
+    """What ``tuned.json`` says about a pick; {} before its fine-tuning is done."""
+    path = target / TUNED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _finetune_all(context: WorkerContext, trial_ids: Sequence[str], epochs: int) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """What the driver asks a worker for: one plan under one trial id, written to the trial's folder before it starts.
 
-A request without a record is an unfinished trial: the next driver takes it up again under the same id.
+A request without a record is an unfinished trial: the next driver takes it up again under the same id. How often its
+workers died is kept in it, so that a plan that kills them is given up however many drivers come and go.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from results.atomic import write_json
 from results.records import TrialRecord
@@ -16,13 +18,32 @@ REQUEST_NAME = "request.json"
 RECORD_NAME = "record.json"
 
 
+WORKER_DIED = "worker: its process died (killed, or its machine ran out of memory)"
+MEMORY_RAN_OUT = "worker: killed, because its machine ran out of memory"
+NODE_LOST = "worker: its node was lost"
+CONTACT_LOST = "worker: contact was lost (its process or its node died)"
+
+# How often a trial is begun again after a loss of each kind. A node that goes is seldom the plan's fault.
+AGAIN = {WORKER_DIED: 1, MEMORY_RAN_OUT: 1, NODE_LOST: 5, CONTACT_LOST: 2}
+
+
 @dataclass(frozen=True)
 class TrialRequest:
-    """``ratios``: layer -> ratio as the widths realise it; ``provenance``: ladder, the sampler's name, ..."""
+    """``ratios``: layer -> ratio as the widths realise it; ``provenance``: ladder, the sampler's name, ...
+
+    ``losses``: why earlier workers of this trial were lost.
+    """
 
     trial_id: str
     ratios: dict[str, float]
     provenance: str
+    losses: list[str] = field(default_factory=list)
+
+    def again(self, reason: str) -> TrialRequest | None:
+        """The request to hand out after a worker was lost for ``reason``; None where the trial has to be given up."""
+        if self.losses.count(reason) >= AGAIN.get(reason, 0):
+            return None
+        return replace(self, losses=[*self.losses, reason])
 
     def to_text(self) -> str:
         """JSON in one line."""
@@ -71,6 +92,12 @@ def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
     return requests
 
 
+def left_record(trial_dir: Path) -> TrialRecord | None:
+    """The record that a worker wrote to the trial's folder, None where there is none; ValueError: it is unreadable."""
+    path = trial_dir / RECORD_NAME
+    return TrialRecord.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
 def adopt_records(folder: RunFolder) -> list[TrialRecord]:
     """Append the records that workers wrote while no driver was alive; all records then, in order of arrival.
 
@@ -78,8 +105,8 @@ def adopt_records(folder: RunFolder) -> list[TrialRecord]:
     """
     records = folder.read_records()
     known = {record.trial_id for record in records}
-    paths = [path for path in folder.trials_dir.glob(f"*/{RECORD_NAME}") if path.parent.name not in known]
-    found = [TrialRecord.from_json(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    folders = [path.parent for path in folder.trials_dir.glob(f"*/{RECORD_NAME}") if path.parent.name not in known]
+    found = [record for record in map(left_record, folders) if record is not None]
     for record in sorted(found, key=lambda record: record.finished_at):
         folder.store.append(record)
         records.append(record)

@@ -5,18 +5,26 @@ Called by the driver only, from one thread. No Ray here.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.errors import TrialError
-from search.request import RECORD_NAME, TrialRequest, requested, trial_name, trial_number, unfinished
+from search.request import TrialRequest, left_record, requested, trial_name, trial_number, unfinished
 from search.space import Space
 from search.study import SearchStudy
 from search.trial import failed_record, one_line
 
-SAME_FAULT = 4  # this many first trials failing for one reason: the fault is the run's, not the plans'
+# So many trials failing for one reason, the first of this driver or later in a row: the fault is the run's, not the
+# plans'. Later the bar is higher: a sampler may well walk along the edge of what can be pruned.
+SAME_FAULT = 4
+SAME_FAULT_LATER = 8
+
+# What differs from trial to trial in one and the same fault: addresses, paths, numbers.
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|(?:/[^\s/'\",;:]+)+/?|[0-9][0-9.,]*")
 
 
 class SweepState:
@@ -48,6 +56,8 @@ class SweepState:
         finished = {record.trial_id for record in self.records}
         left = unfinished(folder, finished)
         self._waiting = [request for request in left if space.levels_of(request.ratios) is not None]
+        self._known = len(self.records)  # of earlier drivers, whose faults may be mended by now
+        self.broken: OSError | None = None
         names = [*finished, *(request.trial_id for request in left)]
         self._next = 1 + max((trial_number(name) for name in names), default=-1)
 
@@ -62,21 +72,40 @@ class SweepState:
         return list(self._running)
 
     def next(self) -> TrialRequest | None:
-        """The next trial, written to its folder first; None when enough are under way or no new plan is left."""
-        if len(self._running) >= self.remaining:
+        """The next trial, written to its folder first; None when enough are under way or no new plan is left.
+
+        None, too, once the run folder cannot be written any more (``broken``).
+        """
+        if self.broken or len(self._running) >= self.remaining:
             return None
-        request = self._resumed() or self._asked()
+        try:
+            request = self._resumed() or self._asked()
+            if request is not None:
+                request.save(self.folder)
+        except OSError as error:
+            self.broken = error
+            return None
         if request is not None:
-            request.save(self.folder)
             self._running[request.trial_id] = request
         return request
 
     def finish(self, record: TrialRecord) -> None:
-        """Append a record and tell the study; a second record of one trial is ignored (a worker may report twice)."""
-        if self._running.pop(record.trial_id, None) is None:
+        """Append a record and tell the study; a second record of one trial is ignored (a worker may report twice).
+
+        Where the disk does not take it, the sweep is over (``broken``): the trial stays unfinished, and is taken from
+        its folder, or done again, by the next driver.
+        """
+        if self.broken or record.trial_id not in self._running:
             return
-        self.folder.store.append(record)
-        self.records.append(record)
+        try:
+            self.folder.store.append(record)
+            self._running.pop(record.trial_id)
+            self.records.append(record)
+            self._tell(record)
+        except OSError as error:
+            self.broken = error
+
+    def _tell(self, record: TrialRecord) -> None:
         number = self._numbers.pop(record.trial_id)
         if record.state is not TrialState.COMPLETED:
             self._study.fail(number, record.error or record.state.value)
@@ -87,13 +116,30 @@ class SweepState:
             return
 
     def lose(self, trial_id: str, reason: str) -> TrialRecord | None:
-        """A trial whose worker died: the record it may have left on disk, else a failed one."""
+        """A trial whose worker died: the record it may have left on disk, else a failed one.
+
+        None where the trial is to be begun again (from its last epoch): it is the next one to be handed out.
+        """
         request = self._running.get(trial_id)
-        if request is None:
+        if request is None or self.broken:
             return None
-        record = self._left_behind(trial_id) or failed_record(request, reason, self._plan_hash(request.ratios))
+        record = self._left_behind(trial_id)
+        if record is None:
+            again = request.again(reason)
+            if again is not None:
+                self._queue_again(again)
+                return None
+            record = replace(failed_record(request, reason, self._plan_hash(request.ratios)), retries=request.losses)
         self.finish(record)
         return record
+
+    def _queue_again(self, request: TrialRequest) -> None:
+        try:
+            request.save(self.folder)
+        except OSError as error:
+            self.broken = error
+        del self._running[request.trial_id]
+        self._waiting.insert(0, request)
 
     def collect(self) -> None:
         """Take the records of trials that finished on disk while the sweep was already ending."""
@@ -103,15 +149,18 @@ class SweepState:
                 self.finish(record)
 
     def systematic_fault(self) -> str | None:
-        """The reason, where the first trials all failed for the same one."""
-        first = self.records[:SAME_FAULT]
-        reasons = {record.error for record in first}
-        same = len(first) == SAME_FAULT and len(reasons) == 1
-        return reasons.pop() if same and all(record.state is TrialState.FAILED for record in self.records) else None
+        """The reason, where this driver's first trials, or many in a row later on, failed for the same one."""
+        new = [_fault(record) for record in self.records[self._known :]]
+        for last in (new, new[-SAME_FAULT_LATER:]):
+            enough = SAME_FAULT if last is new else SAME_FAULT_LATER
+            if len(last) >= enough and len(set(last)) == 1 and last[0] is not None:
+                return self.records[-1].error
+        return None
 
     def close(self) -> None:
         """End of the sweep: nothing stays RUNNING in the study. Unfinished trials keep their requests for a resume."""
-        self._study.close()
+        with suppress(OSError):  # a full disk: the next driver builds the study anew in any case
+            self._study.close()
 
     def _replay(self, record: TrialRecord) -> None:
         # As it was asked: a strategy that leaves layers whole realises other ratios than those it was given.
@@ -129,6 +178,8 @@ class SweepState:
         if not self._waiting:
             return None
         request = self._waiting.pop(0)
+        if request.trial_id in self._numbers:
+            return request  # its worker was lost; the study still has it running
         levels = self._space.levels_of(request.ratios)
         assert levels is not None, "filtered at the start"
         suggestion = self._study.ask_for(levels, request.provenance, request.trial_id)
@@ -145,10 +196,16 @@ class SweepState:
         return TrialRequest(trial_id, self._space.ratios(suggestion.levels), suggestion.provenance)
 
     def _left_behind(self, trial_id: str) -> TrialRecord | None:
-        path = self.folder.trial_dir(trial_id) / RECORD_NAME
-        if not path.is_file():
-            return None
         try:
-            return TrialRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return left_record(self.folder.trial_dir(trial_id))
         except ValueError as error:
             return failed_record(self._running[trial_id], f"unreadable record: {one_line(error)}", "")
+
+
+def _fault(record: TrialRecord) -> str | None:
+    return essence(record.error or "") if record.state is TrialState.FAILED else None
+
+
+def essence(reason: str) -> str:
+    """A failure's reason without what differs from one trial to the next: addresses, paths, numbers."""
+    return _VARYING.sub("#", reason)

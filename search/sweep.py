@@ -5,6 +5,7 @@ The run folder is the truth. Ray's own storage is a scratch folder inside it, th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -24,6 +25,7 @@ from results.run_folder import RunFolder
 from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
+from search.interrupts import interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
 from search.ladder import warm_start
 from search.progress import Reporter, make_reporter, note
@@ -32,6 +34,7 @@ from search.request import adopt_records
 from search.state import SweepState
 from search.study import SearchStudy
 from search.tools import make_tools
+from search.trial import one_line
 from search.worker import ToolsFactory, WorkerContext, work_on_baseline
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ TUNE_ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "600",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Left alone, Tune starts one worker at a time, and gives its trial away when another worker comes free meanwhile:
+    # with trials not much longer than a worker's start, slots stay empty for good. Our searcher counts them itself.
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours also says what happens, and covers SIGTERM
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -71,8 +77,8 @@ class SweepOutcome:
 def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOutcome:
     """Run (or go on with) the run of ``prepared`` until ``search.trials`` trials have finished.
 
-    Raises :class:`RunFolderError` where another driver is alive, :class:`SearchError` where the first trials all fail
-    for one reason. Finished trials survive whatever ends this.
+    Raises :class:`RunFolderError` where another driver is alive or the folder cannot be written any more,
+    :class:`SearchError` where trials all fail for one reason. Finished trials survive whatever ends this.
     """
     folder = prepared.folder
     try:
@@ -89,12 +95,13 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         if len(records) >= config.search.trials and folder.baseline.is_file():
             return SweepOutcome(len(records), _failed(records), config.search.trials, interrupted=False)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
-        resources, context = start_workers(config, folder, factory)
-        following = FollowingSlots(config, resources)
-        slots = following()
-        lock.describe(slots)
-        note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
-        context = with_baseline(context)
+        with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
+            resources, context = start_workers(config, folder, factory)
+            following = FollowingSlots(config, resources)
+            slots = following()
+            lock.describe(slots)
+            note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
+            context = with_baseline(context)
         state = make_state(prepared, records)
         reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
         try:
@@ -104,13 +111,25 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             state.close()
             reporter.close()
             shutil.rmtree(folder.path / RAY_SCRATCH, ignore_errors=True)
+    _complain(state, interrupted)
+    return SweepOutcome(len(state.records), _failed(state.records), config.search.trials, interrupted)
+
+
+def _complain(state: SweepState, interrupted: bool) -> None:
+    """Say why a sweep ended early, where nobody asked for it."""
+    path = state.folder.path
+    if state.broken is not None:
+        raise RunFolderError(
+            f"run folder {path} cannot be written any more ({one_line(state.broken)}), so the sweep ended after "
+            f"{len(state.records)} trials, which are kept; make room, then `paretoprune resume {path}`"
+        )
     fault = state.systematic_fault()
     if fault is not None and not interrupted:
+        last = state.records[-1].trial_id
         raise SearchError(
-            f"the first {len(state.records)} trials all failed for one reason ({fault}); "
-            f"see {folder.trial_dir(state.records[0].trial_id) / 'trial.log'}"
+            f"trials all failed for one reason ({fault}), so the sweep ended after {len(state.records)} of "
+            f"{state.total}; see {state.folder.trial_dir(last) / 'trial.log'}"
         )
-    return SweepOutcome(len(state.records), _failed(state.records), config.search.trials, interrupted)
 
 
 def make_state(prepared: Prepared, records: list[Any]) -> SweepState:
@@ -200,7 +219,7 @@ def _tune(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=RequestSearcher(state, slots, _driver_gate(resources)),
-            num_samples=state.remaining,
+            num_samples=-1,  # the searcher ends it: a trial whose worker was lost is handed out again
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -214,7 +233,12 @@ def _tune(
         ),
     )
     with _clean_stop(stopper, reporter), _messages_to(Path(context.run) / DRIVER_LOG):
-        tuner.fit()
+        try:
+            tuner.fit()
+        except (OSError, tune.TuneError) as error:
+            state.broken = state.broken or _full_disk(error)
+            if state.broken is None:
+                raise
     state.collect()
     return stopper.asked
 
@@ -228,6 +252,15 @@ def _driver_gate(resources: TrialResources) -> DeviceLock | None:
         return None
     pin_threads(1)
     return DeviceLock("cpu")
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a disk that is full behind ``error``: Tune writes its own files in the run folder, too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
 
 from results.records import TrialRecord
-from search.request import TrialRequest
+from search.request import CONTACT_LOST, MEMORY_RAN_OUT, NODE_LOST, WORKER_DIED, TrialRequest
 from search.searcher import Transient
 from search.state import SweepState
 from search.worker import WorkerContext, work_on_trial
+
+_NODE_DEATH = re.compile(r"NODE_DIED|node (was terminated|has died|is dead|died)", re.IGNORECASE)
 
 
 class SweepObserver(Protocol):
@@ -20,6 +23,7 @@ class SweepObserver(Protocol):
 
     def started(self, trial_id: str) -> None: ...
     def finished(self, record: TrialRecord) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class TrialRunner(tune.Trainable):
@@ -69,13 +73,16 @@ class SweepCallback(Transient, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker itself died, or could not start: exceptions of a trial come as records."""
-        record = self._state.lose(_trial_id(trial), _reason(trial))
+        reason = loss_reason(_error_text(trial))
+        record = self._state.lose(_trial_id(trial), reason)
         if record is not None:
             self._observer.finished(record)
+        elif not self._state.broken:
+            self._observer.note(f"{_trial_id(trial)}: {reason}; begun again")
 
 
 class StopSweep(Transient, tune.Stopper):
-    """Ends the sweep when somebody asked for it (``asked``), or when its first trials all failed for one reason."""
+    """Ends the sweep when somebody asked for it (``asked``), when its disk is full, or when trials all fail alike."""
 
     def __init__(self, state: SweepState) -> None:
         self.asked = False
@@ -87,20 +94,28 @@ class StopSweep(Transient, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the whole sweep ends."""
-        return self.asked or self._state.systematic_fault() is not None
+        return self.asked or self._state.broken is not None or self._state.systematic_fault() is not None
 
 
 def _trial_id(trial: Any) -> str:
     return TrialRequest.from_text(trial.config["request"]).trial_id
 
 
-def _reason(trial: Any) -> str:
-    """One line from the error file that Tune writes on the driver's machine."""
+def _error_text(trial: Any) -> str:
+    """What Tune wrote about the error, on the driver's machine; "" where it could not."""
     try:
-        text = Path(trial.error_file).read_text(encoding="utf-8").strip()
-    except (OSError, TypeError):  # no file was written
-        text = ""
-    if "ActorDiedError" in text or "ActorUnavailableError" in text or "died unexpectedly" in text:
-        return "worker: its process died (killed, out of memory, or its node was lost)"
+        return Path(trial.error_file).read_text(encoding="utf-8").strip()
+    except (OSError, TypeError):
+        return ""
+
+
+def loss_reason(text: str) -> str:
+    """One line about a worker that was lost, from Ray's many."""
+    if "ActorUnavailableError" in text or "actor is temporarily unavailable" in text:
+        return CONTACT_LOST  # Ray does not know yet whether it lives; where it does, it holds its trial's folder
+    if "ActorDiedError" in text or "died unexpectedly" in text or _NODE_DEATH.search(text):
+        if "OUT_OF_MEMORY" in text or "running low on memory" in text:
+            return MEMORY_RAN_OUT
+        return NODE_LOST if _NODE_DEATH.search(text) else WORKER_DIED
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"worker: {lines[-1][:300]}" if lines else "worker: ended without a record"

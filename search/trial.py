@@ -13,8 +13,8 @@ import platform
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,6 @@ class TrialSettings:
     baseline_latency_ms: float
     rungs: Sequence[int] = ()
     accuracy: str = ""
-    ingredients: Mapping[str, str | bool] = field(default_factory=dict)
-    """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +77,24 @@ def run_trial(
     """Evaluate one plan in ``folder`` and return its record, which then also lies there as ``record.json``.
 
     ``judge`` decides at the rungs; None: every trial goes to its end. Any exception of a phase becomes a failed record
-    with a one-line reason, its traceback goes to the trial's log: otherwise one bad plan would end the sweep. Only an
-    unwritable folder raises (OSError).
+    with a one-line reason, its traceback goes to the trial's log: otherwise one bad plan would end the sweep.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     clock = PhaseClock(folder / "events.jsonl")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tools.logging(folder / TRIAL_LOG):
-            record = _evaluate(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
+            record = _attempted(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
     except Exception as error:  # noqa: BLE001  contained: see above
-        with (folder / TRIAL_LOG).open("a", encoding="utf-8") as log:
+        with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
         record = failed_record(request, f"{clock.current}: {one_line(error)}", _hash(tools, request), clock.seconds)
     finally:
         tools.release()
-    # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start.
-    write_json(folder / RECORD_NAME, record.to_json())
-    clock.event("finished", state=record.state.value)
+    # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start. Where
+    # the disk is full, the driver still gets it from Ray, and decides.
+    with suppress(OSError):
+        write_json(folder / RECORD_NAME, record.to_json())
+        clock.event("finished", state=record.state.value)
     return record
 
 
@@ -117,6 +116,7 @@ def failed_record(
         error=reason,
         finished_at=time.time(),
         provenance=request.provenance,
+        retries=list(request.losses),
     )
 
 
@@ -148,6 +148,22 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
     }
 
 
+def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
+    """The trial; from its beginning once more where the device had no memory for it, with all of ours given back."""
+    try:
+        return _evaluate(work, judge)
+    except Exception as error:
+        from pruning.finetune_remedies import is_out_of_memory
+
+        # the fine-tuning has tried with half the batch by itself
+        if work.clock.current == "finetune" or not is_out_of_memory(error):
+            raise
+        retry = f"{work.clock.current}: again after {one_line(error)}"
+    work.tools.release()
+    record = _evaluate(work, judge)
+    return replace(record, retries=[*record.retries, retry])
+
+
 def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     """The whole trial; what its parts raise is contained by :func:`run_trial`."""
     settings, clock = work.settings, work.clock
@@ -167,7 +183,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         state=TrialState.STOPPED if course.stopped else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
-        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients},
+        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures},
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
         seconds={name: round(value, 4) for name, value in clock.seconds.items()},
@@ -177,6 +193,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         finished_at=time.time(),
         provenance=work.request.provenance,
         history=course.history,
+        retries=[*work.request.losses, *tuned.retries],
     )
 
 

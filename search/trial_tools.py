@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ class PlanLike(Protocol):
 class Tuned:
     """What a fine-tuning gave: the best network, its metrics and the start's, all on the validation split.
 
-    ``best_epoch`` 0: no epoch was better than the start, which is what ``model`` then is.
+    ``best_epoch`` 0: no epoch was better than the start, which is what ``model`` then is. ``retries``: what went wrong
+    and was tried again, a line each.
     """
 
     model: Any
@@ -44,6 +45,7 @@ class Tuned:
     best_epoch: int
     start_metrics: Mapping[str, float]
     metrics: Mapping[str, float]
+    retries: Sequence[str] = ()
 
 
 class Measurement(Protocol):

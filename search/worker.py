@@ -14,10 +14,12 @@ from typing import Any
 from results.objectives import DIRECTIONS
 from results.records import TrialRecord
 from results.run_folder import RunFolder
+from search.claim import claimed
 from search.config import RunConfig, build_config
 from search.courier import carried
+from search.events import PhaseClock
 from search.joined import MODEL_FOLDER
-from search.request import TrialRequest
+from search.request import TrialRequest, left_record
 from search.trial import TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
 
@@ -59,25 +61,21 @@ class WorkerContext:
 
 
 def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
-    """Run one trial in this process."""
+    """Run one trial in this process, or take the record of a worker that an earlier driver left behind with it."""
     with carried(context, [MODEL_FOLDER], [f"trials/{request.trial_id}"]) as here:
-        return _run_trial(here, request)
+        # What lies in a node's own scratch folder may be of an older run at the same path
+        return _run_trial(here, request, look=context.courier is None)
 
 
-def _run_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
-    config = context.config
+def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> TrialRecord:
+    config, folder = context.config, context.folder.trial_dir(request.trial_id)
     tools, gate = tools_of(context)
     recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
     judged = accuracies[0] if accuracies else ""
-    baseline_ms, made_of = context.baseline_latency_ms, ingredients(config)
-    settings = TrialSettings(config.trial.epochs, recover, baseline_ms, accuracy=judged, ingredients=made_of)
-    return run_trial(request, settings, tools, gate, context.folder.trial_dir(request.trial_id))
-
-
-def ingredients(config: RunConfig) -> dict[str, str | bool]:
-    """What a trial's network is made with, as its record says it."""
-    found: dict[str, str | bool] = {"recovery": config.recover.how, "importance": config.recover.importance}
-    return {**found, "distilled": config.trial.distill} if config.trial.epochs else found
+    settings = TrialSettings(config.trial.epochs, recover, context.baseline_latency_ms, accuracy=judged)
+    clock = PhaseClock(folder / "events.jsonl")
+    with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
+        return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder)
 
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:

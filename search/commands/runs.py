@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, RECOVERIES, RUN, address_option, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RUN, address_option, emit, emit_one, format_option, trust_option
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -25,8 +25,6 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
-@click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
-@click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
 @address_option
@@ -39,8 +37,6 @@ def search(
     epochs: int | None,
     imgsz: int | None,
     strategy: str | None,
-    recover: str | None,
-    distill: bool | None,
     file: Path | None,
     settings: tuple[str, ...],
     address: str | None,
@@ -56,7 +52,6 @@ def search(
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
     options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
     options |= {"model.trust_checkpoint": trust_checkpoint or None}
-    options |= {"recover.how": recover, "trial.distill": distill, "finetune.distill": distill}
     config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
 
@@ -118,6 +113,7 @@ def sweep(prepared: Prepared) -> int:
     from search.sweep import run_sweep
 
     outcome = run_sweep(prepared)
+    say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
     emit(rows, "table", FRONT_COLUMNS)
     failed = f", {outcome.failed} failed" if outcome.failed else ""
@@ -128,3 +124,12 @@ def sweep(prepared: Prepared) -> int:
         return int(outcome.interrupted)
     click.echo(f"next: paretoprune finetune {shown}, then paretoprune report {shown}", err=True)
     return 0
+
+
+def say_ignored(data: str) -> None:
+    """A line about images that Ultralytics could not read, where there are any."""
+    from pruning.ignored_images import ignored_images
+
+    lines = ignored_images(data)
+    if lines:
+        click.echo(f"{len(lines)} images were left out of training and validation; the first: {lines[0]}", err=True)

@@ -1,0 +1,43 @@
+"""Which images of a dataset Ultralytics passed over as corrupt: it says so once, in a log, when it reads the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import PruningError
+from pruning.evaluation_dataset import dataset_file, first_image, label_folder, read_dataset
+from pruning.quiet import quiet_ultralytics
+
+_SAYS = "ignoring corrupt"
+
+
+def ignored_images(data: str | Path) -> list[str]:
+    """A line for each, as Ultralytics noted it beside the labels; [] before the first training, or where nothing is.
+
+    Such an image is in no training and no validation, of the unpruned network neither, so figures stay comparable.
+    """
+    try:
+        content = read_dataset(dataset_file(data))
+    except PruningError:  # not a dataset of label files
+        return []
+    lines = [line for split in ("train", "val") for place in _places(content.get(split)) for line in _noted(place)]
+    return [line.strip() for line in dict.fromkeys(lines) if _SAYS in line]
+
+
+def _places(split: Any) -> list[Path]:
+    return [Path(place) for place in (split if isinstance(split, list) else [split]) if place]
+
+
+def _noted(place: Path) -> list[str]:
+    from ultralytics.data import dataset
+
+    image = first_image(place)
+    cache = label_folder(image).with_suffix(".cache") if image is not None else None
+    if cache is None or not cache.is_file():
+        return []
+    with quiet_ultralytics():
+        try:
+            return [str(line) for line in dataset.load_dataset_cache_file(cache).get("msgs", ())]
+        except Exception:  # noqa: BLE001  an old or damaged cache: Ultralytics makes it anew
+            return []
