@@ -83,6 +83,15 @@ class _Network:
         return np.array([self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)])
 
 
+def share_of_macs(table: LayerTable, costs: tuple[ConvCost, ...], widths: Mapping[int, int]) -> float:
+    """Multiply-adds of the network with these widths by group id, over the unpruned network's."""
+    network, stays = _Network(table, costs), np.ones(len(table.groups) + 1)
+    whole = network.cost(stays)
+    for group, width in widths.items():
+        stays[group] = width / table.groups[group].channels
+    return network.cost(stays) / whole
+
+
 def allocate(
     table: LayerTable,
     scores: np.ndarray,

@@ -115,14 +115,40 @@ def finetune(
     half the batch (gradients of two halves are added), where the loss becomes NaN or infinite, with a lower learning
     rate; each once.
 
-    Raises PruningError for unusable data, several devices, and `settings.distill` without a `teacher`; NonFiniteError
-    for a loss or weights that become NaN or infinite again (naming the epoch).
+    Several devices, as in `cuda:0,cuda:1`, train together, a process each (see `pruning.finetune_group`).
+
+    Raises PruningError for unusable data, and `settings.distill` without a `teacher`; NonFiniteError for a loss or
+    weights that become NaN or infinite again (naming the epoch).
+    """
+    _check(model, data, settings, device, teacher)
+    if "," in str(device):
+        from pruning.finetune_group import finetune_on_group as train
+    else:
+        train = train_here
+    return train(model, data, settings, Path(save_dir), device, gate, teacher, on_epoch, start_metrics)
+
+
+def train_here(
+    model: nn.Module,
+    data: str,
+    settings: FinetuneSettings,
+    save_dir: Path,
+    device: str = "cpu",
+    gate: Gate | None = None,
+    teacher: nn.Module | None = None,
+    on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+    start_metrics: Mapping[str, float] | None = None,
+    also: tuple[type[Any], ...] = (),
+    log: str = "train.log",
+) -> FinetuneResult:
+    """`finetune` in this process, its arguments known to be good.
+
+    `also`: classes mixed into the trainer, in front: this is one process of a group, which tries no remedies by itself;
+    one that does not validate returns the start network.
     """
     begin = time.monotonic()
-    save_dir = Path(save_dir)
-    _check(model, data, settings, device, teacher)
     gate, heard = gate or NullGate(), Listener(on_epoch)
-    with quiet_ultralytics(save_dir / "train.log"), preserved_random_state():
+    with quiet_ultralytics(save_dir / log), preserved_random_state():
         from pruning.finetune_state import StateFile
         from pruning.finetune_trainer import Job
 
@@ -130,14 +156,14 @@ def finetune(
         known = dict(start_metrics) if start_metrics else {}
         job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, heard, known)
         job.remedies = Remedies.from_state((state.load() or {}).get("remedies"))
-        while (further := _attempt(job, data, settings, save_dir, device)) is not None:
+        while (further := _attempt(job, data, settings, save_dir, device, also)) is not None:
             job.remedies = further
             free_memory()
     state.remove()
-    assert job.best is not None, "the start network is always a candidate"
-    job.best.args = stock_args(model, {"imgsz": settings.imgsz, "data": str(data)})  # type: ignore[assignment]
+    best = job.best or model
+    best.args = stock_args(model, {"imgsz": settings.imgsz, "data": str(data)})  # type: ignore[assignment]
     return FinetuneResult(
-        model=job.best,
+        model=best,
         metrics=job.metrics,
         start_metrics=job.start_metrics,
         epochs=len(job.history),
@@ -149,7 +175,9 @@ def finetune(
     )
 
 
-def _attempt(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> Remedies | None:
+def _attempt(
+    job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str, also: tuple[type[Any], ...]
+) -> Remedies | None:
     """Train from the last state, or from the start, to the end; the remedies of another attempt where it failed."""
     from ultralytics.utils import LOGGER
 
@@ -166,12 +194,12 @@ def _attempt(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, de
         ):
             recall(job, job.saved)  # whoever listens ends it with an epoch of an earlier attempt
             return None
-        trainer = make_trainer(job, _overrides(job, data, settings, save_dir, device))
+        trainer = make_trainer(job, _overrides(job, data, settings, save_dir, device), also)
         closing.callback(trainer.close)
         try:
             trainer.train()
         except Exception as error:
-            further = job.remedies.against(error)
+            further = None if also else job.remedies.against(error)
             if further is None:
                 raise
             LOGGER.warning(f"{further.notes[-1]}: once more")
@@ -190,9 +218,8 @@ def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[s
 
 
 def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str, teacher: nn.Module | None) -> None:
-    if "," in str(device):
-        raise PruningError(f"one fine-tuning uses one device, but got '{device}': give one of them")
-    torch_device(device)
+    for name in str(device).split(","):
+        torch_device(name.strip())
     if settings.distill and teacher is None:
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     kind = kind_of(model)

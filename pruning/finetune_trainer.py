@@ -214,8 +214,11 @@ def _raise_out_of_memory(trainer: Any) -> None:
     trainer._oom_retries = 3
 
 
-def make_trainer(job: Job, overrides: dict[str, Any]) -> Any:
-    """The trainer of the job's network with the changes above; raises PruningError for a task not trained here."""
+def make_trainer(job: Job, overrides: dict[str, Any], also: tuple[type[Any], ...] = ()) -> Any:
+    """The trainer of the job's network with the changes above, `also` in front of them.
+
+    Raises PruningError for a task that is not trained here.
+    """
     stock = trainer_of(kind_of(job.model))
-    trainer = type(f"InPlace{stock.__name__}", (_InPlaceTraining, stock), {})
+    trainer = type(f"InPlace{stock.__name__}", (*also, _InPlaceTraining, stock), {})
     return trainer(job, overrides)

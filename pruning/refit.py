@@ -25,6 +25,9 @@ from pruning.layers import LayerTable
 from pruning.least_squares import Moments, solve_ridge
 
 _CHUNK = 4096  # positions observed at once
+_Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_POINT = nn.Conv2d(1, 1, 1)  # what sees one position only: its geometry is a 1x1 convolution's
 _UNCHANGED = 1e-5  # share of variance below which an input has not changed (float32 noise stays under it)
 
 
@@ -35,10 +38,13 @@ class RefitSettings:
     Attributes:
         positions: sampled output positions per convolution, over all calibration images.
         ridge: penalty on the change of the weights, relative to the mean diagonal of the inputs' second moments.
+        memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used.
+            A constant, not what is free: the same plan must give the same network on every machine.
     """
 
     positions: int = 20_000
     ridge: float = 1e-2
+    memory_gb: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Sample:
     """Where one convolution is observed, and what the unpruned network answers there.
 
     Attributes:
-        places: int64 (positions, 3): image, row, column of the output.
-        answers: float32 (positions, out channels): the convolution's output before batch norm.
+        places: int64 (positions, 3): image, row, column of the output; of the input for a transposed convolution.
+        answers: float32 (positions, out channels, taps): the output before batch norm. A transposed convolution gives
+            as many positions as it has taps there, every other layer one.
     """
 
     places: torch.Tensor
@@ -55,6 +62,36 @@ class Sample:
 
 
 Targets = dict[str, Sample]
+
+
+def images_that_fit(model: nn.Module, images: torch.Tensor, memory_gb: float) -> torch.Tensor:
+    """As many of the images, evenly spread, as a forward pass can hold at once; at least one.
+
+    Counted on one image: the blocks' outputs that later blocks read, and the largest layer three times over (what
+    comes in, its padded copy, what goes out).
+    """
+    held, largest = 0, 0
+
+    def see_block(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal held
+        held += output.nbytes if isinstance(output, torch.Tensor) else 0
+
+    def see_conv(_: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, 2 * inputs[0].nbytes + output.nbytes)
+
+    blocks: Any = model.model
+    read_later = set(getattr(model, "save", ()))
+    with torch.no_grad(), _Hooks() as hooks:
+        for number, block in enumerate(blocks):
+            if number in read_later:
+                hooks.watch(block, see_block)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.watch(module, see_conv)
+        model(images[:1].to(next(model.parameters()).device))
+    count = max(1, min(len(images), int(memory_gb * 1e9 / max(1, held + largest))))
+    return images[torch.linspace(0, len(images) - 1, count).round().long()]
 
 
 def record_targets(
@@ -65,7 +102,7 @@ def record_targets(
     seed: int = 0,
     chunk: int = 16,
 ) -> Targets:
-    """Run the unpruned network over the images and keep its convolutions' answers at random positions.
+    """Run the unpruned network over the images and keep its layers' answers at random positions.
 
     Args:
         baseline: on any device, eval mode; `images` (N, C, H, W) are moved there chunk by chunk.
@@ -76,19 +113,20 @@ def record_targets(
     answers: dict[str, list[torch.Tensor]] = {}
     shapes: dict[str, tuple[int, int]] = {}
 
-    def see(name: str, start: int, output: torch.Tensor) -> None:
-        shape = shapes[name] = (output.shape[2], output.shape[3])
+    def see(name: str, start: int, layer: nn.Module, output: torch.Tensor) -> None:
+        output = _by_place(layer, output)
+        shape = shapes[name] = (output.shape[2], output.shape[4])
         if shape not in places:
             places[shape] = _draw(rng, len(images), *shape, settings.positions).to(device)
         mine = places[shape][(places[shape][:, 0] >= start) & (places[shape][:, 0] < start + len(output))]
-        answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], mine[:, 2]])
+        answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], :, mine[:, 2]].flatten(2))
 
     for start in range(0, len(images), chunk):
         with torch.no_grad(), _Hooks() as hooks:
-            for name in table.convs:
+            for name in (*table.convs, *table.linears):
                 module = baseline.get_submodule(name)
-                if isinstance(module, nn.Conv2d):
-                    hooks.after(module, partial(see, name, start))
+                if isinstance(module, _LAYERS) and _taps_apart(module):
+                    hooks.after(module, partial(see, name, start, module))
             baseline(images[start : start + chunk].to(device))
     return {name: Sample(places[shapes[name]], torch.cat(parts)) for name, parts in answers.items()}
 
@@ -101,7 +139,7 @@ def refit(
     targets: Targets,
     settings: RefitSettings,
 ) -> dict[str, float]:
-    """Refit every convolution of `pruned`, in place, in execution order.
+    """Refit every convolution and linear layer of `pruned`, in place, in execution order.
 
     Args:
         pruned: eval mode, on the device to compute on.
@@ -115,16 +153,16 @@ def refit(
     missed: dict[str, float] = {}
     shared = _SharedSums()
 
-    def stop_at(name: str, conv: nn.Conv2d, source: torch.Tensor) -> None:
+    def stop_at(name: str, layer: _Layer, source: torch.Tensor) -> None:
         if name not in missed:
             rows = list(kept[name]) if name in kept else slice(None)
             sample = Sample(targets[name].places, targets[name].answers[:, rows])
-            missed[name] = _refit_one(conv, _norm_of(pruned, name), source, sample, settings, shared)
+            missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
 
     with torch.no_grad(), _Hooks() as hooks:
-        for name in table.convs:
+        for name in (*table.convs, *table.linears):
             module = pruned.get_submodule(name)
-            if isinstance(module, nn.Conv2d) and name in targets and _can_refit(module, _norm_of(pruned, name)):
+            if isinstance(module, _LAYERS) and name in targets and _can_refit(module, _norm_of(pruned, name)):
                 hooks.before(module, partial(stop_at, name, module))
         pruned(images.to(device))
     return missed
@@ -140,40 +178,45 @@ class _SharedSums:
 
 
 def _refit_one(
-    conv: nn.Conv2d,
+    layer: _Layer,
     norm: nn.BatchNorm2d | None,
     source: torch.Tensor,
     sample: Sample,
     settings: RefitSettings,
     shared: _SharedSums,
 ) -> float:
-    depthwise = conv.groups > 1
-    flat = conv.weight.flatten(2) if depthwise else conv.weight.flatten(1)[None]  # (systems, outputs, unknowns)
-    constant = conv.bias if conv.bias is not None else torch.zeros(conv.out_channels, device=source.device)
-    moments = _observe(conv, source, sample, depthwise, shared)
-    solution = solve_ridge(moments, flat.transpose(1, 2), constant.reshape(len(flat), 1, -1), settings.ridge)
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    turned = isinstance(layer, nn.ConvTranspose2d)  # its weight is (in, out, height, width)
+    flat = layer.weight.flatten(2) if depthwise else layer.weight.flatten(1)[None]
+    start = flat if turned else flat.transpose(1, 2)  # (systems, unknowns, outputs)
+    taps = sample.answers.shape[2]
+    constant = layer.bias if layer.bias is not None else torch.zeros(sample.answers.shape[1], device=source.device)
+    moments = _observe(layer, source, sample, depthwise, shared)
+    solution = solve_ridge(moments, start, constant.repeat_interleave(taps).reshape(len(flat), 1, -1), settings.ridge)
     if solution.missed_before < _UNCHANGED:
         return solution.missed_before  # nothing upstream changed
-    conv.weight.copy_(solution.weights.transpose(1, 2).reshape(conv.weight.shape))
-    intercept = solution.intercept.flatten().to(conv.weight.dtype)
-    if conv.bias is not None:
-        conv.bias.copy_(intercept)
+    found = solution.weights if turned else solution.weights.transpose(1, 2)
+    layer.weight.copy_(found.reshape(layer.weight.shape))
+    intercept = solution.intercept.reshape(-1, taps).mean(1).to(layer.weight.dtype)
+    if layer.bias is not None:
+        layer.bias.copy_(intercept)
     elif norm is not None and norm.running_mean is not None:
         norm.running_mean -= intercept  # a convolution without bias: its batch norm subtracts the rest
     return solution.missed
 
 
-def _observe(conv: nn.Conv2d, source: torch.Tensor, sample: Sample, depthwise: bool, shared: _SharedSums) -> Moments:
-    """Accumulate what the convolution sees and what it should answer, a chunk of positions at a time."""
-    pad_y, pad_x = (int(p) for p in conv.padding)
-    rows = F.pad(source, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1).contiguous()
+def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, depthwise: bool, shared: _SharedSums) -> Moments:
+    """Accumulate what the layer sees and what it should answer, a chunk of positions at a time."""
+    conv = layer if isinstance(layer, nn.Conv2d) else _POINT
+    source = source if source.ndim == 4 else source[:, :, None, None]
+    rows = padded_rows(source, conv)
     geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, id(sample.places))
     again = shared.source is source and shared.geometry == geometry and shared.moments is not None
     moments: Moments | None = None
     for start in range(0, len(sample.places), _CHUNK):
         stop = start + _CHUNK
         patches = gather_patches(rows, conv, sample.places[start:stop])
-        answers = sample.answers[start:stop]
+        answers = sample.answers[start:stop].flatten(1)
         x = patches.permute(2, 0, 1) if depthwise else patches.transpose(1, 2).flatten(1)[None]
         y = answers.T[:, :, None] if depthwise else answers[None]
         moments = moments or Moments.about(x, y)
@@ -183,6 +226,18 @@ def _observe(conv: nn.Conv2d, source: torch.Tensor, sample: Sample, depthwise: b
         moments.xx = shared.moments.xx
     shared.source, shared.geometry, shared.moments = source, geometry, moments
     return moments
+
+
+def padded_rows(source: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """The convolution's input (N, C, H, W) padded as it pads, channels last: what `gather_patches` takes."""
+    pad_y, pad_x = (int(p) for p in conv.padding)
+    return F.pad(source, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1).contiguous()
+
+
+def output_size(conv: nn.Conv2d, side: int, axis: int) -> int:
+    """Height (axis 0) or width (axis 1) of the convolution's output for an input of `side` pixels there."""
+    padding, kernel = int(conv.padding[axis]), conv.kernel_size[axis]
+    return (side + 2 * padding - conv.dilation[axis] * (kernel - 1) - 1) // conv.stride[axis] + 1
 
 
 def gather_patches(rows: torch.Tensor, conv: nn.Conv2d, places: torch.Tensor) -> torch.Tensor:
@@ -210,9 +265,26 @@ def _norm_of(pruned: nn.Module, name: str) -> nn.BatchNorm2d | None:
     return norm if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None else None
 
 
-def _can_refit(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> bool:
+def _can_refit(layer: _Layer, norm: nn.BatchNorm2d | None) -> bool:
     """Plain or depthwise, and able to take up an intercept: the one that is not (DFL's) decodes, it learns nothing."""
-    return conv.groups in (1, conv.in_channels) and (conv.bias is not None or norm is not None)
+    plain = isinstance(layer, nn.Linear) or layer.groups in (1, layer.in_channels)
+    return plain and (layer.bias is not None or norm is not None)
+
+
+def _taps_apart(layer: nn.Module) -> bool:
+    """Whether an output position is made of one input window: not where a transposed convolution's windows overlap."""
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return True
+    return layer.kernel_size == layer.stride and layer.groups == 1 and layer.padding == (0, 0)
+
+
+def _by_place(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """A layer's output by the places it is observed at, (N, channels, rows, taps down, columns, taps across)."""
+    if output.ndim == 2:
+        return output[:, :, None, None, None, None]
+    down, across = layer.stride if isinstance(layer, nn.ConvTranspose2d) else (1, 1)
+    count, channels, height, width = output.shape
+    return output.reshape(count, channels, height // down, down, width // across, across)
 
 
 def recalibrate_batch_norm(pruned: nn.Module, images: torch.Tensor, chunk: int = 16) -> None:
@@ -253,6 +325,9 @@ class _Hooks:
 
     def before(self, module: nn.Module, see: Callable[[torch.Tensor], None]) -> None:
         self._handles.append(module.register_forward_pre_hook(lambda _, inputs: see(inputs[0])))
+
+    def watch(self, module: nn.Module, see: Callable[[nn.Module, Any, Any], None]) -> None:
+        self._handles.append(module.register_forward_hook(see))
 
     def after(self, module: nn.Module, see: Callable[[torch.Tensor], None]) -> None:
         self._handles.append(module.register_forward_hook(lambda _, __, output: see(output)))

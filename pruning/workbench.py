@@ -19,10 +19,11 @@ from pruning.importance import CRITERIA, Evidence, propose_ratios, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
 from pruning.plan import Plan
-from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, record_targets, refit
+from pruning.refit import RefitSettings, Targets, images_that_fit, recalibrate_batch_norm, record_targets, refit
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
+LOSS_CRITERIA = ("reconstruction", "taylor")  # estimate a rise of the loss, so that layers can be compared by them
 
 
 class Workbench:
@@ -42,8 +43,8 @@ class Workbench:
         data: str | None = None,
         imgsz: int = 640,
         device: str = "cpu",
-        calibration_images: int = 64,
-        importance: str = "taylor",
+        calibration_images: int = 128,
+        importance: str = "reconstruction",
         round_to: int = 8,
         seed: int = 0,
         refit_settings: RefitSettings | None = None,
@@ -101,16 +102,16 @@ class Workbench:
     @cached_property
     def loss_scores(self) -> np.ndarray:
         """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
-        if self.importance == "taylor":
+        if self.importance in LOSS_CRITERIA:
             return self.scores
-        return score("taylor", Evidence(self.model, self.table, self.calibration, self.seed, self.device))
+        return score(LOSS_CRITERIA[0], Evidence(self.model, self.table, self.calibration, self.seed, self.device))
 
     def allocated(self, keep: float) -> dict[str, float] | None:
         """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least.
 
         None where even the narrowest widths leave more.
         """
-        widths = allocate(self.table, self.loss_scores, self._conv_costs, keep, self.round_to)
+        widths = allocate(self.table, self.loss_scores, self.conv_costs, keep, self.round_to)
         return None if widths is None else canonical_ratios(self.table, widths)
 
     @cached_property
@@ -119,14 +120,20 @@ class Workbench:
         return read_geometry(self.model, self.table, self.imgsz)
 
     @cached_property
-    def _conv_costs(self) -> tuple[ConvCost, ...]:
+    def conv_costs(self) -> tuple[ConvCost, ...]:
+        """Multiply-adds of every convolution at full width, for one image of `imgsz`."""
         return conv_costs(self.model, self.table, self.imgsz)
+
+    @cached_property
+    def images(self) -> torch.Tensor:
+        """The calibration images that a refit looks at, (images, 3, imgsz, imgsz)."""
+        return images_that_fit(self.model, self.calibration.images, self.refit_settings.memory_gb)
 
     @cached_property
     def targets(self) -> Targets:
         """The baseline's answers that refits aim at."""
         model = self.model.to(self.device)
-        found = record_targets(model, self.table, self.calibration.images, self.refit_settings, self.seed)
+        found = record_targets(model, self.table, self.images, self.refit_settings, self.seed)
         self.model.to("cpu")
         return found
 
@@ -146,11 +153,10 @@ class Workbench:
             return
         home = next(pruned.parameters()).device
         pruned.to(self.device).eval()
-        images = self.calibration.images
         if "refit" in how:
-            refit(pruned, self.table, plan.kept, images, self.targets, self.refit_settings)
+            refit(pruned, self.table, plan.kept, self.images, self.targets, self.refit_settings)
         if "bn" in how:
-            recalibrate_batch_norm(pruned, images)
+            recalibrate_batch_norm(pruned, self.calibration.images)
         pruned.to(home)
 
     def free_cached_memory(self) -> None:

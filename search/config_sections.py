@@ -101,9 +101,9 @@ class RecoverSection(Section):
 
     how: Literal["none", "bn", "refit", "refit+bn"] = "refit"
     """Nothing, batch-norm statistics, least-squares refit of the consumers, or both."""
-    importance: str = "taylor"
+    importance: str = "reconstruction"
     """Criterion that chooses which channels go."""
-    calibration_images: int = Field(default=64, ge=1)
+    calibration_images: int = Field(default=128, ge=1)
     """Training images the refit and the criterion look at."""
 
 
@@ -143,6 +143,14 @@ class FinetuneSection(Section):
     """Let the unpruned model teach."""
     amp: bool = True
     """Mixed precision, on a GPU that does it natively."""
+    gpus_per_pick: int = Field(default=1, ge=1)
+    """GPUs of one machine that train a pick together, each with its share of the batch; without GPUs not used."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> FinetuneSection:
+        if self.batch % self.gpus_per_pick:
+            raise ValueError(f"batch must be a multiple of gpus_per_pick, got {self.batch} and {self.gpus_per_pick}")
+        return self
 
 
 class LatencySection(Section):

@@ -13,6 +13,7 @@ import click
 
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
+RECOVERIES = ("none", "bn", "refit", "refit+bn")
 
 
 class RunType(click.ParamType):

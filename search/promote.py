@@ -74,7 +74,7 @@ def promote(
     from search.sweep import start_workers
 
     failed: dict[str, str] = {}
-    settings = config.finetune.model_dump(mode="json")
+    settings = _recipe(config.finetune.model_dump(mode="json"))
     remedy = "what is done is kept: the same command goes on after the last epoch"
     with DriverLock(folder.path) as lock, published(folder.path), interruptible("fine-tuning the picks", remedy):
         todo = [pick for pick in picks if not _is_done(folder, pick.trial_id, settings)]
@@ -83,13 +83,36 @@ def promote(
             lock.describe(resources.slots)
             if not context.gpus:  # fewer picks than slots: the CPUs that would stand idle make them faster
                 context = replace(context, cpus=context.cpus * max(1, resources.slots // len(todo)))
+            tuning = _with_gpus(context, config.finetune.gpus_per_pick)
             note(f"fine-tuning {len(todo)} picks, at most {config.finetune.epochs} epochs each")
-            failed = _finetune_all(context, [pick.trial_id for pick in todo], config.finetune.epochs)
+            failed = _finetune_all(tuning, [pick.trial_id for pick in todo], config.finetune.epochs)
             ready = [pick for pick in todo if pick.trial_id not in failed]
             if ready:
                 note("measuring them beside the unpruned model")
                 _measure_all(context, ready)
     return Promotion([_row(folder, pick.trial_id) for pick in picks if pick.trial_id not in failed], failed)
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a fine-tuning's result depends on."""
+    return {name: value for name, value in settings.items() if name != "gpus_per_pick"}
+
+
+def _with_gpus(context: WorkerContext, wanted: int) -> WorkerContext:
+    """A pick's share of the machine where several GPUs train it; :class:`SearchError` where no machine has so many."""
+    if wanted == 1:
+        return context
+    if not context.gpus:
+        note(f"no GPU is used here, so finetune.gpus_per_pick={wanted} changes nothing")
+        return context
+    import ray
+
+    most = max(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+    if wanted > most:
+        raise SearchError(
+            f"finetune.gpus_per_pick is {wanted}, but no machine of the cluster has over {most} GPUs; ask for fewer"
+        )
+    return replace(context, gpus=float(wanted))
 
 
 def finetune_pick(context: WorkerContext, trial_id: str) -> None:
@@ -106,7 +129,7 @@ def _finetune(context: WorkerContext, trial_id: str) -> None:
     tools, _ = tools_of(context)
     target = context.folder.selected_dir(trial_id)
     target.mkdir(parents=True, exist_ok=True)
-    settings = context.settings["finetune"]
+    settings = _recipe(context.settings["finetune"])
     with claimed(target):
         if _tuned(target).get("settings") == settings:
             return
@@ -153,7 +176,7 @@ def _measure(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
             "after": after,
             "baseline": session,
             "chosen_as": chosen_as,
-            "settings": context.settings["finetune"],
+            "settings": _recipe(context.settings["finetune"]),
             **{name: value for name, value in _tuned(folder.selected_dir(trial_id)).items() if name != "settings"},
         }
         folder.write_selected(trial_id, content)

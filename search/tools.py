@@ -91,7 +91,9 @@ class PruningTools:
     def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
         """The full fine-tuning of ``config.finetune``."""
         section = self._config.finetune
-        return self._tune(model, folder, on_epoch, section, patience=section.patience)
+        together = self.device.startswith("cuda") and section.gpus_per_pick > 1  # the worker was given them all
+        device = ",".join(f"cuda:{number}" for number in range(section.gpus_per_pick)) if together else self.device
+        return self._tune(model, folder, on_epoch, section, patience=section.patience, device=device)
 
     def save(self, model: Any, path: Path) -> None:
         """A stock checkpoint."""
@@ -207,6 +209,7 @@ class PruningTools:
         section: TrialSection | FinetuneSection,
         patience: int,
         start: Mapping[str, float] | None = None,
+        device: str | None = None,
     ) -> Tuned:
         from pruning.finetune import FinetuneSettings, finetune
 
@@ -227,7 +230,7 @@ class PruningTools:
             self._config.data.path,
             settings,
             folder,
-            device=self.device,
+            device=device or self.device,
             gate=self._gate,
             teacher=self._bench.model if section.distill else None,
             on_epoch=on_epoch,

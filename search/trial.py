@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class TrialSettings:
     baseline_latency_ms: float
     rungs: Sequence[int] = ()
     accuracy: str = ""
+    ingredients: Mapping[str, str | bool] = field(default_factory=dict)
+    """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         state=TrialState.STOPPED if course.stopped else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
-        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures},
+        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients},
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
         seconds={name: round(value, 4) for name, value in clock.seconds.items()},

@@ -72,10 +72,17 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
     tools, gate = tools_of(context)
     recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
     judged = accuracies[0] if accuracies else ""
-    settings = TrialSettings(config.trial.epochs, recover, context.baseline_latency_ms, accuracy=judged)
+    baseline_ms, made_of = context.baseline_latency_ms, ingredients(config)
+    settings = TrialSettings(config.trial.epochs, recover, baseline_ms, accuracy=judged, ingredients=made_of)
     clock = PhaseClock(folder / "events.jsonl")
     with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
         return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder)
+
+
+def ingredients(config: RunConfig) -> dict[str, str | bool]:
+    """What a trial's network is made with, as its record says it."""
+    found: dict[str, str | bool] = {"recovery": config.recover.how, "importance": config.recover.importance}
+    return {**found, "distilled": config.trial.distill} if config.trial.epochs else found
 
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:

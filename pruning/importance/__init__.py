@@ -9,6 +9,7 @@ from __future__ import annotations
 from pruning.importance.activations import activation
 from pruning.importance.base import CRITERIA, Criterion, Evidence, score
 from pruning.importance.gradients import hessian, taylor
+from pruning.importance.reconstruction import reconstruction
 from pruning.importance.separability import propose_ratios, separability
 from pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
 
@@ -25,6 +26,7 @@ __all__ = [
     "lamp",
     "propose_ratios",
     "random",
+    "reconstruction",
     "score",
     "separability",
     "taylor",

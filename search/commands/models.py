@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import FOLDER, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RECOVERIES, emit, emit_one, format_option, trust_option
 
-RECOVERIES = ("none", "bn", "refit", "refit+bn")
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
@@ -55,7 +54,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
 @click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
-@click.option("--importance", help="Criterion that chooses the channels.  [default: taylor with --data, else l2]")
+@click.option("--importance", help="Criterion for the channels.  [default: reconstruction with --data, else l2]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
 @click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
@@ -102,7 +101,8 @@ def prune(
     from pruning.workbench import Workbench
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
-    criterion = importance or ("separability" if ratio == AUTO else "taylor" if data and not dry_run else "l2")
+    usual = "reconstruction" if data and not dry_run else "l2"
+    criterion = importance or ("separability" if ratio == AUTO else usual)
     settings: dict[str, Any] = {"importance": criterion, "round_to": round_to, "trust_checkpoint": trust_checkpoint}
     bench = Workbench(model, data, imgsz, _device(device), **settings)
     if data is not None:

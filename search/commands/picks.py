@@ -83,6 +83,8 @@ def _few(ids: Sequence[str]) -> str | None:
 @selector
 @click.option("--trial", "trials", multiple=True, metavar="ID", help="This trial; may be repeated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
+@click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: as the run]")
+@click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
 @address_option
 @format_option
 def finetune(
@@ -90,6 +92,8 @@ def finetune(
     picks: tuple[str, ...],
     trials: tuple[str, ...],
     epochs: int | None,
+    distill: bool | None,
+    gpus_per_pick: int | None,
     address: str | None,
     form: str,
     **values: Any,
@@ -98,15 +102,16 @@ def finetune(
 
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
+    from search.config import build_config, merge
     from search.preflight import existing_run
     from search.promote import choose_picks, promote
 
     if picks and trials:
         raise click.UsageError("give --pick or --trial, not both")
     folder, config = existing_run(run)
-    if epochs is not None:
-        section = config.finetune.model_copy(update={"epochs": epochs})
-        config = config.model_copy(update={"finetune": section})
+    given = {"epochs": epochs, "distill": distill, "gpus_per_pick": gpus_per_pick}
+    changed = {name: value for name, value in given.items() if value is not None}
+    config = build_config(merge(config.model_dump(mode="json"), {"finetune": changed}), "the options")
     if address is not None:
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds_of(values))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, RUN, address_option, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RECOVERIES, RUN, address_option, emit, emit_one, format_option, trust_option
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -25,6 +25,8 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
+@click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
+@click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
 @address_option
@@ -37,6 +39,8 @@ def search(
     epochs: int | None,
     imgsz: int | None,
     strategy: str | None,
+    recover: str | None,
+    distill: bool | None,
     file: Path | None,
     settings: tuple[str, ...],
     address: str | None,
@@ -52,6 +56,7 @@ def search(
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
     options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
     options |= {"model.trust_checkpoint": trust_checkpoint or None}
+    options |= {"recover.how": recover, "trial.distill": distill, "finetune.distill": distill}
     config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
 

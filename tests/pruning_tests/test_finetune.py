@@ -236,8 +236,6 @@ def test_bad_settings(change: dict[str, Any], message: str) -> None:
 def test_bad_requests(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
     with pytest.raises(PruningError, match="needs a teacher"):
         run(pruned, shapes, tmp_path, FinetuneSettings(distill=True))
-    with pytest.raises(PruningError, match="one device, but got '0,1'"):
-        run(pruned, shapes, tmp_path, device="0,1")
     with pytest.raises(PruningError, match="there is no file"):
         run(pruned, str(tmp_path / "none.yaml"), tmp_path)
     assert not (tmp_path / "trial").exists()

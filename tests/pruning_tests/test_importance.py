@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,15 @@ class TestSeparability(CriterionContract):
 
 
 @pytest.mark.parametrize("name", ["yolov10n", "yolo26n", "yolov8n-seg", "yolo11n-obb", "rtdetr-l"])
-def test_what_looks_at_the_loss_knows_every_task(name: str, tmp_path: Path) -> None:
+def test_what_looks_at_the_loss_knows_every_task(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap = importlib.import_module("pruning.importance.reconstruction")  # it reads them all; how well, others test
+    monkeypatch.setattr(cheap, "_ROUNDS", 1)
+    monkeypatch.setattr(cheap, "_LARGEST", 64)
     model = build(name)
     table = build_layer_table(model)
     data = shapes_dataset(tmp_path / "shapes", train=2, polygons=name.endswith(("seg", "obb")))
     calibration = load_calibration(str(data), model, 160 if name == "rtdetr-l" else 64, images=2)
-    for found in (score(c, Evidence(model, table, calibration)) for c in ("taylor", "hessian")):
+    for found in (score(c, Evidence(model, table, calibration)) for c in ("taylor", "hessian", "reconstruction")):
         body = np.concatenate([part for group in table.groups for part in group.parts if group.block < 5])
         assert (found[body] > 0).mean() > 0.5  # a channel behind a ReLU may be silent
 
@@ -273,6 +277,32 @@ def test_hessian_sums_half_of_fisher_times_square_over_what_surgery_removes(
         assert found[chosen] == pytest.approx(cost, rel=1e-4, abs=1e-9 * everything(rises))
 
 
+def test_reconstruction_is_the_error_that_no_refit_can_mend(
+    model: Any, table: LayerTable, calibration: Calibration
+) -> None:
+    """The channel of model.1 that goes first: its one reader's regression without it, solved anew."""
+    from pruning.importance.reconstruction import output_weights
+
+    evidence = Evidence(model, table, calibration)
+    scores, part = score("reconstruction", evidence), table.group_of["model.1"].parts[0]
+    with torch.no_grad():
+        seen = model.model[1](model.model[0](calibration.images)).permute(0, 2, 3, 1).flatten(0, 2).double()
+    moments = torch.cov(seen.T)
+    moments.diagonal().add_(1e-2 * moments.diagonal().mean())
+    scale = output_weights(evidence)["model.2.cv1.conv"].sqrt()
+    weights = (model.model[2].cv1.conv.weight[:, :, 0, 0].detach().double() * scale[:, None]).T
+    errors = []
+    for gone in range(16):
+        keep = [c for c in range(16) if c != gone]
+        best = torch.zeros_like(weights)
+        best[keep] = torch.linalg.solve(moments[keep][:, keep], (moments @ weights)[keep])
+        errors.append(float(((weights - best) * (moments @ (weights - best))).sum()))
+    place = table.convs["model.2.cv1.conv"].inputs
+    cheapest = int(np.argmin(errors))
+    assert int(part[np.argmin(scores[part])]) == int(place[cheapest])
+    assert scores[place[cheapest]] == pytest.approx(errors[cheapest], rel=0.1)  # it looks at a sample of the positions
+
+
 def everything(model: nn.Module) -> float:
     return sum(float(p.detach().double().sum()) for p in model.parameters())
 
@@ -284,4 +314,6 @@ def test_an_idle_channel_is_worth_nothing_to_what_looks_at_its_effect(calibratio
     idle = table.convs["model.1.conv"].outputs[5]
     for name in ("taylor", "hessian"):
         assert score(name, Evidence(model, table, calibration))[idle] == 0
+    scores = score("reconstruction", Evidence(model, table, calibration))
+    assert scores[idle] < 1e-6 * np.median(scores[table.convs["model.1.conv"].outputs])
     assert score("activation", Evidence(model, table, calibration))[idle] > 0

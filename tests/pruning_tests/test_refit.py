@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from pruning.layers import LayerTable, build_layer_table
 from pruning.least_squares import Moments, solve_ridge
-from pruning.refit import RefitSettings, gather_patches, recalibrate_batch_norm, record_targets, refit
+from pruning.refit import (
+    RefitSettings,
+    gather_patches,
+    images_that_fit,
+    recalibrate_batch_norm,
+    record_targets,
+    refit,
+)
 from pruning.surgery import prune, resolve
 from pruning.workbench import Workbench
 from tests.pruning_tests.masking import build
@@ -95,12 +102,20 @@ def test_patches_are_what_the_convolution_sees(kernel: int, stride: int, padding
 
 
 @pytest.mark.parametrize(
-    ("name", "reader"),
-    [("model.1", "model.2.cv1"), ("model.16", "model.18.cv1"), ("model.22.cv2.0.0", "model.22.cv2.0.1")],
+    ("family", "name", "reader"),
+    [
+        ("yolov8n", "model.1", "model.2.cv1"),
+        ("yolov8n", "model.16", "model.18.cv1"),
+        ("yolov8n", "model.22.cv2.0.0", "model.22.cv2.0.1"),
+        ("yolov8n-seg", "model.22.proto.cv1", "model.22.proto.upsample"),
+        ("yolov8n-cls", "model.9.conv", "model.9.linear"),
+    ],
 )
-def test_redundant_channels_can_be_removed_without_a_trace(images: torch.Tensor, name: str, reader: str) -> None:
+def test_redundant_channels_can_be_removed_without_a_trace(
+    images: torch.Tensor, family: str, name: str, reader: str
+) -> None:
     """The second half of a layer repeats the first: the consumers can use the first for both, and refit finds it."""
-    model = build("yolov8n")
+    model = build(family)
     conv = model.get_submodule(name)
     half = conv.conv.out_channels // 2  # type: ignore[union-attr, operator]
     with torch.no_grad():
@@ -183,3 +198,27 @@ def test_real_detector_without_a_gradient_step(assets: Path) -> None:
     before, after = (evaluate(m, data, 320, "cpu")["map50_95"] for m in (plain, recovered))
     assert before < 0.3
     assert after > 0.5
+
+
+@pytest.mark.parametrize(("memory_gb", "count"), [(100.0, 8), (1e-9, 1), (0.004, None)])
+def test_memory_bounds_the_images(model: nn.Module, images: torch.Tensor, memory_gb: float, count: int | None) -> None:
+    kept = images_that_fit(model, images, memory_gb)
+    assert len(kept) == count if count else 1 < len(kept) < 8
+    assert torch.equal(kept[0], images[0])
+    held = {number: sizes for number, sizes in block_sizes(model, images[:1]).items() if number in model.save}  # type: ignore[operator]
+    assert len(kept) * sum(held.values()) <= max(memory_gb * 1e9, sum(held.values()))
+
+
+def block_sizes(model: nn.Module, image: torch.Tensor) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    handles = [
+        block.register_forward_hook(
+            lambda _, __, out, n=n: sizes.update({n: out.nbytes} if hasattr(out, "nbytes") else {})
+        )
+        for n, block in enumerate(model.model)  # type: ignore[arg-type]
+    ]
+    with torch.no_grad():
+        model(image)
+    for handle in handles:
+        handle.remove()
+    return sizes

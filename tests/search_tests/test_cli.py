@@ -13,6 +13,8 @@ import pytest
 
 from results.run_folder import RunFolder
 from search.cli import cli, run
+from search.config import RunConfig
+from search.errors import SearchError
 from search.output import as_table
 from search.request import TrialRequest
 from search.sweep import make_state
@@ -276,3 +278,43 @@ def test_table_aligns_numbers_right_and_shows_gaps() -> None:
     text = as_table([{"name": "a", "n": 1.5, "ok": True}, {"name": "bcd", "n": None, "ok": False}])
     assert text.splitlines() == ["name    n  ok", "a     1.5  yes", "bcd     -  no"]
     assert as_table([]) == "(nothing)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recover", "trial", "finetune"),
+    [
+        ([], "refit", False, False),
+        (["--recover", "refit+bn", "--distill"], "refit+bn", True, True),
+        (["--no-distill", "--set", "finetune.distill=true"], "refit", False, True),
+    ],
+)
+def test_search_switches_reach_the_configuration(
+    arguments: list[str], recover: str, trial: bool, finetune: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search import preflight
+
+    seen: list[RunConfig] = []
+
+    def stop_here(config: RunConfig, run: Path) -> None:
+        seen.append(config)
+        raise SearchError("seen")
+
+    monkeypatch.setattr(preflight, "prepare", stop_here)
+    assert run(["search", "m.pt", "d.yaml", *arguments]) == 1
+    assert (seen[0].recover.how, seen[0].trial.distill, seen[0].finetune.distill) == (recover, trial, finetune)
+
+
+def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search import promote
+
+    seen: list[RunConfig] = []
+
+    def stop_here(folder: RunFolder, config: RunConfig, picks: object) -> None:
+        seen.append(config)
+        raise SearchError("seen")
+
+    monkeypatch.setattr(promote, "promote", stop_here)
+    assert run(["finetune", str(finished_run), "--distill", "--epochs", "7"]) == 1
+    assert (seen[0].finetune.distill, seen[0].finetune.epochs) == (True, 7)
+    assert run(["finetune", str(finished_run)]) == 1
+    assert (seen[1].finetune.distill, seen[1].finetune.epochs) == (False, 50)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from results.records import TrialRecord, TrialState
+from search.config import build_config
 from search.events import last_phase
 from search.request import TrialRequest
 from search.rungs import RungReport
 from search.trial import TrialSettings, latency_metrics, one_line, run_trial
+from search.worker import ingredients
 from tests.search_tests.fakes import FakeTools, NoGate, accuracy_of
 
 REQUEST = TrialRequest("t0001", {"model.0.c0": 0.5, "model.0.d0": 0.5}, "ladder")
@@ -65,6 +67,16 @@ def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
     assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
     assert json.loads((tmp_path / "t0001" / "plan.json").read_text())["hash"] == record.plan_hash
     assert last_phase(tmp_path / "t0001" / "events.jsonl") == "save"
+
+
+def test_record_says_what_the_network_was_made_with(tmp_path: Path) -> None:
+    settings = {"recover": {"how": "bn", "importance": "l2"}, "trial": {"epochs": 2, "distill": True}}
+    config = build_config({"model": {"path": "m.pt"}, "data": {"path": "d.yaml"}, **settings}, "test")
+    made_with = TrialSettings(1, True, 10.0, ingredients=ingredients(config))
+    record = run_trial(REQUEST, made_with, FakeTools(), NoGate(), tmp_path / "t0001")
+    read = TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text()))
+    for metrics in (record.metrics, read.metrics):
+        assert [metrics[k] for k in ("recovery", "importance", "distilled")] == ["bn", "l2", True]
 
 
 def test_without_epochs_the_refit_is_judged(tmp_path: Path) -> None:

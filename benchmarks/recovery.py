@@ -1,0 +1,271 @@
+"""What brings accuracy back after removal, and how early a trial's score tells the truth.
+
+Usage: python -m benchmarks.recovery SECTION [--minutes M] [--assets DIR] [--output benchmarks/results]
+       python -m benchmarks.recovery table
+
+Every measured cell is appended to recovery.json at once, so the same command again goes on where it was; `table` writes
+recovery.md from what is there. Sections:
+  before   mAP50-95 before any gradient step: every criterion x recovery on the same plans, 15, 30 and 45 % fewer
+           multiply-adds, yolov8n on coco/ and the blood-cell detector on bccd/ (calibrated on train, evaluated on val)
+  speed    the plans' speed-ups, paired with the unpruned network (nothing else may run meanwhile)
+  full     after full fine-tuning on bccd/
+  epochs   after 1, 3 and 10 epochs on bccd/, ours and with one ingredient changed, three seeds
+  ranks    Kendall's tau between a trial's score and the score after a full fine-tuning, 12 random plans, demo data
+  cost     seconds of a refit beside those of one fine-tuning epoch
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.recovery_material import ARMS, LESS, Subject, tune
+from benchmarks.recovery_store import Store, Task, work
+from benchmarks.recovery_table import markdown
+from cluster.environment import describe_environment
+from pruning.importance import CRITERIA
+from pruning.latency import measure_pair
+from pruning.workbench import RECOVERIES
+
+CRITERIA_ORDER = ("taylor", "l2", "random", "hessian", "activation", "l1", "bn", "fpgm", "lamp", "separability")
+SEEDS = (0, 1, 2)
+EPOCHS = (1, 3, 10)
+FULL_EPOCHS = 30
+RANK_PLANS, RANK_FULL_EPOCHS, RANK_EPOCHS = 12, 20, (0, 1, 3)
+RANK_SHARES = (0.45, 0.55)  # of the multiply-adds that stay in a random plan
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("section", choices=[*SECTIONS, "table"])
+    parser.add_argument("--minutes", type=float, default=600, help="no new cell is begun after these")
+    parser.add_argument("--assets", type=Path, default=Path(os.environ.get("PARETOPRUNE_ASSETS", "../shared/assets")))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    store = Store(options.output / "recovery.json")
+    if options.section != "table":
+        torch.set_num_threads(options.threads)
+        store.content["environment"] = describe_environment()
+        with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
+            done = work(store, SECTIONS[options.section](options.assets, Path(scratch)), options.minutes, say)
+        say("all cells are there" if done else "the time is up; the same command goes on")
+    text = markdown(store)
+    (options.output / "recovery.md").write_text(text, encoding="utf-8")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def subjects(assets: Path) -> Iterator[Subject]:
+    yield Subject("coco", str(assets / "weights" / "yolov8n.pt"), str(assets / "coco" / "data.yaml"), 320)
+    yield blood_cells(assets)
+
+
+def blood_cells(assets: Path) -> Subject:
+    return Subject("bccd", str(assets / "weights" / "bccd_yolov8n.pt"), str(assets / "bccd" / "data.yaml"), 320)
+
+
+def demo(scratch: Path) -> Subject:
+    from pruning.builtin import BASELINE
+    from pruning.builtin.dataset import build_dataset
+
+    return Subject("demo", str(BASELINE), str(build_dataset(scratch / "demo")), 160)
+
+
+# -- before any gradient step ----------------------------------------------------------------------------------------
+
+
+def before(assets: Path, scratch: Path) -> Iterator[Task]:
+    order = sorted(CRITERIA, key=_rank)
+    for subject in subjects_kept(assets):
+        yield Task(({"section": "before", "model": subject.name, "plan": "unpruned"},), partial(_unpruned, subject))
+    for criterion in order:
+        for subject in subjects_kept(assets):
+            for kind in ("uniform", "sensitivity"):
+                for less in LESS:
+                    yield _before(subject, kind, less, criterion)
+
+
+_KEPT: dict[Path, list[Subject]] = {}
+
+
+def subjects_kept(assets: Path) -> list[Subject]:
+    """The subjects with what was computed for earlier cells."""
+    return _KEPT.setdefault(assets, list(subjects(assets)))
+
+
+def _rank(criterion: str) -> int:
+    return CRITERIA_ORDER.index(criterion) if criterion in CRITERIA_ORDER else -1
+
+
+def _unpruned(subject: Subject) -> Iterator[dict[str, Any]]:
+    yield {"map50_95": subject.map50_95(subject.bench.model)}
+
+
+def _before(subject: Subject, kind: str, less: int, criterion: str) -> Task:
+    names = tuple(
+        {"section": "before", "model": subject.name, "plan": f"{kind} {less} %", "criterion": criterion, "recovery": h}
+        for h in RECOVERIES
+    )
+
+    def make() -> Iterator[dict[str, Any]]:
+        widths = subject.uniform(less) if kind == "uniform" else subject.by_sensitivity(less)
+        share = round(subject.share(widths), 4)
+        for how in RECOVERIES:
+            yield {"macs_share": share, "map50_95": subject.map50_95(subject.recovered(widths, criterion, how))}
+
+    return Task(names, make)
+
+
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+
+def speed(assets: Path, scratch: Path) -> Iterator[Task]:
+    for subject in subjects_kept(assets):
+        for kind in ("sensitivity", "uniform"):
+            for less in LESS:
+                name = {"section": "speed", "model": subject.name, "plan": f"{kind} {less} %"}
+                yield Task((name,), partial(_speed, subject, kind, less))
+
+
+def _speed(subject: Subject, kind: str, less: int) -> Iterator[dict[str, Any]]:
+    widths = subject.uniform(less) if kind == "uniform" else subject.by_sensitivity(less)
+    yield timed(subject, widths)
+
+
+def timed(subject: Subject, widths: dict[int, int]) -> dict[str, Any]:
+    """Paired speed-up of these widths, batch 1."""
+    network, _ = subject.pruned(widths, "l2")  # which channels does not matter to time
+    found = measure_pair(network, subject.bench.model, subject.imgsz, threads=1, max_seconds=12)
+    return {
+        "macs_share": round(subject.share(widths), 4),
+        "params_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 3),
+        "speedup": round(found.speedup, 3),
+        "speedup_ci95": [round(v, 3) for v in found.speedup_ci95],
+    }
+
+
+# -- after fine-tuning -----------------------------------------------------------------------------------------------
+
+
+def epochs(assets: Path, scratch: Path) -> Iterator[Task]:
+    subject = subjects_kept(assets)[1]
+    for count in EPOCHS:
+        for seed in SEEDS:
+            for arm in ARMS:
+                for start in ("recovered", "plain removal") if arm == "Ultralytics' defaults" else ("recovered",):
+                    name = {"section": "epochs", "arm": arm, "start": start, "epochs": count, "seed": seed}
+                    yield Task((name,), partial(_epochs, subject, name, scratch))
+
+
+def _epochs(subject: Subject, name: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
+    widths = subject.by_sensitivity(30)
+    plain = name["start"] == "plain removal"
+    start = subject.recovered(widths, "l2" if plain else "", "none" if plain else "refit")
+    yield {
+        "start_map50_95": subject.map50_95(start),
+        **tune(subject, start, name["epochs"], name["seed"], name["arm"], scratch / "tune"),
+    }
+
+
+def full(assets: Path, scratch: Path) -> Iterator[Task]:
+    subject = subjects_kept(assets)[1]
+    for less in (45, 30):
+        for start in ("recovered", "after 3 epochs"):
+            name = {"section": "full", "plan": f"sensitivity {less} %", "start": start, "epochs": FULL_EPOCHS}
+            yield Task((name,), partial(_full, subject, less, start, scratch))
+
+
+def _full(subject: Subject, less: int, start: str, scratch: Path) -> Iterator[dict[str, Any]]:
+    from pruning.finetune import FinetuneSettings, finetune
+
+    network = subject.recovered(subject.by_sensitivity(less))
+    begin = subject.map50_95(network)
+    if start != "recovered":
+        short = FinetuneSettings(epochs=3, imgsz=subject.imgsz, workers=0)
+        network = finetune(network, subject.data, short, scratch / "short").model
+    yield {"start_map50_95": begin, **tune(subject, network, FULL_EPOCHS, 0, "ours", scratch / "tune")}
+
+
+# -- does a short trial tell the truth? ------------------------------------------------------------------------------
+
+
+def ranks(assets: Path, scratch: Path) -> Iterator[Task]:
+    subject = demo(scratch)
+    kinds = [(way, count) for way in ("plain", "ours") for count in RANK_EPOCHS]
+    for way, count in [*kinds, ("full", RANK_FULL_EPOCHS)]:
+        for plan in range(RANK_PLANS):
+            name = {"section": "ranks", "plan": plan, "way": way, "epochs": count}
+            yield Task((name,), partial(_ranks, subject, name, scratch))
+
+
+def _ranks(subject: Subject, name: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
+    widths = random_widths(subject, name["plan"])
+    plain = name["way"] == "plain"
+    start = subject.recovered(widths, "l2" if plain else "", "none" if plain else "refit")
+    begin = {"macs_share": round(subject.share(widths), 4), "start_map50_95": subject.map50_95(start)}
+    if not name["epochs"]:
+        yield {**begin, "map50_95": begin["start_map50_95"]}
+    else:
+        arm = "Ultralytics' defaults" if plain else "ours"
+        yield {**begin, **tune(subject, start, name["epochs"], 0, arm, scratch / "tune")}
+
+
+def random_widths(subject: Subject, number: int) -> dict[int, int]:
+    """Random widths by group id whose multiply-adds lie in `RANK_SHARES`; drawn anew until they do."""
+    groups, rng = subject.bench.table.groups, np.random.default_rng(number)
+    while True:
+        drawn = {g.id: g.widths(8)[int(len(g.widths(8)) * rng.random() ** 2)] for g in groups}  # the wide ones oftener
+        widths = {g: w for g, w in drawn.items() if w < groups[g].channels}
+        if RANK_SHARES[0] <= subject.share(widths) <= RANK_SHARES[1]:
+            return widths
+
+
+# -- cost ------------------------------------------------------------------------------------------------------------
+
+
+def cost(assets: Path, scratch: Path) -> Iterator[Task]:
+    subject = subjects_kept(assets)[1]
+    for less in LESS:
+        yield Task(({"section": "cost", "plan": f"sensitivity {less} %"},), partial(_cost, subject, less, scratch))
+
+
+def _cost(subject: Subject, less: int, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Seconds of one refit (targets and calibration images are there: they are made once a worker) and one epoch."""
+    import time
+
+    from pruning.finetune import FinetuneSettings, finetune
+
+    widths = subject.by_sensitivity(less)
+    network, plan = subject.pruned(widths, subject.bench.importance)
+    _ = subject.bench.targets
+    begin = time.monotonic()
+    subject.bench.recover(network, plan, "refit")
+    refit_seconds = time.monotonic() - begin
+    row = finetune(
+        network, subject.data, FinetuneSettings(epochs=1, imgsz=subject.imgsz, workers=0), scratch / "cost"
+    ).history[0]
+    yield {"refit_seconds": round(refit_seconds, 1), "epoch_seconds": round(row["seconds"], 1)}
+
+
+SECTIONS: dict[str, Callable[[Path, Path], Iterable[Task]]] = {
+    "before": before,
+    "speed": speed,
+    "full": full,
+    "epochs": epochs,
+    "ranks": ranks,
+    "cost": cost,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What the recovery benchmark measures: a trained detector with its data, its plans, and ways to fine-tune."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from torch import nn
+
+from pruning.allocation import share_of_macs
+from pruning.checkpoints import plain_copy
+from pruning.evaluation import Evaluator
+from pruning.finetune import FinetuneSettings, finetune
+from pruning.importance import CRITERIA, Evidence, score
+from pruning.plan import Plan
+from pruning.quiet import preserved_random_state, quiet_ultralytics
+from pruning.surgery import prune, resolve
+from pruning.workbench import Workbench
+
+LESS = (15, 30, 45)  # per cent of the multiply-adds that a plan removes
+
+
+@dataclass
+class Subject:
+    """A checkpoint, its data and everything that is made of them once. Networks are on the CPU."""
+
+    name: str
+    checkpoint: str
+    data: str
+    imgsz: int
+
+    @cached_property
+    def bench(self) -> Workbench:
+        return Workbench(self.checkpoint, self.data, self.imgsz)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.data, self.imgsz, "cpu", workers=0)
+
+    def map50_95(self, model: nn.Module) -> float:
+        return round(self.evaluator.run(model)["map50_95"], 4)
+
+    def uniform(self, less: int) -> dict[int, int]:
+        """Widths by group id: one ratio for all layers, the one whose multiply-adds come nearest to `less` % fewer."""
+        shares = {}
+        for ratio in np.arange(0.01, 0.8, 0.005):
+            widths = resolve(self.bench.table, {"*": float(ratio)}, self.bench.round_to)
+            shares[abs(self.share(widths) - 1 + less / 100)] = widths
+        return shares[min(shares)]
+
+    def by_sensitivity(self, less: int) -> dict[int, int]:
+        """Widths by group id: what the product's allocation takes for `less` % fewer multiply-adds."""
+        ratios = self.bench.allocated(1 - less / 100)
+        assert ratios is not None, f"{less} % fewer multiply-adds are out of reach"
+        return resolve(self.bench.table, ratios, self.bench.round_to)
+
+    def share(self, widths: Mapping[int, int]) -> float:
+        """Multiply-adds under these widths over the unpruned network's."""
+        return share_of_macs(self.bench.table, self.bench.conv_costs, widths)
+
+    def scores(self, criterion: str, widths: Mapping[int, int]) -> np.ndarray:
+        """The criterion's scores for the plan, shape (class_count,)."""
+        kept: dict[str, np.ndarray] = self.__dict__.setdefault("_scores", {})
+        if criterion not in kept or CRITERIA[criterion].by_width:
+            bench = self.bench
+            evidence = Evidence(bench.model, bench.table, bench.calibration, bench.seed, bench.device)
+            kept[criterion] = score(criterion, replace(evidence, widths=dict(widths)))
+        return kept[criterion]
+
+    def pruned(self, widths: Mapping[int, int], criterion: str) -> tuple[nn.Module, Plan]:
+        return prune(self.bench.model, self.bench.table, widths, self.scores(criterion, widths))
+
+    def recovered(self, widths: Mapping[int, int], criterion: str = "", how: str = "refit") -> nn.Module:
+        """The pruned network after a recovery without gradients."""
+        model, plan = self.pruned(widths, criterion or self.bench.importance)
+        self.bench.recover(model, plan, how)
+        return model
+
+
+# -- fine-tuning -----------------------------------------------------------------------------------------------------
+
+ARMS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "with distillation": {"distill": True},
+    "with mosaic": {"mosaic": True},
+    "without warm-up": {"patches": {"rate_factor": "no_rise"}},
+    "without averaging": {"patches": {"averaging": "no_average"}},
+    "learning rate 5e-4": {"lr": 5e-4},
+    "learning rate 2e-5": {"lr": 2e-5},
+    "Ultralytics' defaults": {"stock": True},
+}
+"""What is changed in each arm against ours. Mixed precision is left out: the CPU does not have it."""
+
+
+def tune(subject: Subject, start: nn.Module, epochs: int, seed: int, arm: str, folder: Path) -> dict[str, Any]:
+    """Fine-tune a copy of `start` and say what the best and the last epoch scored, the start not counted."""
+    what = dict(ARMS[arm])
+    if what.pop("stock", False):
+        course, seconds = stock_course(subject, start, epochs, seed, folder)
+        return {"map50_95": max(course), "last": course[-1], "tune_seconds": seconds}
+    patches = what.pop("patches", {})
+    settings = FinetuneSettings(epochs=epochs, imgsz=subject.imgsz, seed=seed, workers=0, **what)
+    teacher = subject.bench.model if settings.distill else None
+    with contextlib.ExitStack() as stack:
+        for name, replacement in patches.items():
+            stack.enter_context(mock.patch(f"pruning.finetune_trainer.{name}", _REPLACED[replacement]))
+        result = finetune(start, subject.data, settings, folder, teacher=teacher)
+    course = [row["map50_95"] for row in result.history]
+    best = max(course)
+    return {
+        "map50_95": round(result.metrics["map50_95"], 4),
+        "epochs_alone": round(best, 4),
+        "last": round(course[-1], 4),
+        "tune_seconds": round(result.seconds, 1),
+    }
+
+
+def _no_rise(step: int, steps: int, final: float = 0.05) -> float:
+    return final + (1 - final) * (1 + float(np.cos(np.pi * min(1.0, step / max(1, steps - 1))))) / 2
+
+
+def _no_average(steps: int) -> tuple[float, float]:
+    return 0.0, 1.0
+
+
+_REPLACED = {"no_rise": _no_rise, "no_average": _no_average}
+
+
+def stock_course(subject: Subject, start: nn.Module, epochs: int, seed: int, folder: Path) -> tuple[list[float], float]:
+    """mAP50-95 after each epoch of `YOLO.train` with its defaults, kept from bringing the unpruned network back."""
+    import time
+
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    course: list[float] = []
+
+    def look(trainer: Any) -> None:
+        course.append(subject.map50_95(plain_copy(trainer.ema.ema)))
+
+    begin = time.monotonic()
+    with quiet_ultralytics(folder / "train.log"), preserved_random_state(), _no_files(DetectionTrainer):
+        overrides = {"model": "pruned.pt", "data": subject.data, "epochs": epochs, "imgsz": subject.imgsz, "seed": seed}
+        silent = {"save_dir": str(folder), "workers": 0, "plots": False, "verbose": False, "val": False}
+        trainer = DetectionTrainer(overrides={**overrides, **silent, "device": "cpu", "exist_ok": True})
+        trainer.model = plain_copy(start)  # a module: `setup_model` leaves it as it is
+        trainer.add_callback("on_train_epoch_end", look)
+        trainer.train()
+    return course, round(time.monotonic() - begin, 1)
+
+
+@contextlib.contextmanager
+def _no_files(trainer: type[Any]) -> Iterator[None]:
+    """Neither checkpoints nor a last validation from them: the course is looked at epoch by epoch."""
+    with contextlib.ExitStack() as stack:
+        for name in ("save_model", "final_eval"):
+            stack.enter_context(mock.patch.object(trainer, name, return_value=None))
+        stack.enter_context(mock.patch.object(trainer, "validate", return_value=({}, 0.0)))
+        yield

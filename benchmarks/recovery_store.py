@@ -1,0 +1,80 @@
+"""Cells of a long measurement, each written as soon as it is measured, so that a run can be cut off and taken up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.surgery import commit
+from results.atomic import write_json
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work: `make` gives the values of the cells that `names` identify, one by one.
+
+    Attributes:
+        names: what identifies each cell, in the order `make` gives their values.
+    """
+
+    names: tuple[dict[str, Any], ...]
+    make: Callable[[], Iterable[dict[str, Any]]]
+
+
+class Store:
+    """The cells of `path` (JSON), loaded and rewritten whole after each new one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.content: dict[str, Any] = {"environment": {}, "notes": [], "cells": [], **content}
+
+    @property
+    def cells(self) -> list[Cell]:
+        found: list[Cell] = self.content["cells"]
+        return found
+
+    def find(self, **wanted: Any) -> Iterator[Cell]:
+        """Cells whose values equal all of `wanted`."""
+        return (c for c in self.cells if all(c.get(k) == v for k, v in wanted.items()))
+
+    def value(self, name: str, **wanted: Any) -> Any:
+        """`name` of the first such cell, None where there is none."""
+        return next((c.get(name) for c in self.find(**wanted)), None)
+
+    def has(self, name: dict[str, Any]) -> bool:
+        return next(self.find(**name), None) is not None
+
+    def add(self, cell: Cell) -> None:
+        self.cells.append({**cell, "date": date.today().isoformat(), "commit": commit()})
+        self.save()
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.content)
+
+
+def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str], None] = print) -> bool:
+    """Do the tasks whose cells are missing until the time is up; True when all are there.
+
+    A task under way is finished: it is the unit of work, of minutes at most.
+    """
+    end = time.monotonic() + 60 * minutes
+    for task in tasks:
+        if all(store.has(name) for name in task.names):
+            continue
+        if time.monotonic() > end:
+            return False
+        begin = time.monotonic()
+        for name, values in zip(task.names, task.make(), strict=True):
+            if not store.has(name):
+                store.add({**name, **values})
+            say(f"{time.monotonic() - begin:6.1f} s  {name} {values}")
+    return True

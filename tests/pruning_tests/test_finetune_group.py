@@ -1,0 +1,99 @@
+"""One fine-tuning on several devices, here two processes on the CPU: pruned in each, and the same as one alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.errors import PruningError
+from pruning.finetune import FinetuneSettings, finetune
+from pruning.finetune_group import split_devices
+from tests.pruning_tests.recovery_material import (
+    fresh_yolov8n,
+    halve_bottlenecks,
+    shapes_dataset,
+    weights,
+    widths,
+)
+
+STILL = dict.fromkeys("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr".split(), 0.0)
+
+
+@pytest.fixture
+def pruned() -> nn.Module:
+    return halve_bottlenecks(fresh_yolov8n())
+
+
+def one_image_many_times(root: Path) -> str:
+    """Eight times the same image: whatever two processes are given, together they see what one alone would."""
+    data = shapes_dataset(root, train=1, val=1, size=64)
+    for folder, suffix in (("images", "png"), ("labels", "txt")):
+        for copy in range(1, 8):
+            shutil.copyfile(root / folder / "train" / f"0.{suffix}", root / folder / "train" / f"{copy}.{suffix}")
+    return str(data)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_doubled_batch(pruned: nn.Module, tmp_path: Path) -> None:
+    data = one_image_many_times(tmp_path / "data")
+    pruned.args = STILL  # type: ignore[assignment]
+    settings = FinetuneSettings(epochs=2, imgsz=64, batch=4, lr=1e-4)
+    heard: list[int] = []
+
+    def listen(epoch: int, metrics: dict[str, float]) -> bool:
+        heard.append(epoch)
+        assert "map50_95" in metrics
+        return False
+
+    alone = finetune(pruned, data, settings, tmp_path / "alone")
+    together = finetune(pruned, data, settings, tmp_path / "together", device="cpu,cpu", on_epoch=listen)
+    assert heard == [1, 2]
+    assert widths(together.model) == widths(pruned)
+    assert (together.epochs, together.lr) == (alone.epochs, alone.lr)
+    for name in ("train/box_loss", "train/cls_loss", "train/dfl_loss"):  # a process's own, times the images it saw
+        expected = [row[name] / 2 for row in alone.history]
+        assert [row[name] for row in together.history] == pytest.approx(expected, rel=1e-3)
+    assert not any(p.suffix == ".pt" for p in (tmp_path / "together").rglob("*"))
+
+
+@pytest.mark.slow
+def test_every_process_trains_the_pruned_network_and_stops_when_told(pruned: nn.Module, tmp_path: Path) -> None:
+    """Had one rebuilt the unpruned network, the exchange of gradients would not fit; both logs say what was trained."""
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    before = weights(pruned)
+    settings = FinetuneSettings(epochs=5, imgsz=64, batch=4)
+    result = finetune(pruned, data, settings, tmp_path / "tune", device="cpu,cpu", on_epoch=lambda epoch, _: epoch == 1)
+    assert result.epochs == 1
+    logs = [(tmp_path / "tune" / name).read_text() for name in ("train.log", "train.rank1.log")]
+    assert all("Transferred" not in log and "10 steps" in log for log in logs)
+    assert widths(result.model) == widths(pruned)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(pruned).items())
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_all_with_its_own_line(pruned: nn.Module, tmp_path: Path) -> None:
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    with torch.no_grad():
+        next(iter(pruned.parameters())).fill_(torch.nan)
+    with pytest.raises(PruningError, match=r"must (be|stay) finite") as caught:
+        finetune(pruned, data, FinetuneSettings(epochs=1, imgsz=64, batch=4), tmp_path / "tune", device="cpu,cpu")
+    assert "\n" not in str(caught.value)
+    ours = str(os.getpid())
+    children = Path(f"/proc/{ours}/task/{ours}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children if Path(f"/proc/{child}").exists()]
+    assert not any(b"finetune_rank" in command for command in commands)
+
+
+def test_bad_devices(pruned: nn.Module, tmp_path: Path) -> None:
+    assert split_devices("cpu, cpu") == ("cpu", "cpu")
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    with pytest.raises(PruningError, match="batch must be a multiple of the 2 devices, but got 5"):
+        finetune(pruned, data, FinetuneSettings(epochs=1, imgsz=64, batch=5), tmp_path / "tune", device="cpu,cpu")
+    if torch.cuda.device_count() < 2:
+        with pytest.raises(PruningError, match="is not there"):
+            finetune(pruned, data, FinetuneSettings(epochs=1, imgsz=64), tmp_path / "tune", device="cuda:0,cuda:1")
