@@ -24,7 +24,7 @@ def markdown(store: Store) -> str:
         "every cell with its date and commit is in recovery.json. An empty cell is not measured.",
         "",
     ]
-    for section in (_speed, _before, _full, _epochs, _ranks, _cost):
+    for section in (_speed, _aimed, _before, _full, _epochs, _ranks, _cost):
         lines += section(store)
     if store.content["notes"]:
         lines += ["## What was tried and did not win", "", *(f"- {note}" for note in store.content["notes"]), ""]
@@ -52,6 +52,18 @@ def _speed(store: Store) -> list[str]:
 
 def _interval(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+
+
+def _aimed(store: Store) -> list[str]:
+    rows = []
+    for c in store.find(section="before"):
+        if c["plan"].startswith("aimed"):
+            speed = store.value("speedup", section="speed", model=c["model"], plan=c["plan"])
+            unpruned = store.value("map50_95", section="before", model=c["model"], plan="unpruned")
+            rows.append((c["model"], c["plan"].removeprefix("aimed "), speed, unpruned, c["map50_95"]))
+    head = ("model", "fewer multiply-adds", "speed-up", "unpruned", "after removal and refit")
+    text = "The product's defaults, widths by sensitivity, no gradient step."
+    return ["## At the aimed sizes, before any gradient step", "", text, "", *table(head, rows)] if rows else []
 
 
 def _before(store: Store) -> list[str]:
