@@ -229,3 +229,5 @@ def wait_for(met: object, seconds: float = 400) -> None:
     while not met():  # type: ignore[operator]
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.3)
+
+
