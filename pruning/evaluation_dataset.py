@@ -130,9 +130,47 @@ def label_folder(image: Path) -> Path:
     return Path(img2label_paths([str(image)])[0]).parent
 
 
+def class_counts(data: str | Path, model: nn.Module) -> tuple[int, int]:
+    """(classes of `model`, classes of `data`). Raises PruningError for a dataset that cannot be read."""
+    task = task_of(model)
+    path = dataset_file(data, task)
+    if task == "classify":
+        return _classes_of(model), sum(place.is_dir() for place in (path / "train").iterdir())
+    return _classes_of(model), int(read_dataset(path)["nc"])
+
+
+def has_split(data: str | Path, split: str, task: str = "detect") -> bool:
+    """Whether the dataset names images for `split` ("test") and they are there."""
+    path = dataset_file(data, task)
+    places = (
+        (path / split if (path / split).is_dir() else None) if task == "classify" else read_dataset(path).get(split)
+    )
+    if not places:
+        return False
+    return all(first_image(Path(place)) for place in (places if isinstance(places, list) else [places]))
+
+
+def image_files(data: str | Path, split: str, most: int) -> list[Path]:
+    """The first images of a split, at most so many; [] where there are none. Not for classifiers' folders."""
+    from ultralytics.data.utils import IMG_FORMATS
+
+    places = read_dataset(dataset_file(data)).get(split) or []
+    found: list[Path] = []
+    for place in places if isinstance(places, list) else [places]:
+        first = first_image(Path(place))
+        folder = sorted(first.parent.iterdir()) if first else []
+        found += [path for path in folder if path.suffix[1:].lower() in IMG_FORMATS]
+    return found[:most]
+
+
+def _classes_of(model: nn.Module) -> int:
+    head: Any = list(model.model)[-1]  # type: ignore[arg-type]
+    return int(getattr(head, "nc", len(getattr(model, "names", ()))))
+
+
 def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
     head: Any = list(model.model)[-1]  # type: ignore[arg-type]
-    has, got = int(getattr(head, "nc", len(getattr(model, "names", ())))), int(content["nc"])
+    has, got = _classes_of(model), int(content["nc"])
     if has != got:
         raise PruningError(
             f"the dataset's classes must be the model's, but '{path}' has {got} and the model {has}: "

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning.errors import PruningError
-from pruning.models import checked_file
+from pruning.models import checked_file, load_model
 from pruning.quiet import quiet_ultralytics
 
 
-def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu", trust: bool = False) -> Path:
+def export_model(
+    path: str | Path, target: str, imgsz: int | None = None, device: str = "cpu", trust: bool = False
+) -> Path:
     """Write the checkpoint at `path` in the format `target` ("onnx", "openvino", "engine" ...) beside it.
 
-    ``trust`` as in `load_model`. Raises PruningError for an unknown format, and where the packages that the format
-    needs are not installed (nothing is installed by itself).
+    imgsz None: the size that the checkpoint was trained at. ``trust`` as in `load_model`. Raises PruningError for an
+    unknown format, and where the packages that the format needs are not installed (nothing is installed by itself).
     """
     from ultralytics import YOLO
     from ultralytics.engine.exporter import export_formats
@@ -24,7 +26,9 @@ def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu",
     found = checked_file(path, trust)
     with quiet_ultralytics():
         try:
-            written = YOLO(str(found)).export(format=target, imgsz=imgsz, device=device, verbose=False)
+            written = YOLO(str(found)).export(
+                format=target, imgsz=imgsz or trained_size(found, trust), device=device, verbose=False
+            )
         except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
             line = " ".join(str(error).split())[:200]
             raise PruningError(
@@ -32,3 +36,11 @@ def export_model(path: str | Path, target: str, imgsz: int, device: str = "cpu",
                 "install what the format needs, then try again"
             ) from error
     return Path(str(written))
+
+
+def trained_size(path: str | Path, trust: bool = False) -> int:
+    """The side of the images, pixels, that a checkpoint was trained at; 640 where it does not say."""
+    args = getattr(load_model(path, trust), "args", None) or {}
+    size = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
+    size = size[0] if isinstance(size, (list, tuple)) else size
+    return int(size) if size else 640

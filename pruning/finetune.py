@@ -243,13 +243,19 @@ def inherited_arguments(model: nn.Module) -> dict[str, Any]:
     return {name: known[name] for name in _INHERITED if known.get(name) is not None}
 
 
+def precision(settings: FinetuneSettings, device: str, model: nn.Module) -> str | bool:
+    """Ultralytics' `amp`: "bf16" where the settings, the model and the GPU allow it natively, else False.
+
+    fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads.
+    """
+    on_gpu = torch_device(device).type == "cuda"
+    wanted = settings.amp and on_gpu and kind_of(model) != "rtdetr"  # RT-DETR's matching of boxes does not bear it
+    return "bf16" if wanted and torch.cuda.is_bf16_supported(including_emulation=False) else False
+
+
 def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
     """Ultralytics' training arguments. What is not named keeps its default."""
     mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
-    on_gpu = torch_device(device).type == "cuda"
-    # fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads
-    wanted = settings.amp and on_gpu and kind_of(job.model) != "rtdetr"  # RT-DETR's matching of boxes does not bear it
-    amp = "bf16" if wanted and torch.cuda.is_bf16_supported(including_emulation=False) else False
     return {
         **inherited_arguments(job.model),
         "model": "pruned.pt",  # a name only: the network is already there
@@ -270,7 +276,7 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
         "warmup_epochs": 0.0,  # `rate_factor` rises instead, for biases like for all others
         "mosaic": 1.0 if mosaic else 0.0,
         "close_mosaic": settings.epochs - mosaic if mosaic else 0,
-        "amp": amp,
+        "amp": precision(settings, device, job.model),
         "plots": False,
         "save": True,  # of the state between epochs
         "verbose": False,

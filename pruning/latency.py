@@ -217,6 +217,13 @@ def _check_bounds(imgsz: int, batch: int, threads: int | None, max_seconds: floa
 
 
 @contextmanager
+def timing_conditions(threads: int | None) -> Iterator[None]:
+    """torch on `threads` CPU threads (None: as it is) and no garbage collection; both put back afterwards."""
+    with _torch_threads(threads), _no_garbage_collection():
+        yield
+
+
+@contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)

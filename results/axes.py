@@ -21,7 +21,7 @@ class PlaneAxes:
 
 def plane_axes(figure: FrontFigure) -> PlaneAxes:
     """Ranges that hold every point with a margin; accuracy never below 0 by more than the margin."""
-    points = [figure.baseline, *figure.front, *figure.dominated, *figure.apart]
+    points = [figure.baseline, *figure.front, *figure.dominated, *figure.apart, *figure.natives]
     points += [move.after for move in figure.picks if move.after]
     latencies = [item.latency_ms for item in points]
     accuracies = [item.accuracy for item in points]

@@ -10,12 +10,14 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from results import palette, wording
 from results.atomic import write_bytes
 from results.axes import label_levels, plane_axes
 from results.figures import FrontFigure, HypervolumeCurve, Point, TimeFigure
+from results.sensitivity import SensitivityFigure
 from results.widths import WidthsFigure
 
 _STYLE: Any = {
@@ -37,9 +39,12 @@ _STYLE: Any = {
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return write_bytes(path, buffer.getvalue())
+    """As `path` (PNG) and as SVG beside it; the SVG comes last, since printing it leaves 72 dpi behind."""
+    for suffix, print_to in ((".png", FigureCanvasAgg(figure).print_png), (".svg", FigureCanvasSVG(figure).print_svg)):
+        buffer = io.BytesIO()
+        print_to(buffer)
+        write_bytes(path.with_suffix(suffix), buffer.getvalue())
+    return path
 
 
 def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Path:
@@ -50,6 +55,11 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
         _scatter_cloud(axes, figure)
         _scatter_front(axes, figure)
         _scatter_picks(axes, figure)
+        if figure.natives:
+            x, y = _columns(figure.natives)
+            axes.scatter(
+                x, y, s=64, marker="s", color=palette.NATIVE, edgecolor="white", zorder=6, label="Native model"
+            )
         base = figure.baseline
         axes.scatter(
             base.latency_ms, base.accuracy, s=70, marker="D", color=palette.BASELINE, zorder=6, label="Baseline"
@@ -154,6 +164,22 @@ def _draw_blocks(axes: Axes, figure: WidthsFigure) -> None:
     axes.margins(x=0.01, y=0.12)
     axes.set_title(f"{figure.trial_id[:40]}: {figure.kept:.0%} of the channels kept", loc="left", fontsize=10)
     axes.legend(loc="upper left", fontsize=8, ncols=2)
+
+
+def draw_sensitivity(figure: SensitivityFigure, path: Path) -> Path:
+    """The share of each block's channels that stays, for less and less work, as PNG."""
+    with rc_context(_STYLE):
+        canvas = Figure(figsize=(8, 0.9 + 0.24 * len(figure.work_kept)), dpi=200, layout="constrained")
+        axes = canvas.add_subplot()
+        percent = [[100 * share for share in row] for row in figure.channels_kept]
+        image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(len(figure.blocks)), [str(block) for block in figure.blocks], fontsize=8)
+        labels = [f"{keep:.0%}" for keep in figure.work_kept]
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.grid(visible=False)
+        axes.set(xlabel="Block of the network", ylabel="Multiply-adds kept")
+        canvas.colorbar(image, ax=axes, label="Channels kept, %")
+        return _save(canvas, path)
 
 
 def draw_hypervolume(curve: HypervolumeCurve, path: Path) -> Path:

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from results import wording
 from results.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
 from results.frames import speedup_interval
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from results.pareto import hypervolume, non_dominated
 from results.records import TrialRecord, TrialState
-from results.run_folder import Selected
+from results.run_folder import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
+
+MOST_DOMINATED = 2000
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class FrontFigure:
     """The accuracy/latency plane of one run.
 
     front: members of the front over `objectives`. line: the staircase (latency_ms, accuracy) they attain on this plane.
-    dominated: completed trials of the same fidelity. apart: stopped trials and those of another fidelity, which do not
-    compete.
+    dominated: completed trials of the same fidelity, at most MOST_DOMINATED of them (a browser draws no more in good
+    time); left_out: how many more there are. apart: stopped trials and those of another fidelity, which do not compete.
+    natives: smaller stock models that were given a pick's budget and measured in the same session.
     """
 
     baseline: Point
@@ -68,6 +72,8 @@ class FrontFigure:
     picks: tuple[PickMove, ...]
     fidelity: str
     objectives: tuple[str, ...]
+    natives: tuple[Point, ...] = ()
+    left_out: int = 0
 
 
 def point(
@@ -103,6 +109,7 @@ def front_figure(
     picks: Sequence[Pick],
     selected: Sequence[Selected],
     objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    natives: Sequence[Native] = (),
 ) -> FrontFigure:
     """Sort every record into front, dominated and apart; join the picks with their full fine-tuning."""
     base_ms = float(baseline["metrics"]["latency_ms"])
@@ -112,19 +119,34 @@ def front_figure(
     members = {record.trial_id for record in front(records, objectives)}
     competing = {record.trial_id for record in comparable(records)}
     shown = [item for item in points.values() if item]
+    dominated = [item for item in shown if item.name in competing - members]
     on_front = sorted((item for item in shown if item.name in members), key=lambda item: item.latency_ms)
     bend = knee(records, objectives)
     return FrontFigure(
         baseline=start,
         front=tuple(on_front),
-        dominated=tuple(item for item in shown if item.name in competing - members),
-        apart=tuple(item for item in shown if item.name not in competing),
+        dominated=thinned(dominated, MOST_DOMINATED),
+        apart=thinned([item for item in shown if item.name not in competing], MOST_DOMINATED),
         line=_staircase(on_front),
         knee=points[bend.trial_id] if bend else None,
         picks=_moves(points, picks, selected, base_ms),
         fidelity=main_fidelity(records) or "",
         objectives=tuple(objectives),
+        natives=tuple(item for item in (_native_point(native, base_ms) for native in natives) if item),
+        left_out=max(0, len(dominated) - MOST_DOMINATED),
     )
+
+
+def thinned(items: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """At most `most` of the items, evenly spaced in their order, the first and the last among them."""
+    if len(items) <= most:
+        return tuple(items)
+    return tuple(items[round(index)] for index in np.linspace(0, len(items) - 1, most))
+
+
+def _native_point(native: Native, base_ms: float) -> Point | None:
+    epochs = wording.count(native.epochs, "epoch")
+    return point(native.name, _paired(native), base_ms, f"{native.recipe}, {epochs}", "native")
 
 
 def _trial_point(record: TrialRecord, base_ms: float) -> Point | None:
@@ -160,7 +182,7 @@ def _moves(
     return tuple(sorted(moves, key=lambda move: -(move.after or move.before).latency_ms))
 
 
-def _paired(item: Selected) -> dict[str, Any]:
+def _paired(item: Selected | Native) -> dict[str, Any]:
     """The pick's metrics with its ratio to the baseline of the same session, which clock drift leaves alone."""
     latency, beside = item.after.get("latency_ms"), item.baseline.get("latency_ms")
     if item.after.get("latency_ratio") or not (latency and beside):
@@ -223,12 +245,17 @@ class TimeFigure:
     trials: int
 
 
-def time_figure(records: Sequence[TrialRecord]) -> TimeFigure:
-    """Totals per phase, the longest first."""
+FULL_FINETUNING = "full fine-tuning"
+
+
+def time_figure(records: Sequence[TrialRecord], finetuning_s: Sequence[float] = ()) -> TimeFigure:
+    """Totals per phase, the longest first. finetuning_s: seconds of each full fine-tuning, a phase of its own."""
     spent: defaultdict[str, list[float]] = defaultdict(list)
     for record in records:
         for phase, seconds in record.seconds.items():
             spent[phase].append(seconds)
+    if any(finetuning_s):
+        spent[FULL_FINETUNING] = [seconds for seconds in finetuning_s if seconds]
     total = sum(sum(values) for values in spent.values())
     phases = [
         Phase(name, sum(values), median(values), sum(values) / total if total > 0 else 0.0)

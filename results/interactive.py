@@ -10,6 +10,7 @@ from typing import Any
 from results import palette, wording
 from results.axes import PlaneAxes, label_levels, plane_axes
 from results.figures import FrontFigure, HypervolumeCurve, PickMove, Point
+from results.sensitivity import SensitivityFigure
 
 Spec = dict[str, Any]
 _FONT = {"family": "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"}
@@ -150,6 +151,10 @@ def _marks(figure: FrontFigure) -> list[Spec]:
         marker = {"size": 16, "symbol": "star", "color": palette.PICK, "line": {"width": 1, "color": "#FFFFFF"}}
         finished = [after for _, after in pairs]
         traces.append(_points("Pick after full fine-tuning", finished, texts, marker, error_x=_error_x(finished)))
+    if figure.natives:
+        texts = [hover(item, "native model", figure.baseline) for item in figure.natives]
+        marker = {"size": 13, "symbol": "square", "color": palette.NATIVE, "line": {"width": 1, "color": "#FFFFFF"}}
+        traces.append(_points("Native model", figure.natives, texts, marker, error_x=_error_x(figure.natives)))
     marker = {"size": 13, "symbol": "diamond", "color": palette.BASELINE, "line": {"width": 1, "color": "#FFFFFF"}}
     text = hover(figure.baseline, "unpruned", figure.baseline)
     return [*traces, _points("Baseline (unpruned)", [figure.baseline], [text], marker)]
@@ -224,6 +229,28 @@ def _layout(axes: PlaneAxes, x_title: str, y_title: str, annotations: list[Spec]
         "paper_bgcolor": "#FFFFFF",
         "plot_bgcolor": "#FFFFFF",
         "dragmode": "zoom",
+    }
+
+
+def sensitivity_spec(figure: SensitivityFigure) -> Spec:
+    """Blocks across, less and less work down, the share of channels that stays as colour (dark: little)."""
+    percent = [[round(100 * share, 1) for share in row] for row in figure.channels_kept]
+    heat = {
+        "type": "heatmap", "x": [str(block) for block in figure.blocks], "z": percent, "zmin": 0, "zmax": 100,
+        "y": [f"{100 * keep:.0f} %" for keep in figure.work_kept], "colorscale": "Cividis", "xgap": 1, "ygap": 1,
+        "hovertemplate": "block %{x}: %{z:.0f} % of the channels stay<br>at %{y} of the work<extra></extra>",
+        "colorbar": {"title": {"text": "channels<br>kept, %"}, "thickness": 12, "outlinewidth": 0},
+    }  # fmt: skip
+    return {
+        "data": [heat],
+        "layout": {
+            "xaxis": _axis("Block of the network", type="category"),
+            "yaxis": _axis("Multiply-adds kept", type="category", autorange="reversed"),
+            "margin": {"l": 70, "r": 12, "t": 12, "b": 52},
+            "font": _FONT,
+            "paper_bgcolor": "#FFFFFF",
+            "plot_bgcolor": "#FFFFFF",
+        },
     }
 
 

@@ -1,7 +1,9 @@
-"""The report: one HTML file that opens offline, front.csv and the PNG figures beside it."""
+"""The report: one HTML file that opens offline; Markdown, tables and figures beside it."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from plotly.offline import get_plotlyjs
 
 from results import palette, wording
 from results.accuracy import accuracy_label, accuracy_name, accuracy_of
-from results.atomic import write_text
+from results.atomic import write_bytes, write_text
+from results.card import write_cards
 from results.comparison import Comparison, ComparisonFolder, read_comparison
 from results.comparison_page import figure_spec, groups_by_strategy
-from results.drawing import draw_front, draw_hypervolume, draw_time, draw_widths
-from results.frames import front_frame
-from results.interactive import front_spec, hypervolume_spec, script_json
+from results.drawing import draw_front, draw_hypervolume, draw_sensitivity, draw_time, draw_widths
+from results.frames import front_frame, trials_frame
+from results.interactive import front_spec, hypervolume_spec, script_json, sensitivity_spec
+from results.markdown import markdown
 from results.run_folder import RunFolder
 from results.summary import Summary, summarise
 
@@ -25,54 +29,75 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.html, front.csv and report/*.png of a run folder, and return the path of report.html.
+    """Write a run's report and return the path of report.html, the same in one file that opens offline.
 
-    Works at any time of a run, also before the first trial has finished. A comparison of strategies in the folder is
-    part of the report; where there is no search, it is the whole of it. Raises ResultsError where the folder is not a
-    run folder or one of its files is broken, OSError where it cannot be written.
+    Beside it: a model card in the folder of each finished pick, report.md, front.csv, trials.csv and trials.parquet
+    (all trials), report/*.png and *.svg. Works at any time of a run, also before the first trial has finished. A
+    comparison of strategies in the folder is part of the report; where there is no search, it is the whole of it.
+    Raises ResultsError where the folder is not a run folder or one of its files is broken, OSError where it cannot be
+    written.
     """
     folder = RunFolder(Path(run_dir))
     comparison = read_comparison(ComparisonFolder(folder.path))
     if comparison is not None and not folder.baseline.is_file():
         return write_text(folder.report_html, render_comparison(comparison))
     summary = summarise(folder)
-    write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
+    write_tables(folder)
+    write_cards(folder)
     draw_figures(summary, folder.report_dir)
+    write_text(folder.report_markdown, markdown(summary, folder.report_dir.name))
     return write_text(folder.report_html, render(summary, comparison))
 
 
+def write_tables(folder: RunFolder) -> None:
+    """front.csv, trials.csv and trials.parquet."""
+    write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
+    trials = trials_frame(folder.read_records(), folder.read_baseline(), folder.objectives())
+    write_text(folder.trials_csv, trials.to_csv(index=False))
+    buffer = io.BytesIO()
+    trials.to_parquet(buffer, index=False)
+    write_bytes(folder.trials_parquet, buffer.getvalue())
+
+
 def draw_figures(summary: Summary, directory: Path) -> list[Path]:
-    """The PNG figures that have something to show, in `directory`; stale ones are removed."""
-    drawn = [
-        draw_front(summary.front, summary.latency_title, f"{summary.model}: pruned networks", directory / "front.png")
-    ]
+    """The figures that have something to show, as PNG and SVG in `directory`; stale ones are removed."""
+    title = f"{summary.model}: pruned networks"
+    drawn = [draw_front(summary.front, summary.latency_title, title, directory / "front.png")]
     if summary.widths:
         drawn.append(draw_widths(summary.widths, directory / "widths.png"))
+    if summary.sensitivity:
+        drawn.append(draw_sensitivity(summary.sensitivity, directory / "sensitivity.png"))
     if summary.hypervolume.trials:
         drawn.append(draw_hypervolume(summary.hypervolume, directory / "hypervolume.png"))
     if summary.time.phases:
         drawn.append(draw_time(summary.time, directory / "time.png"))
-    for name in ("widths.png", "hypervolume.png", "time.png"):
+    for name in ("widths.png", "sensitivity.png", "hypervolume.png", "time.png"):
         if directory / name not in drawn:
-            (directory / name).unlink(missing_ok=True)
+            for suffix in (".png", ".svg"):
+                (directory / name).with_suffix(suffix).unlink(missing_ok=True)
     return drawn
 
 
 def render(summary: Summary, comparison: Comparison | None = None) -> str:
     """The HTML text of a run's report, with the comparison of strategies that lies in its folder."""
     specs: dict[str, Any] = {"front": front_spec(summary.front, summary.latency_title)}
+    if summary.sensitivity:
+        specs["sensitivity"] = sensitivity_spec(summary.sensitivity)
     if summary.hypervolume.trials:
         specs["hypervolume"] = hypervolume_spec(summary.hypervolume)
-    return _page("report.html.j2", specs, comparison, run=summary)
+    return render_page("report.html.j2", specs, comparison, run=summary)
 
 
 def render_comparison(comparison: Comparison) -> str:
     """The HTML text where a comparison of strategies is all there is."""
-    return _page("comparison.html.j2", {}, comparison)
+    return render_page("comparison.html.j2", {}, comparison)
 
 
-def _page(template: str, specs: dict[str, Any], comparison: Comparison | None, **values: Any) -> str:
-    """Every value is escaped: autoescape for HTML, `script_json` for what the scripts read."""
+def render_page(template: str, specs: Mapping[str, Any], comparison: Comparison | None = None, **values: Any) -> str:
+    """A page of `templates` with Plotly inside and `specs` (element id -> figure) drawn into it.
+
+    Every value is escaped: autoescape for HTML, `script_json` for what the scripts read.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -21,6 +21,7 @@ from results.records import SCHEMA_VERSION, RecordStore, TrialRecord
 class Selected:
     """A pick after its full fine-tuning: `selected/<trial_id>/metrics.json` and where it lies.
 
+    seconds: of the fine-tuning, on its share of the machine; 0 where it was not noted.
     before: the trial's metrics. after: measured after the full fine-tuning. baseline: measured in the same session.
     """
 
@@ -32,6 +33,25 @@ class Selected:
     epochs: int
     best_epoch: int | None
     directory: Path
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Native:
+    """A smaller stock model that was given a pick's budget and measured beside the picks: native/<name>/metrics.json.
+
+    model: the checkpoint it began as. recipe: how it was trained, in words.
+    """
+
+    name: str
+    model: str
+    after: dict[str, Any]
+    baseline: dict[str, Any]
+    epochs: int
+    best_epoch: int | None
+    recipe: str
+    directory: Path
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,20 @@ class RunFolder:
         return self.path / "selected"
 
     @property
+    def native_root(self) -> Path:
+        """One folder a native rival."""
+        return self.path / "native"
+
+    def native_dir(self, name: str) -> Path:
+        """best.pt and metrics.json of one native rival."""
+        return self.native_root / name
+
+    @property
+    def session(self) -> Path:
+        """The last comparison of all finished networks with each other."""
+        return self.path / "session.json"
+
+    @property
     def report_dir(self) -> Path:
         """The PNG figures."""
         return self.path / "report"
@@ -82,6 +116,21 @@ class RunFolder:
     def report_html(self) -> Path:
         """The report."""
         return self.path / "report.html"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report as Markdown, with the figures of `report_dir`."""
+        return self.path / "report.md"
+
+    @property
+    def trials_csv(self) -> Path:
+        """All trials as a table."""
+        return self.path / "trials.csv"
+
+    @property
+    def trials_parquet(self) -> Path:
+        """All trials as a table with types."""
+        return self.path / "trials.parquet"
 
     @property
     def front_csv(self) -> Path:
@@ -162,6 +211,14 @@ class RunFolder:
         """The picks whose full fine-tuning is finished, by trial id; those without metrics.json are still in work."""
         return [_selected(path) for path in sorted(self.selected_root.glob("*/metrics.json"))]
 
+    def read_session(self) -> dict[str, Any]:
+        """session.json, the last comparison of all finished networks; {} where there was none."""
+        return read_json(self.session) if self.session.is_file() else {}
+
+    def read_natives(self) -> list[Native]:
+        """The native rivals that are trained and measured, by name."""
+        return [_native(path) for path in sorted(self.native_root.glob("*/metrics.json"))]
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the current schema version. Raises RunFolderError or SchemaVersionError."""
@@ -190,4 +247,23 @@ def _selected(path: Path) -> Selected:
         epochs=int(content.get("epochs") or 0),
         best_epoch=content.get("best_epoch"),
         directory=path.parent,
+        seconds=sum((content.get("seconds") or {}).values()),
+    )
+
+
+def _native(path: Path) -> Native:
+    content = read_json(path)
+    after = content.get("after")
+    if not isinstance(after, dict) or "latency_ms" not in after:
+        raise RecordError("after", f"{path} must hold `after` with the metric latency_ms")
+    return Native(
+        name=str(content.get("name", path.parent.name)),
+        model=str(content.get("model", "")),
+        after=after,
+        baseline=content.get("baseline") or {},
+        epochs=int(content.get("epochs") or 0),
+        best_epoch=content.get("best_epoch"),
+        recipe=str(content.get("recipe", "")),
+        directory=path.parent,
+        seconds=sum((content.get("seconds") or {}).values()),
     )

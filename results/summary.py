@@ -20,9 +20,12 @@ from results.figures import (
     hypervolume_curve,
     time_figure,
 )
+from results.finished import FinishedRow, Rivalry, finished_rows, rivalries
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder, Selected
-from results.selection import choose, lead_pick
+from results.selection import choose, comparable, front, lead_pick
+from results.sensitivity import SensitivityFigure, sensitivity_figure
+from results.ties import AccuracyNoise, Standing, accuracy_noise, standings
 from results.widths import WidthsFigure, widths_figure
 
 SUGGESTED_PICKS = 3
@@ -68,12 +71,23 @@ class Summary:
     counts: Mapping[str, int]
     excluded: tuple[str, ...]
     front: FrontFigure
+    finished: tuple[FinishedRow, ...]
+    rivalries: tuple[Rivalry, ...]
+    one_session: bool
+    standings: Mapping[str, Standing]
+    noise: AccuracyNoise
+    sensitivity: SensitivityFigure | None
     widths: tuple[WidthsFigure, ...]
     hypervolume: HypervolumeCurve
     time: TimeFigure
     failures: tuple[Failure, ...]
     commands: tuple[Commands, ...]
     environment: Mapping[str, str]
+
+    @property
+    def has_test(self) -> bool:
+        """Whether finished networks were also evaluated on a test split."""
+        return any(row.test is not None for row in self.finished)
 
     @property
     def latency_title(self) -> str:
@@ -86,8 +100,9 @@ def summarise(folder: RunFolder) -> Summary:
     """Read a run folder and compute everything. Raises ResultsError where a file breaks its contract."""
     baseline, records, objectives = folder.read_baseline(), folder.read_records(), folder.objectives()
     picks = choose(records, baseline, SUGGESTED_PICKS, objectives)
-    selected = folder.read_selected()
-    figure = front_figure(records, baseline, picks, selected, objectives)
+    selected, natives, session = folder.read_selected(), folder.read_natives(), folder.read_session()
+    figure = front_figure(records, baseline, picks, selected, objectives, natives)
+    noise, members = accuracy_noise(baseline), front(records, objectives)
     model = str(baseline.get("model") or "model")
     ratios = {record.trial_id: record.ratios for record in records}
     layers = baseline.get("layers") or []
@@ -101,13 +116,19 @@ def summarise(folder: RunFolder) -> Summary:
         counts={state.value: sum(record.state is state for record in records) for state in TrialState},
         excluded=_excluded(figure),
         front=figure,
+        finished=finished_rows(figure, selected, natives),
+        rivalries=rivalries(session),
+        one_session=bool(session),
+        standings=standings(members, comparable(records), objectives, noise),
+        noise=noise,
+        sensitivity=sensitivity_figure(baseline),
         widths=tuple(
             widths_figure(move.trial_id, move.chosen_as, ratios[move.trial_id], layers)
             for move in figure.picks
             if layers and move.trial_id in ratios
         ),
         hypervolume=hypervolume_curve(records, baseline, objectives),
-        time=time_figure(records),
+        time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),
         failures=_failures(records),
         commands=_commands(folder, baseline, figure),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},

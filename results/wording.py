@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
 
@@ -60,3 +62,9 @@ def duration(seconds: float | None) -> str:
 def count(number: int, noun: str, nouns: str = "") -> str:
     """1 trial, 5,000 trials."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first names and how many more: t0001, t0004, t0007 and 12 more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -16,10 +16,11 @@ from cluster.errors import ClusterError
 from pruning.errors import PruningError
 from results.errors import ResultsError
 from search.commands.compare import compare
+from search.commands.export import export
 from search.commands.latency import latency
 from search.commands.launch import launch
 from search.commands.machine import demo, doctor
-from search.commands.models import export, layers, prune
+from search.commands.models import layers, prune
 from search.commands.picks import finetune, front, report
 from search.commands.runs import resume, search, status
 from search.errors import SearchError

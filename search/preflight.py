@@ -91,6 +91,23 @@ def check_model_file(model: str) -> None:
         raise ConfigError(f"the model must exist, but there is no file {model}; check the path")
 
 
+def check_natives(config: RunConfig, natives: Sequence[str]) -> None:
+    """Every native rival is a checkpoint of the run's task, and no two share a name."""
+    stems = [Path(path).stem for path in natives]
+    if len(set(stems)) != len(stems):
+        raise ConfigError(f"native rivals are told apart by their file names, got {', '.join(stems)}; rename one")
+    for path in natives:
+        check_model_file(path)
+    if natives:
+        from pruning.checkpoints import task_of
+        from pruning.models import load_model
+        from pruning.native import check_native
+
+        task = task_of(load_model(config.model.path))
+        for path in natives:
+            check_native(path, task)
+
+
 def check_device(config: RunConfig) -> None:
     """A GPU that was asked for is there; a cluster's nodes are looked at when it is joined."""
     if is_joined(config):

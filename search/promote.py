@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from results.accuracy import LABELS, accuracies, accuracy_text
 from results.atomic import write_json
 from results.bounds import NO_BOUNDS, Bounds
+from results.card import write_cards
 from results.choosing import pick_trials
 from results.run_folder import RunFolder
 from results.selection import Pick
@@ -24,20 +26,42 @@ from search.courier import carried
 from search.driver_lock import DriverLock
 from search.errors import SearchError
 from search.events import PhaseClock
+from search.final_session import TUNED, compare_finished, finished_content, finished_networks, needs_session
 from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
 from search.progress import note
 from search.remote import published
+from search.session_tools import NATIVE
 from search.tools import make_tools
-from search.trial import latency_metrics, one_line
+from search.trial import one_line
 from search.worker import ToolsFactory, WorkerContext, tools_of
 
 if TYPE_CHECKING:
     from search.config import RunConfig
+    from search.config_sections import FinetuneSection
 
 EVENTS = "events.jsonl"
-TUNED = "tuned.json"
 DEFAULT_PICKS = "3"
+START = "start.pt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint."""
+
+    name: str
+    chosen_as: str = ""
+    native: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its folder below the run's."""
+        return f"native/{self.name.removeprefix(NATIVE)}" if self.native else f"selected/{self.name}"
+
+    @property
+    def start(self) -> str:
+        """A native rival's own checkpoint, below the run's folder: workers elsewhere do not see where it came from."""
+        return f"{self.place}/{START}"
 
 
 @dataclass(frozen=True)
@@ -68,29 +92,39 @@ def choose_picks(
 
 
 def promote(
-    folder: RunFolder, config: RunConfig, picks: Sequence[Pick], factory: ToolsFactory = make_tools
+    folder: RunFolder,
+    config: RunConfig,
+    picks: Sequence[Pick],
+    factory: ToolsFactory = make_tools,
+    natives: Sequence[str] = (),
 ) -> Promotion:
-    """Fine-tune ``picks`` fully and measure them; one that fails does not hold up the others."""
+    """Fine-tune ``picks`` fully and train ``natives`` (stock checkpoints) with the same budget, all in parallel; then
+    judge every finished network of the run together. One that fails does not hold up the others.
+    """
     from search.sweep import start_workers
 
     failed: dict[str, str] = {}
     settings = _recipe(config.finetune.model_dump(mode="json"))
+    jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
+    jobs += [Job(NATIVE + Path(path).stem, native=path) for path in natives]
     remedy = "what is done is kept: the same command goes on after the last epoch"
     with DriverLock(folder.path) as lock, published(folder.path), interruptible("fine-tuning the picks", remedy):
-        todo = [pick for pick in picks if not _is_done(folder, pick.trial_id, settings)]
-        if todo:
+        todo = [job for job in jobs if not _is_tuned(folder, job, settings)]
+        if todo or needs_session(folder):
             resources, context = start_workers(config, folder, factory)
             lock.describe(resources.slots)
-            if not context.gpus:  # fewer picks than slots: the CPUs that would stand idle make them faster
-                context = replace(context, cpus=context.cpus * max(1, resources.slots // len(todo)))
-            tuning = _with_gpus(context, config.finetune.gpus_per_pick)
-            note(f"fine-tuning {len(todo)} picks, at most {config.finetune.epochs} epochs each")
-            failed = _finetune_all(tuning, [pick.trial_id for pick in todo], config.finetune.epochs)
-            ready = [pick for pick in todo if pick.trial_id not in failed]
-            if ready:
-                note("measuring them beside the unpruned model")
-                _measure_all(context, ready)
-    return Promotion([_row(folder, pick.trial_id) for pick in picks if pick.trial_id not in failed], failed)
+            if not context.gpus:  # fewer networks than slots: the CPUs that would stand idle make them faster
+                context = replace(context, cpus=context.cpus * max(1, resources.slots // max(1, len(todo))))
+            if todo:
+                _bring_natives(folder, todo)
+                note(f"fine-tuning {len(todo)} networks, at most {config.finetune.epochs} epochs each")
+                failed = _finetune_all(context, todo, config.finetune)
+            if needs_session(folder):
+                note("judging all finished networks beside the unpruned model")
+                _compare_all(context)
+                write_cards(folder)
+    rows = [_row(folder, job) for job in jobs if job.name not in failed]
+    return Promotion(rows, failed)
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,117 +149,99 @@ def _with_gpus(context: WorkerContext, wanted: int) -> WorkerContext:
     return replace(context, gpus=float(wanted))
 
 
-def finetune_pick(context: WorkerContext, trial_id: str) -> None:
-    """In a worker: fine-tune one trial's network into ``selected/<id>/best.pt``, from its last epoch if it died before.
+def finetune_job(context: WorkerContext, job: Job) -> None:
+    """In a worker: fine-tune one network into its folder's ``best.pt``, a pick from its last epoch if it died before.
 
-    ``tuned.json`` is written last: with it, and under the same settings, only the measuring is left to do.
+    ``tuned.json`` is written last: with it, and under the same settings, only the judging is left to do.
     """
-    needs = [MODEL_FOLDER, f"trials/{trial_id}"]
-    with carried(context, needs, [f"selected/{trial_id}"]) as here:
-        _finetune(here, trial_id)
+    needs = [MODEL_FOLDER] if job.native else [MODEL_FOLDER, f"trials/{job.name}"]
+    with carried(context, needs, [job.place]) as here:
+        _finetune(here, job)
 
 
-def _finetune(context: WorkerContext, trial_id: str) -> None:
+def _finetune(context: WorkerContext, job: Job) -> None:
     tools, _ = tools_of(context)
-    target = context.folder.selected_dir(trial_id)
+    target = context.folder.path / job.place
     target.mkdir(parents=True, exist_ok=True)
     settings = _recipe(context.settings["finetune"])
     with claimed(target):
-        if _tuned(target).get("settings") == settings:
+        if _is_tuned(context.folder, job, settings):
             return
-        (target / TUNED).unlink(missing_ok=True)
-        (target / EVENTS).unlink(missing_ok=True)  # of an earlier attempt, whose epochs are told again
+        for name in (EVENTS, TUNED, "metrics.json"):  # of an earlier attempt, or of other settings
+            (target / name).unlink(missing_ok=True)
         clock = PhaseClock(target / EVENTS)
 
         def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
             clock.event("epoch", epoch=epoch, **accuracies(metrics))
             return False
 
+        extra: dict[str, Any] = {"chosen_as": job.chosen_as}
         with tools.logging(target / "finetune.log"), clock.phase("finetune"):
-            model = tools.load(context.folder.trial_checkpoint(trial_id))
-            tuned = tools.finetune_fully(model, target, on_epoch)
-            tools.save(tuned.model, context.folder.selected_checkpoint(trial_id))
-        shutil.copyfile(context.folder.trial_plan(trial_id), target / "plan.json")
-        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
-        write_json(target / TUNED, {"settings": settings, **facts})
+            if job.native:
+                tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch)
+                extra = {"model": job.native, "recipe": recipe}
+            else:
+                model = tools.load(context.folder.trial_checkpoint(job.name))
+                tuned = tools.finetune_fully(model, target, on_epoch)
+                shutil.copyfile(context.folder.trial_plan(job.name), target / "plan.json")
+            tools.save(tuned.model, target / "best.pt")
+        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries), **extra}
+        said = {"settings": settings, **facts, "seconds": clock.seconds, "tuned_at": time.time()}
+        write_json(target / TUNED, said)
     tools.release()
 
 
-def measure_picks(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
-    """In a worker: evaluate and time all picks (trial id, chosen as) in one session, from their files."""
-    needs = [MODEL_FOLDER, "baseline.json", "trials.jsonl", "config.yaml"]
-    with carried(context, needs, [f"selected/{trial_id}" for trial_id, _ in picks]) as here:
-        _measure(here, picks)
-
-
-def _measure(context: WorkerContext, picks: Sequence[tuple[str, str]]) -> None:
-    tools, gate = tools_of(context)
-    folder = context.folder
-    baseline = folder.read_baseline()["metrics"]
-    records = {record.trial_id: record for record in folder.read_records()}
-    for trial_id, chosen_as in picks:
-        with tools.logging(folder.selected_dir(trial_id) / "finetune.log"):
-            model = tools.load(folder.selected_checkpoint(trial_id))  # the file itself, as others will load it
-            after: dict[str, Any] = {**tools.evaluate(model), **tools.stats(model)}
-            with gate.measuring():
-                measured = tools.measure(model)
-        after.update(latency_metrics(measured, float(baseline["latency_ms"])))
-        session = {**baseline, "latency_measured_ms": float(measured["baseline_median_ms"])}
-        content = {
-            "before": records[trial_id].metrics,
-            "after": after,
-            "baseline": session,
-            "chosen_as": chosen_as,
-            "settings": _recipe(context.settings["finetune"]),
-            **{name: value for name, value in _tuned(folder.selected_dir(trial_id)).items() if name != "settings"},
-        }
-        folder.write_selected(trial_id, content)
-
-
-def _tuned(target: Path) -> dict[str, Any]:
-    """What ``tuned.json`` says about a pick; {} before its fine-tuning is done."""
-    path = target / TUNED
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _finetune_all(context: WorkerContext, trial_ids: Sequence[str], epochs: int) -> dict[str, str]:
-    """Run the tasks, showing every epoch as it ends; trial id -> reason of those that failed."""
+def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: FinetuneSection) -> dict[str, str]:
+    """Run the tasks, showing every epoch as it ends; name -> reason of those that failed. A native takes one GPU."""
     import ray
 
-    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(finetune_pick)
-    waiting = {task.remote(context, trial_id): trial_id for trial_id in trial_ids}
+    picks = _with_gpus(context, settings.gpus_per_pick)
+    contexts = {job: context if job.native else picks for job in jobs}
+    task = ray.remote(finetune_job)
+    waiting = {
+        task.options(num_cpus=its.cpus, num_gpus=its.gpus, max_retries=1).remote(its, job): job
+        for job, its in contexts.items()
+    }
     failed: dict[str, str] = {}
     shown: dict[str, int] = {}
     while waiting:
         done, _ = ray.wait(list(waiting), timeout=2.0)
-        for trial_id in trial_ids:
-            _show_epochs(context.folder, trial_id, epochs, shown)
+        for job in jobs:
+            _show_epochs(context.folder, job, settings.epochs, shown)
         for reference in done:
-            trial_id = waiting.pop(reference)
+            name = waiting.pop(reference).name
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failed[trial_id] = one_line(error.cause)
+                failed[name] = one_line(error.cause)
             except ray.exceptions.RayError as error:
-                failed[trial_id] = one_line(error)
+                failed[name] = one_line(error)
     return failed
 
 
-def _measure_all(context: WorkerContext, picks: Sequence[Pick]) -> None:
+def _compare_all(context: WorkerContext) -> None:
     import ray
 
-    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(measure_picks)
+    places = [str(item.directory.relative_to(context.folder.path)) for item in finished_networks(context.folder)]
+    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finished)
     try:
-        ray.get(task.remote(context, [(pick.trial_id, pick.chosen_as) for pick in picks]))
+        ray.get(task.remote(context, places))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # the worker's own error, which says what to do
 
 
-def _show_epochs(folder: RunFolder, trial_id: str, epochs: int, shown: dict[str, int]) -> None:
-    last = _last_event(folder.selected_dir(trial_id) / EVENTS, "epoch", ("epoch", *LABELS))
-    if last and last["epoch"] != shown.get(trial_id):
-        shown[trial_id] = last["epoch"]
-        note(f"{trial_id} epoch {last['epoch']}/{epochs}: {accuracy_text(last)}")
+def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.native:
+            (folder.path / job.place).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(job.native, folder.path / job.start)
+
+
+def _show_epochs(folder: RunFolder, job: Job, epochs: int, shown: dict[str, int]) -> None:
+    last = _last_event(folder.path / job.place / EVENTS, "epoch", ("epoch", *LABELS))
+    if last and last["epoch"] != shown.get(job.name):
+        shown[job.name] = last["epoch"]
+        note(f"{job.name} epoch {last['epoch']}/{epochs}: {accuracy_text(last)}")
 
 
 def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -242,23 +258,27 @@ def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def _is_done(folder: RunFolder, trial_id: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a pick was finished under the same settings."""
-    path = folder.selected_dir(trial_id) / "metrics.json"
-    if not path.is_file() or not folder.selected_checkpoint(trial_id).is_file():
+def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether a network was finished under the same settings, and from the same checkpoint."""
+    target = folder.path / job.place
+    said = finished_content(target)
+    if said is None or not (target / "best.pt").is_file():
         return False
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return bool(content.get("settings") == dict(settings))
+    return said.get("settings") == dict(settings) and said.get("model", "") == job.native
 
 
-def _row(folder: RunFolder, trial_id: str) -> dict[str, Any]:
-    selected = next(item for item in folder.read_selected() if item.trial_id == trial_id)
-    wanted = (*LABELS, "latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops")
+def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
+    target = folder.path / job.place
+    content = json.loads((target / "metrics.json").read_text(encoding="utf-8"))
+    wanted = [
+        suffixed for name in LABELS for suffixed in (name, f"{name}_change", f"{name}_change_ci95", f"test_{name}")
+    ]
+    wanted += ["latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops"]
     return {
-        "trial_id": trial_id,
-        "chosen_as": selected.chosen_as,
-        **{name: selected.after.get(name) for name in wanted},
-        "epochs": selected.epochs,
-        "plan": str(selected.directory / "plan.json"),
-        "checkpoint": str(folder.selected_checkpoint(trial_id)),
+        "trial_id": job.name,
+        "chosen_as": content.get("chosen_as") or content.get("recipe", ""),
+        **{name: content["after"].get(name) for name in wanted},
+        "epochs": content.get("epochs"),
+        "plan": None if job.native else str(target / "plan.json"),
+        "checkpoint": str(target / "best.pt"),
     }

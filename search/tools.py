@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config_sections import STRUCTURAL
+from search.session_tools import evaluate_together, measure_together
 from search.trial_tools import DeviceGate, Measured, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
-NOISE_KEEP = 0.8
+NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
 PATIENCE = 3.0  # times the usual seconds
 
 
@@ -124,6 +125,34 @@ class PruningTools:
             return first
         return min(first, self._measured(model, PATIENCE * seconds), key=_halfwidth)
 
+    def train_native(self, path: str, folder: Path, on_epoch: OnEpoch | None = None) -> tuple[Tuned, str]:
+        """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
+        from pruning.finetune import FinetuneSettings
+        from pruning.native import train_native
+
+        config, section = self._config, self._config.finetune
+        settings = FinetuneSettings(
+            epochs=section.epochs + config.trial.epochs,
+            imgsz=config.model.imgsz,
+            batch=section.batch,
+            lr=section.lr,
+            patience=section.patience,
+            seed=config.search.seed,
+            workers=section.workers,
+            amp=section.amp,
+            evaluation_batch=config.data.batch,
+        )
+        result = train_native(path, config.data.path, settings, folder, self.device, self._gate, on_epoch)
+        return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
+
+    def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """See :func:`search.session_tools.evaluate_together`."""
+        return evaluate_together(models, self._config, self.device, self._gate, self._evaluator)
+
+    def measure_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """See :func:`search.session_tools.measure_together`."""
+        return measure_together(models, self._config, self.device)
+
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
         gc.collect()
@@ -147,7 +176,8 @@ class PruningTools:
     def _noise(self) -> dict[str, Any]:
         """How much of a difference in accuracy is the choice of validation images: see ``pruning.evaluation_noise``.
 
-        Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much.
+        Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much. Where
+        a lighter cut removes dead channels only, and so changes nothing, a heavier one.
         """
         from pruning.evaluation_noise import paired_noise
         from pruning.tasks import kind_of
@@ -156,22 +186,21 @@ class PruningTools:
             self._evaluator.run(self.baseline)
             return {"images": self._evaluator.images}
         reference = self._evaluator.run_by_image(self.baseline)[1]
-        ratios = self._bench.allocated(NOISE_KEEP)
-        if ratios is None or len(reference) < 2:  # nothing can be cut so far: the number of images gives a bound
-            return {"images": len(reference)}
-        with self._gate.using():
-            model, plan = self._bench.prune(ratios)
-            self._bench.recover(model, plan, how="refit")  # an unrefitted one finds nothing, and differs by everything
-        other = self._evaluator.run_by_image(model)[1]
-        self.release()
-        noise = paired_noise(reference, other, seed=self._config.search.seed)
-        images = f"{noise.images} validation images, {noise.resamples} resamples"
-        return {
-            "map50_95_std": noise.std,
-            "map50_std": noise.std50,
-            "images": noise.images,
-            "source": f"paired bootstrap over {images}: the model against itself with {NOISE_KEEP:.0%} of its work",
-        }
+        for keep in NOISE_KEEP if len(reference) > 1 else ():
+            ratios = self._bench.allocated(keep)
+            if ratios is None:
+                break
+            with self._gate.using():
+                model, plan = self._bench.prune(ratios)
+                self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
+            noise = paired_noise(reference, self._evaluator.run_by_image(model)[1], seed=self._config.search.seed)
+            self.release()
+            if noise.std > 0:
+                how = f"{noise.images} validation images, {noise.resamples} resamples"
+                source = f"paired bootstrap over {how}: the model against itself with {keep:.0%} of its work"
+                stds = {"map50_95_std": noise.std, "map50_std": noise.std50}
+                return {**stds, "images": noise.images, "source": source}
+        return {"images": len(reference)}  # which gives a bound
 
     def _sensitivity(self) -> list[dict[str, Any]]:
         """Plans by sensitivity for the warm start, heavier and heavier, as far as the widths go."""

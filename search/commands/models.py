@@ -119,22 +119,6 @@ def prune(
     emit_one(_written(bench, pruned, applied, imgsz, output), form)
 
 
-@click.command()
-@model_argument
-@click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
-@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
-@device_option
-@trust_option
-def export(model: str, target: str, imgsz: int, device: str | None, trust_checkpoint: bool) -> None:
-    """Export MODEL through Ultralytics' exporter; prints the path of what was written."""
-    from search.preflight import check_model_file
-
-    check_model_file(model)
-    from pruning.export import export_model
-
-    click.echo(str(export_model(model, target, imgsz, _device(device), trust_checkpoint)))
-
-
 def _ratios(ratio: float | str | None, plan: Path | None) -> Any:
     """What to remove, checked before anything heavy is loaded."""
     from pruning.plan import Plan, check_ratio

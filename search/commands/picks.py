@@ -19,7 +19,18 @@ COLUMNS = (
     "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "fidelity", "tied_with",
     "beaten_by", "chosen_as", "checkpoint",
 )  # fmt: skip
-SELECTED_COLUMNS = ("trial_id", "chosen_as", "map50_95", "speedup", "latency_ms", "params_m", "epochs", "checkpoint")
+SELECTED_COLUMNS = (
+    "trial_id",
+    "chosen_as",
+    "map50_95",
+    "map50_95_change_ci95",
+    "speedup",
+    "speedup_ci95",
+    "latency_ms",
+    "params_m",
+    "epochs",
+    "checkpoint",
+)
 IDS_IN_A_CELL = 3
 
 Command = Callable[..., Any]
@@ -82,6 +93,13 @@ def _few(ids: Sequence[str]) -> str | None:
 @click.argument("run", type=RUN)
 @selector
 @click.option("--trial", "trials", multiple=True, metavar="ID", help="This trial; may be repeated.")
+@click.option(
+    "--native",
+    "natives",
+    multiple=True,
+    metavar="MODEL.pt",
+    help="A smaller stock model as a rival: same budget, measured with the picks; may be repeated.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: as the run]")
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
@@ -91,6 +109,7 @@ def finetune(
     run: Path,
     picks: tuple[str, ...],
     trials: tuple[str, ...],
+    natives: tuple[str, ...],
     epochs: int | None,
     distill: bool | None,
     gpus_per_pick: int | None,
@@ -103,7 +122,7 @@ def finetune(
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
     from search.config import build_config, merge
-    from search.preflight import existing_run
+    from search.preflight import check_natives, existing_run
     from search.promote import choose_picks, promote
 
     if picks and trials:
@@ -115,7 +134,8 @@ def finetune(
     if address is not None:
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds_of(values))
-    outcome = promote(folder, config, chosen)
+    check_natives(config, natives)
+    outcome = promote(folder, config, chosen, natives=natives)
     emit(outcome.rows, form, SELECTED_COLUMNS)
     for trial_id, reason in outcome.failed.items():
         click.echo(f"error: {trial_id}: {reason}", err=True)

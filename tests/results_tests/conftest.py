@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from results.atomic import write_json
 from results.records import TrialRecord, TrialState
 from results.report import write_report
 from results.run_folder import RunFolder
@@ -212,8 +213,31 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     records = synthetic_records(46)
     picks = {pick.trial_id: pick.chosen_as for pick in choose(records, synthetic_baseline(), 3)}
     folder = build_run(tmp_path_factory.mktemp("finished") / "run", records, picks, "n.pt")
+    add_native(folder, list(picks))
     write_report(folder.path)
     return folder
+
+
+def add_native(folder: RunFolder, picks: list[str]) -> None:
+    """A native rival `small`, the session that compared it with the picks, and the noise measured at the start."""
+    directory = folder.native_dir("small")
+    directory.mkdir(parents=True)
+    after = synthetic_metrics(dict.fromkeys(("model.5.conv", "model.7.conv"), 0.5), np.random.default_rng(8), gain=0.5)
+    after.update(map50_95_change=-0.05, map50_95_change_ci95=[-0.08, -0.02], test_map50_95=0.53)
+    content = {"name": "small", "model": "small.pt", "recipe": "fresh head", "epochs": 33, "after": after}
+    baseline = {**synthetic_baseline()["metrics"], "test_map50_95": 0.6}
+    write_json(directory / "metrics.json", {"schema_version": 1, **content, "baseline": baseline})
+    session = {
+        "schema_version": 1,
+        "networks": ["baseline", *picks, "native:small"],
+        "map50_95_over": {pick: {"native:small": [0.02, 0.001, 0.04]} for pick in picks},
+        "speedup_over": {pick: {"native:small": [1.1, 0.99, 1.2], "baseline": [1.5, 1.4, 1.6]} for pick in picks},
+    }
+    write_json(folder.session, session)
+    content = {**folder.read_baseline(), "noise": {"map50_95_std": 0.01, "source": "bootstrap over 87 images"}}
+    layers = [row["layer"] for row in content["layers"] if row["prunable"]]
+    plans = [{"keep": keep, "ratios": dict.fromkeys(layers[: 10 * step], 0.5)} for step, keep in enumerate((0.9, 0.5))]
+    folder.write_baseline({**content, "sensitivity": plans})
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_the_headline_says_what_was_won(finished_run: RunFolder) -> None:
 
 def test_the_figures_are_valid_for_plotly(finished_run: RunFolder) -> None:
     found = specs(finished_run.report_html.read_text(encoding="utf-8"))
-    assert set(found) == {"front", "hypervolume"}
+    assert set(found) == {"front", "hypervolume", "sensitivity"}
     for spec in found.values():
         go.Figure(spec)  # raises for a property that Plotly does not know
     shown = sum(
@@ -144,7 +144,7 @@ def test_a_run_without_trials_has_a_report(make_run: MakeRun) -> None:
     text = write_report(folder.path).read_text(encoding="utf-8")
     assert "The search over n has no result yet" in Page(text).words
     assert set(specs(text)) == {"front"}
-    assert [path.name for path in folder.report_dir.iterdir()] == ["front.png"]
+    assert sorted(path.name for path in folder.report_dir.iterdir()) == ["front.png", "front.svg"]
 
 
 def test_a_run_in_which_all_failed_says_why(record: Build, make_run: MakeRun) -> None:
@@ -161,7 +161,8 @@ def test_figures_of_an_earlier_report_do_not_stay(finished_run: RunFolder, tmp_p
     folder.trials_file.unlink()
     shutil.rmtree(folder.selected_root)
     assert write_report(folder.path) == folder.report_html
-    assert [path.name for path in folder.report_dir.iterdir()] == ["front.png"]
+    left = sorted(path.name for path in folder.report_dir.iterdir())
+    assert left == ["front.png", "front.svg", "sensitivity.png", "sensitivity.svg"]
 
 
 def test_records_without_the_optional_figures_are_enough(record: Build, make_run: MakeRun) -> None:

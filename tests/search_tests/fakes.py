@@ -142,6 +142,23 @@ class FakeTools:
             "speedup": speedup, "speedup_ci95": low_high,
         }  # fmt: skip
 
+    def train_native(self, path: str, folder: Path, on_epoch: Any) -> tuple[Tuned, str]:
+        on_epoch(1, {"map50_95": 0.4})
+        return Tuned({"native": 0.5}, 2, 1, {}, {}), "as pretended"
+
+    def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, model in models.items():
+            found[name] = {**self.evaluate(model), "test_map50_95": accuracy_of(model) - 0.1}
+            change = accuracy_of(model) - accuracy_of(models["baseline"])
+            if name != "baseline":
+                found[name].update(map50_95_change=change, map50_95_change_ci95=[change - 0.01, change + 0.01])
+        return found
+
+    def measure_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        over = {name: {other: [1.0, 0.9, 1.1] for other in models if other != name} for name in models}
+        return {name: {**self.measure(model), "over": over[name]} for name, model in models.items()}
+
     def release(self) -> None:
         self.calls.append("release")
 

@@ -40,7 +40,7 @@ def real_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     outcome = run_sweep(prepared)
     assert (outcome.finished, outcome.failed) == (3, 0), [record.error for record in prepared.folder.read_records()]
     picks = choose_picks(prepared.folder, prepared.config.search.objectives, ["1"])
-    assert promote(prepared.folder, prepared.config, picks).failed == {}
+    assert promote(prepared.folder, prepared.config, picks, natives=[str(BASELINE)]).failed == {}
     return prepared.folder
 
 
@@ -89,6 +89,19 @@ def test_pick_is_never_worse_than_its_trial_and_measured_beside_the_baseline(rea
     lines = closing_lines(real_run, [selected], real_run.report_html)
     assert len(lines) == 3
     assert "speed-up" in lines[1]
+
+
+def test_picks_native_and_baseline_are_judged_in_one_session(real_run: RunFolder) -> None:
+    (selected,), (native,) = real_run.read_selected(), real_run.read_natives()
+    session = json.loads(real_run.session.read_text())
+    assert session["networks"] == ["baseline", selected.trial_id, f"native:{native.name}"]
+    for after in (selected.after, native.after):
+        low, high = after["map50_95_change_ci95"]
+        assert low <= after["map50_95_change"] <= high
+        assert after["map50_95_change"] == pytest.approx(after["map50_95"] - selected.baseline["map50_95"])
+        assert after["speedup_ci95"][0] <= after["speedup"] <= after["speedup_ci95"][1]
+    assert native.after["params_m"] == pytest.approx(selected.baseline["params_m"])
+    assert real_run.read_baseline()["noise"]["map50_95_std"] > 0
 
 
 def test_report_front_and_status_of_a_real_run(real_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

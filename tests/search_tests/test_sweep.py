@@ -138,9 +138,53 @@ def test_picks_are_finetuned_and_measured_beside_the_baseline(tmp_path: Path) ->
         assert content["baseline"]["latency_measured_ms"] == 20.0
         assert (content["epochs"], content["best_epoch"], content["fidelity"]) == (1, 1, "full")
         assert (folder.selected_dir(pick.trial_id) / "plan.json").is_file()
+        assert content["session"]["networks"] == ["baseline", *sorted(pick.trial_id for pick in picks)]
     written = (folder.selected_dir(picks[0].trial_id) / "best.pt").stat().st_mtime_ns
     promote(folder, prepared.config, picks, quick_tools)
     assert (folder.selected_dir(picks[0].trial_id) / "best.pt").stat().st_mtime_ns == written  # not done twice
+
+
+def test_picks_of_two_days_and_a_native_rival_share_one_session(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 3})
+    run_sweep(prepared, quick_tools)
+    folder = prepared.folder
+    first, second = (choose_picks(folder, DEFAULT_OBJECTIVES, [name]) for name in ("t0000", "t0001"))
+    promote(folder, prepared.config, first, quick_tools)
+    before = (folder.selected_dir("t0000") / "tuned.json").stat().st_mtime_ns
+    outcome = promote(folder, prepared.config, second, quick_tools, natives=["small.pt"])
+    assert [row["trial_id"] for row in outcome.rows] == ["t0001", "native:small"]
+    assert (folder.selected_dir("t0000") / "tuned.json").stat().st_mtime_ns == before  # not fine-tuned again
+    session = json.loads(folder.session.read_text())
+    assert session["networks"] == ["baseline", "t0000", "t0001", "native:small"]
+    assert set(session["speedup_over"]["t0001"]) == {"baseline", "t0000", "native:small"}
+    for selected in folder.read_selected():
+        assert (
+            json.loads((selected.directory / "metrics.json").read_text())["session"]["measured_at"]
+            == (session["measured_at"])
+        )
+        assert selected.baseline["test_map50_95"] > 0
+    (native,) = folder.read_natives()
+    assert (native.name, native.model, native.recipe, native.epochs) == ("small", "small.pt", "as pretended", 2)
+    assert native.after["speedup_ci95"]
+    measured_at = session["measured_at"]
+    promote(folder, prepared.config, [*first, *second], quick_tools, natives=["small.pt"])
+    assert json.loads(folder.session.read_text())["measured_at"] == measured_at  # nothing new: nothing done
+
+
+def test_a_session_that_was_cut_off_is_made_up_without_fine_tuning_again(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 2})
+    run_sweep(prepared, quick_tools)
+    folder = prepared.folder
+    picks = choose_picks(folder, DEFAULT_OBJECTIVES, ["t0001"])
+    promote(folder, prepared.config, picks, quick_tools)
+    tuned = folder.selected_dir("t0001") / "tuned.json"
+    before = tuned.stat().st_mtime_ns
+    folder.session.unlink()
+    (folder.selected_dir("t0001") / "metrics.json").unlink()
+    assert folder.read_selected() == []
+    promote(folder, prepared.config, picks, quick_tools)
+    assert len(folder.read_selected()) == 1
+    assert tuned.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

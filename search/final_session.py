@@ -1,0 +1,131 @@
+"""The last word on the finished networks: picks, native rivals and the unpruned model, judged in one session.
+
+All of them are evaluated on the same images and timed in turn, so every figure of the comparison is of the
+same minutes, also of picks that were fine-tuned on another day.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.atomic import write_json
+from results.records import SCHEMA_VERSION
+from results.run_folder import RunFolder
+from search.courier import carried
+from search.joined import MODEL_FOLDER
+from search.session_tools import BASELINE, NATIVE
+from search.trial import latency_metrics
+from search.worker import WorkerContext, tools_of
+
+TUNED = "tuned.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A fully fine-tuned network, as ``tuned.json`` in its folder says. ``name``: trial id, or ``native:<stem>``."""
+
+    name: str
+    directory: Path
+    content: Mapping[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The network."""
+        return self.directory / "best.pt"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is a native rival and no pick."""
+        return self.name.startswith(NATIVE)
+
+
+def finished_networks(folder: RunFolder) -> list[Finished]:
+    """Every pick and native rival whose fine-tuning ended, picks first; also those of older runs."""
+    found = []
+    for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE)):
+        for directory in sorted(path for path in root.glob("*") if (path / "best.pt").is_file()):
+            content = finished_content(directory)
+            if content is not None:
+                found.append(Finished(prefix + directory.name, directory, content))
+    return found
+
+
+def finished_content(directory: Path) -> dict[str, Any] | None:
+    """tuned.json, or what metrics.json held before there was one; None while the fine-tuning goes on."""
+    for name in (TUNED, "metrics.json"):
+        path = directory / name
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return content
+    return None
+
+
+def needs_session(folder: RunFolder) -> bool:
+    """Whether a finished network is not in the last session, or was fine-tuned anew since."""
+    networks = finished_networks(folder)
+    if not networks:
+        return False
+    if not folder.session.is_file():
+        return True
+    known = json.loads(folder.session.read_text(encoding="utf-8")).get("tuned_at", {})
+    return {item.name: item.content.get("tuned_at") for item in networks} != known
+
+
+def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
+    """In a worker: judge all finished networks together and write every ``metrics.json``, then ``session.json``.
+
+    places: their folders below the run's.
+    """
+    needs = [MODEL_FOLDER, "baseline.json", "trials.jsonl", "config.yaml"]
+    with carried(context, needs, [*places, "session.json", "session.log"]) as here:
+        _compare(here)
+
+
+def _compare(context: WorkerContext) -> None:
+    tools, gate = tools_of(context)
+    folder = context.folder
+    networks = finished_networks(folder)
+    before = folder.read_baseline()["metrics"]
+    records = {record.trial_id: record for record in folder.read_records()}
+    with tools.logging(folder.path / "session.log"):
+        models = {BASELINE: tools.baseline}
+        models.update({item.name: tools.load(item.checkpoint) for item in networks})  # the files, as others load them
+        accuracies = tools.evaluate_together(models)
+        better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
+        with gate.measuring():
+            times = tools.measure_together(models)
+    base_ms = float(before["latency_ms"])
+    session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
+    beside = {**before, **accuracies[BASELINE], "latency_measured_ms": float(times[BASELINE]["median_ms"])}
+    for item in networks:
+        after = {**accuracies[item.name], **tools.stats(models[item.name])}
+        after.update(latency_metrics(times[item.name], base_ms))
+        content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
+        if item.is_native:
+            name = item.directory.name
+            write_json(item.directory / "metrics.json", {"schema_version": SCHEMA_VERSION, "name": name, **content})
+        else:
+            folder.write_selected(item.name, {"before": records[item.name].metrics, **content})
+    over = {name: times[name].get("over", {}) for name in models}
+    tuned_at = {item.name: item.content.get("tuned_at") for item in networks}
+    write_json(
+        folder.session,
+        {
+            "schema_version": SCHEMA_VERSION,
+            **session,
+            "tuned_at": tuned_at,
+            "speedup_over": over,
+            "map50_95_over": better,
+        },
+    )
+
+
+def _lasting(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What tuned.json says that belongs into metrics.json."""
+    wanted = ("chosen_as", "settings", "epochs", "best_epoch", "retries", "model", "recipe", "seconds", "tuned_at")
+    return {name: content[name] for name in wanted if name in content}
