@@ -27,7 +27,7 @@ def markdown(store: Store) -> str:
     for section in (_speed, _aimed, _before, _full, _epochs, _ranks, _cost):
         lines += section(store)
     if store.content["notes"]:
-        lines += ["## What was tried and did not win", "", *(f"- {note}" for note in store.content["notes"]), ""]
+        lines += ["## What was tried, and what did not win", "", *(f"- {note}" for note in store.content["notes"]), ""]
     return "\n".join(lines)
 
 
