@@ -93,6 +93,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         config.save(folder.config)
         records = adopt_records(folder)
         if len(records) >= config.search.trials and folder.baseline.is_file():
+            # The last driver may have died with every record written, but not everything told to the study.
+            make_state(prepared, records).close()
             return SweepOutcome(len(records), _failed(records), config.search.trials, interrupted=False)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):

@@ -79,15 +79,19 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     resumed = command("resume", run)
     wait_until((trial / STATE_NAME).exists, resumed)  # one epoch is done
     worker = psutil.Process(json.loads((trial / "worker.lock").read_text())["pid"])
-    resumed.kill()  # alone, and the next one starts at once: its workers may still be there
+    resumed.kill()
+    worker.kill()
+    resumed.communicate()
+    assert not folder.read_records()
+    resumed = command("resume", run)
+    wait_until(lambda: "going on after epoch" in (trial / "train.log").read_text(), resumed)
+    resumed.kill()  # alone, and the next one starts at once: its worker may still be at it for a while
     again = command("resume", run)
     resumed.communicate()
     assert "1/1 trials" in finished(again)
     (record,) = folder.read_records()
     assert (record.state, record.epochs) == (TrialState.COMPLETED, 6)
     assert [row["epochs"] for row in record.history] == list(range(7))
-    assert "going on after epoch" in (trial / "train.log").read_text()
-    assert not worker.is_running()
     assert not (trial / STATE_NAME).exists()
 
     pick = run / "selected" / "t0000"
