@@ -145,7 +145,9 @@ def test_what_looks_at_the_loss_knows_every_task(name: str, tmp_path: Path, monk
     table = build_layer_table(model)
     data = shapes_dataset(tmp_path / "shapes", train=2, polygons=name.endswith(("seg", "obb")))
     calibration = load_calibration(str(data), model, 160 if name == "rtdetr-l" else 64, images=2)
-    for found in (score(c, Evidence(model, table, calibration)) for c in ("taylor", "hessian", "reconstruction")):
+    large = name == "rtdetr-l"  # minutes on a CPU
+    criteria = ("taylor", "hessian") if large else ("taylor", "hessian", "reconstruction")
+    for found in (score(c, Evidence(model, table, calibration)) for c in criteria):
         body = np.concatenate([part for group in table.groups for part in group.parts if group.block < 5])
         assert (found[body] > 0).mean() > 0.5  # a channel behind a ReLU may be silent
 
