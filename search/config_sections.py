@@ -82,6 +82,8 @@ class SearchSection(Section):
     """Metrics of the front, two or three."""
     warm_start: bool = True
     """Begin with plans by sensitivity (two fifths of the trials) and uniform ones (a quarter)."""
+    loggers: list[Literal["mlflow", "wandb"]] = []
+    """Trackers that every trial is also sent to, through Ray's own integrations."""
 
     @field_validator("objectives")
     @classmethod

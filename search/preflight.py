@@ -19,6 +19,7 @@ from search.config_sections import SEQUENTIAL
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
 from search.joined import is_joined, with_model_brought_along
+from search.loggers import check_loggers
 from search.space import Space, build_space, check_patterns
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     config = _decided(config)
     check_files(config)
     check_device(config)
+    check_loggers(config.search.loggers)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())

@@ -29,6 +29,7 @@ from search.events import PhaseClock
 from search.final_session import TUNED, compare_finished, finished_content, finished_networks, needs_session
 from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
+from search.loggers import write_finetuning
 from search.progress import note
 from search.remote import published
 from search.session_tools import NATIVE
@@ -119,6 +120,8 @@ def promote(
                 _bring_natives(folder, todo)
                 note(f"fine-tuning {len(todo)} networks, at most {config.finetune.epochs} epochs each")
                 failed = _finetune_all(context, todo, config.finetune)
+                for job in todo:
+                    write_finetuning(folder, job.name, folder.path / job.place / EVENTS)
             if needs_session(folder):
                 note("judging all finished networks beside the unpruned model")
                 _compare_all(context)

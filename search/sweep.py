@@ -28,6 +28,7 @@ from search.errors import RunFolderError, SearchError
 from search.interrupts import interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
 from search.ladder import warm_start
+from search.loggers import integrations, write_missing
 from search.progress import Reporter, make_reporter, note
 from search.remote import published, remote_of
 from search.request import adopt_records
@@ -92,6 +93,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         prepared = replace(prepared, config=config)
         config.save(folder.config)
         records = adopt_records(folder)
+        write_missing(folder, records)
         if len(records) >= config.search.trials and folder.baseline.is_file():
             # The last driver may have died with every record written, but not everything told to the study.
             make_state(prepared, records).close()
@@ -228,7 +230,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(Path(context.run) / RAY_SCRATCH),
-            callbacks=[SweepCallback(state, reporter)],
+            callbacks=[SweepCallback(state, reporter), *integrations(context.config.search.loggers, context.folder)],
             stop=stopper,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from results.records import TrialRecord
+from search.loggers import numbers, write_trial
 from search.request import CONTACT_LOST, MEMORY_RAN_OUT, NODE_LOST, WORKER_DIED, TrialRequest
 from search.searcher import Transient
 from search.state import SweepState
@@ -38,7 +39,7 @@ class TrialRunner(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Run the trial to its record."""
         record = work_on_trial(self._context, self._request)
-        return {"done": True, "record": json.dumps(record.to_json())}
+        return {"done": True, "record": json.dumps(record.to_json()), **numbers(record.metrics)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next request in the same process."""
@@ -70,6 +71,7 @@ class SweepCallback(Transient, tune.Callback):
         record = TrialRecord.from_json(json.loads(result["record"]))
         self._state.finish(record)
         self._observer.finished(record)
+        write_trial(self._state.folder, record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker itself died, or could not start: exceptions of a trial come as records."""
