@@ -35,6 +35,7 @@ from results.atomic import write_json, write_text
 from search.ladder import warm_start
 from search.space import Levels
 from search.study import SearchStudy
+from search.telling import Told
 
 IN_FLIGHT = 8
 CHECKPOINTS = (25, 50, 100, 200)
@@ -61,7 +62,7 @@ class OurStudy:
         self._numbers: dict[int, int] = {}
         if warm:
             unpruned = problem.space.uniform(0.0)
-            self._study.replay(unpruned, problem.observe(unpruned, np.random.default_rng(seed)), "baseline")
+            self._study.replay(unpruned, Told(problem.observe(unpruned, np.random.default_rng(seed))), "baseline")
 
     def ask(self, number: int) -> Levels:
         """The study's next plan."""
@@ -72,7 +73,7 @@ class OurStudy:
 
     def tell(self, number: int, metrics: dict[str, float]) -> None:
         """Its result."""
-        self._study.tell(self._numbers[number], metrics)
+        self._study.tell(self._numbers[number], Told(metrics))
 
 
 class RayOptuna:

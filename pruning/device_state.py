@@ -56,7 +56,7 @@ class Watch(Protocol):
 
 def watch(device: torch.device) -> Watch:
     """Begin to watch a device."""
-    return GpuWatch(device, _nvml()) if device.type == "cuda" else CpuWatch()
+    return GpuWatch(device, nvml_library()) if device.type == "cuda" else CpuWatch()
 
 
 class CpuWatch:
@@ -98,7 +98,7 @@ class GpuWatch:
     def __init__(self, device: torch.device, nvml: Any) -> None:
         self._nvml = nvml
         self._name = torch.cuda.get_device_name(device)
-        self._handle = None if nvml is None else _handle(nvml, device)
+        self._handle = None if nvml is None else gpu_handle(nvml, device)
         self._bits: int | None = None
         self._start = self._figures()
         self.look()
@@ -144,7 +144,7 @@ class GpuWatch:
             return None
 
 
-def _nvml() -> Any:
+def nvml_library() -> Any:
     """NVIDIA's library, ready to be asked; None where its package or the driver is missing."""
     try:
         import pynvml
@@ -157,7 +157,7 @@ def _nvml() -> Any:
     return pynvml
 
 
-def _handle(nvml: Any, device: torch.device) -> Any:
+def gpu_handle(nvml: Any, device: torch.device) -> Any:
     """NVML's handle of a torch device, found by its UUID: the two count devices differently. None if it has none."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     for prefix in ("GPU", "MIG"):

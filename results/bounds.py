@@ -61,6 +61,24 @@ class Bounds:
         accuracy = accuracy_of(record.metrics)
         return not floors or (accuracy is not None and accuracy >= max(floors) - ROUNDING)
 
+    def violations(self, metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
+        """Bound -> by how much it is not kept, at most 0 where it is: a fraction of the limit, or accuracy.
+
+        Bounds on metrics that are missing are left out (they are not known yet).
+        """
+        limits = {"latency_ms": self.max_latency_ms, "params_m": self.max_params_m, "gflops": self.max_gflops}
+        found = {
+            f"max_{name}": (float(metrics[name]) - limit) / max(limit, ROUNDING)
+            for name, limit in limits.items()
+            if limit is not None and isinstance(metrics.get(name), (int, float))
+        }
+        accuracy = accuracy_of(metrics)
+        if accuracy is not None and self.min_map is not None:
+            found["min_map"] = self.min_map - accuracy
+        if accuracy is not None and self.max_drop is not None:
+            found["max_drop"] = (accuracy_of(baseline.get("metrics", {})) or 0.0) - self.max_drop - accuracy
+        return {name: 0.0 if abs(value) < ROUNDING else value for name, value in found.items()}
+
     def within(self, records: Iterable[TrialRecord], baseline: Mapping[str, Any]) -> list[TrialRecord]:
         """The records that keep to all bounds, in their order."""
         return [record for record in records if self.admit(record, baseline)]

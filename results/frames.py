@@ -33,6 +33,7 @@ METRIC_COLUMNS = (
     "params_m",
     "gflops",
     "size_mb",
+    "energy_j",
 )
 
 
@@ -46,7 +47,8 @@ def trials_frame(
 
     Columns: trial_id, state, fidelity, epochs, on_front, the metrics, speedup_low, speedup_high (95 % interval),
     map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
-    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity.
+    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
+    run's bounds (`feasible`; `violations` names those that are not kept).
     """
     on_front = {record.trial_id for record in front(records, objectives)}
     rows = [{**_row(record, baseline), "on_front": record.trial_id in on_front} for record in records]
@@ -56,9 +58,9 @@ def trials_frame(
 
 
 def _columns() -> tuple[str, ...]:
-    head = ("trial_id", "state", "fidelity", "epochs", "on_front", *METRIC_COLUMNS, "speedup_low", "speedup_high")
+    head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
-    return (*head, *DROP_COLUMNS, *tail)
+    return (*head, *METRIC_COLUMNS, "speedup_low", "speedup_high", *DROP_COLUMNS, *tail)
 
 
 def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -76,6 +78,8 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         "state": record.state.value,
         "fidelity": record.fidelity_label,
         "epochs": record.epochs,
+        "feasible": record.feasible,
+        "violations": ", ".join(record.violations),
         **{name: record.number(name) for name in METRIC_COLUMNS},
         "speedup_low": low,
         "speedup_high": high,

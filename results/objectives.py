@@ -26,6 +26,7 @@ DIRECTIONS: dict[str, str] = {
     "params_m": "min",
     "gflops": "min",
     "size_mb": "min",
+    "energy_j": "min",
 }
 DEFAULT_OBJECTIVES: tuple[str, ...] = ("map50_95", "latency_ms")
 

@@ -20,7 +20,7 @@ from results.errors import DuplicateTrialError, RecordError, SchemaVersionError,
 
 SCHEMA_VERSION = 1
 RECORD_VERSION = 2
-"""Of a trial's record; 1 has no ``history``. Both are read, this one is written."""
+"""Of a trial's record; 1 has no `history` and no `violations`. Both are read, this one is written."""
 FIDELITIES = ("refit", "epochs", "full")
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class TrialRecord:
     seconds: phase -> wall seconds. finished_at: unix seconds.
     history: accuracy on the way, a row an epoch: `epochs` (rising, 0: right after recovery) and figures by name.
     retries: what went wrong and was tried again, a line each: a lost worker, half the batch, a lower rate.
+    violations: bound of the run -> by how much the trial is beyond it (above 0); {}: it keeps to all, it is feasible.
     """
 
     trial_id: str
@@ -64,6 +65,7 @@ class TrialRecord:
     provenance: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
     retries: list[str] = field(default_factory=list)
+    violations: dict[str, float] = field(default_factory=dict)
     schema_version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
@@ -78,6 +80,10 @@ class TrialRecord:
             "finished_at": _finite("finished_at", self.finished_at),
             "history": _history(self.history),
             "retries": _lines("retries", self.retries),
+            "violations": {
+                _key("violations", k): _finite(f"violations[{k}]", v)
+                for k, v in _mapping("violations", self.violations).items()
+            },
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -103,6 +109,11 @@ class TrialRecord:
         if self.fidelity == "epochs":
             return "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return "refit only" if self.fidelity == "refit" else "full fine-tuning"
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the trial keeps to the run's bounds."""
+        return not self.violations
 
     def number(self, name: str) -> float | None:
         """A metric as a float, or None where the record does not have it as a number."""

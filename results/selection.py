@@ -50,9 +50,10 @@ def main_fidelity(records: Sequence[TrialRecord]) -> str | None:
 
 
 def comparable(records: Sequence[TrialRecord], fidelity: str | None = None) -> list[TrialRecord]:
-    """The completed records of one fidelity label (default: `main_fidelity`), in their order."""
+    """The completed, feasible records of one fidelity label (default: `main_fidelity`), in their order."""
     label = fidelity or main_fidelity(records)
-    return [item for item in records if item.state is TrialState.COMPLETED and item.fidelity_label == label]
+    done = [item for item in records if item.state is TrialState.COMPLETED and item.feasible]
+    return [item for item in done if item.fidelity_label == label]
 
 
 def front(

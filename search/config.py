@@ -31,7 +31,7 @@ from search.errors import ConfigError
 SCHEMA_VERSION = 1
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
-FREE_KEYS = ("search.trials", "search.loggers", "resources.", "finetune.")
+FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.")
 
 
 class RunConfig(Section):

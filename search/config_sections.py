@@ -81,9 +81,31 @@ class SearchSection(Section):
     objectives: list[str] = ["map50_95", "latency_ms"]
     """Metrics of the front, two or three."""
     warm_start: bool = True
-    """Begin with plans by sensitivity (two fifths of the trials) and uniform ones (a quarter)."""
+    """Begin with plans by sensitivity (two fifths of the trials, at most 8) and uniform ones (a quarter, at most 5)."""
     loggers: list[Literal["mlflow", "wandb"]] = []
     """Trackers that every trial is also sent to, through Ray's own integrations."""
+    plans: list[str] = []
+    """Plan files to try first."""
+    from_run: str | None = None
+    """Folder of another run on the same model, whose trials the sampler is told."""
+    stopping: bool = True
+    """End trials early that others of like latency have left behind; the first decision is before the first epoch."""
+    reduction: float = Field(default=3.0, gt=1.0)
+    """About one trial in this many goes on from a rung; also the step from rung to rung."""
+    rungs: list[int] | None = None
+    """Epochs after which trials may be stopped; none given: 0, and the epochs divided by powers of the reduction."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Greatest latency of use, ms; slower plans are not trained."""
+    max_params_m: float | None = Field(default=None, gt=0)
+    """Greatest number of parameters of use, millions; larger plans are not trained."""
+    max_gflops: float | None = Field(default=None, gt=0)
+    """Greatest work of use, GFLOPs; plans with more are not trained."""
+    min_map: float | None = Field(default=None, ge=0, le=1)
+    """Least accuracy of use (mAP50-95, a classifier's top-1)."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall-clock hours after which this start hands out no further trial."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """GPU hours of all trials of the run after which no further one begins (on CPUs: hours of a trial's CPUs)."""
 
     @field_validator("objectives")
     @classmethod

@@ -13,8 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from results.atomic import write_bytes
+from results.run_folder import RunFolder
 from search.joined import MODEL_FOLDER
+from search.judge import judge_of
 from search.request import RECORD_NAME
+from search.rungs import RungReport
 
 if TYPE_CHECKING:
     from search.worker import WorkerContext
@@ -42,6 +45,10 @@ class Courier:
             target = self._root / _inside(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(target, files[name])
+
+    def stops(self, report: RungReport, reduction: float) -> bool:
+        """The decision about a trial at a rung, from what the run folder holds (see :mod:`search.judge`)."""
+        return judge_of(RunFolder(self._root), reduction).stops(report)
 
 
 def start_courier(root: Path) -> Any:

@@ -21,6 +21,7 @@ from search.errors import ConfigError, RunFolderError
 from search.joined import is_joined, with_model_brought_along
 from search.loggers import check_loggers
 from search.space import Space, build_space, check_patterns
+from search.starts import check_other_run, check_plans
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -46,13 +47,22 @@ def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     A run must be resumable from any working directory.
     """
     resolved = dict(values)
+    search = resolved.get("search")
+    if isinstance(search, Mapping):
+        plans = [_absolute(plan) for plan in search.get("plans") or []]
+        other = {"from_run": _absolute(search["from_run"])} if search.get("from_run") else {}
+        resolved["search"] = {**search, **({"plans": plans} if plans else {}), **other}
     for section in ("model", "data"):
         content = resolved.get(section)
         if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
-            path = Path(content["path"]).expanduser()
-            text = str(path.resolve()) if path.exists() else str(content["path"])
-            resolved[section] = {**content, "path": text}
+            resolved[section] = {**content, "path": _absolute(content["path"])}
     return resolved
+
+
+def _absolute(given: object) -> str:
+    """A path that exists made absolute; anything else as it is."""
+    path = Path(str(given)).expanduser()
+    return str(path.resolve()) if path.exists() else str(given)
 
 
 def prepare(config: RunConfig, run: Path) -> Prepared:
@@ -69,6 +79,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     folder = RunFolder(run.expanduser().resolve())
     config = with_model_brought_along(config, folder, copy=False)
     check_run_folder(folder, config)
+    check_other_run(config)
     space, objectives = check_model(config)
     search = config.search.model_copy(update={"objectives": objectives})
     return Prepared(folder, config.model_copy(update={"search": search}), space)
@@ -116,6 +127,11 @@ def check_device(config: RunConfig) -> None:
         return
     from cluster.devices import CudaDriver
 
+    if "energy_j" in config.search.objectives and (config.model.device == "cpu" or CudaDriver().uuid(0) is None):
+        raise ConfigError(
+            "search.objectives: energy_j needs a GPU that counts its energy, but trials would run on the CPU; "
+            "take energy_j out"
+        )
     wanted = config.model.device == "cuda" or bool(config.resources.gpus_per_trial)
     if wanted and CudaDriver().uuid(0) is None:
         raise ConfigError(
@@ -178,6 +194,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
+    check_plans(config.search.plans, [layer.name for layer in bench.table.layers])
     return build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL), objectives
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from results.accuracy import accuracy_text
+from results.accuracy import accuracy_text, missing_metric
 from results.records import TrialRecord, TrialState
 from results.selection import front
 
@@ -24,6 +24,8 @@ class Progress:
     total: int
     done: int
     failed: int
+    stopped: int
+    infeasible: int
     running: int
     left: int
     front_size: int
@@ -43,6 +45,8 @@ def progress_of(
         total=total,
         done=len(records),
         failed=sum(record.state is TrialState.FAILED for record in records),
+        stopped=sum(record.state is TrialState.STOPPED for record in records),
+        infeasible=sum(not record.feasible for record in records),
         running=running,
         left=left,
         front_size=len(on_front),
@@ -53,8 +57,9 @@ def progress_of(
 
 def summary_line(progress: Progress) -> str:
     """``12/20 done, 2 running, 8 left, 1 failed; front 5: ...; about 4 min left``."""
-    failed = f", {progress.failed} failed" if progress.failed else ""
-    counts = f"{progress.done}/{progress.total} done, {progress.running} running, {progress.left} left{failed}"
+    kinds = {"stopped": progress.stopped, "failed": progress.failed, "beyond the bounds": progress.infeasible}
+    told = "".join(f", {count} {name}" for name, count in kinds.items() if count)
+    counts = f"{progress.done}/{progress.total} done, {progress.running} running, {progress.left} left{told}"
     ends = f"; front {progress.front_size}: {progress.best}" if progress.front_size else ""
     eta = f"; about {duration(progress.eta_seconds)} left" if progress.eta_seconds and progress.left else ""
     return counts + ends + eta
@@ -64,7 +69,7 @@ def trial_line(record: TrialRecord) -> str:
     """One finished trial, columns aligned from line to line."""
     head = f"{record.trial_id:<6} {record.provenance:<11}"
     seconds = f"{sum(record.seconds.values()):6.0f} s"
-    if record.state is not TrialState.COMPLETED:
+    if record.state is TrialState.FAILED or missing_metric(record.metrics):
         return f"{head} {record.state.value}: {record.error} {seconds}"
     metrics = record.metrics
     cells = [accuracy_text(metrics), f"latency {metrics['latency_ms']:7.2f} ms"]
@@ -72,6 +77,10 @@ def trial_line(record: TrialRecord) -> str:
         cells.append(f"({metrics['speedup']:.2f}x)")
     if "params_m" in metrics:
         cells.append(f"parameters {metrics['params_m']:6.2f} M")
+    if record.state is TrialState.STOPPED:
+        cells.append(f"stopped: {record.fidelity_label}")
+    if record.violations:
+        cells.append(f"beyond {', '.join(record.violations)}")
     return f"{head} {'  '.join(cells)} {seconds}"
 
 

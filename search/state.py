@@ -12,10 +12,13 @@ from dataclasses import replace
 
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
+from search.budget import Budget
 from search.errors import TrialError
+from search.prediction import LatencyPredictor, NoPredictor
 from search.request import TrialRequest, left_record, requested, trial_name, trial_number, unfinished
 from search.space import Space
 from search.study import SearchStudy
+from search.telling import Teller
 from search.trial import failed_record, one_line
 
 # So many trials failing for one reason, the first of this driver or later in a row: the fault is the run's, not the
@@ -38,10 +41,14 @@ class SweepState:
         records: Sequence[TrialRecord],
         total: int,
         plan_hash: Callable[[dict[str, float]], str],
+        teller: Teller,
+        predictor: LatencyPredictor | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """Replay ``records`` into ``study`` and queue the trials that an earlier driver left unfinished.
 
-        ``total``: finished trials at the end; ``plan_hash``: ratios -> hash, for trials whose worker died.
+        ``total``: finished trials at the end; ``plan_hash``: ratios -> hash, for trials whose worker died;
+        ``predictor``: learns latency from the records; ``budget``: None is without limit.
         """
         self.folder = folder
         self.records = list(records)
@@ -49,6 +56,9 @@ class SweepState:
         self._space = space
         self._study = study
         self._plan_hash = plan_hash
+        self._teller = teller
+        self._predictor = predictor or NoPredictor()
+        self.budget = budget or Budget()
         self._numbers: dict[str, int] = {}
         self._running: dict[str, TrialRequest] = {}
         for record in self.records:
@@ -72,11 +82,12 @@ class SweepState:
         return list(self._running)
 
     def next(self) -> TrialRequest | None:
-        """The next trial, written to its folder first; None when enough are under way or no new plan is left.
+        """The next trial, written to its folder first; None when enough are under way, when the budget is used up, or
+        when no new plan is left.
 
         None, too, once the run folder cannot be written any more (``broken``).
         """
-        if self.broken or len(self._running) >= self.remaining:
+        if self.broken or len(self._running) >= self.remaining or self.budget.used_up(self.records):
             return None
         try:
             request = self._resumed() or self._asked()
@@ -87,6 +98,7 @@ class SweepState:
             return None
         if request is not None:
             self._running[request.trial_id] = request
+            self.budget.began(request.trial_id)
         return request
 
     def finish(self, record: TrialRecord) -> None:
@@ -100,18 +112,21 @@ class SweepState:
         try:
             self.folder.store.append(record)
             self._running.pop(record.trial_id)
+            self.budget.ended(record.trial_id)
             self.records.append(record)
             self._tell(record)
         except OSError as error:
             self.broken = error
 
     def _tell(self, record: TrialRecord) -> None:
+        self._predictor.learn(record)
         number = self._numbers.pop(record.trial_id)
-        if record.state is not TrialState.COMPLETED:
+        told = self._teller.told(record, self.records)
+        if told is None:
             self._study.fail(number, record.error or record.state.value)
             return
         try:
-            self._study.tell(number, record.metrics)
+            self._study.tell(number, told)
         except TrialError:  # the record stays; the sampler just cannot learn from a trial without its objectives
             return
 
@@ -168,9 +183,8 @@ class SweepState:
         levels = self._space.levels_of(asked.ratios if asked else record.ratios)
         if levels is None:
             return
-        completed = record.state is TrialState.COMPLETED
         try:
-            self._study.replay(levels, record.metrics if completed else None, record.trial_id)
+            self._study.replay(levels, self._teller.told(record, self.records), record.trial_id)
         except TrialError:
             self._study.replay(levels, None, record.trial_id)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING
 from search.errors import TrialError
 from search.ladder import Start
 from search.space import Levels, Space
+from search.starts import PLAN
+from search.telling import MAXIMIZED, Told
 
 if TYPE_CHECKING:
     import optuna
 
 STUDY_NAME = "paretoprune"
+MOST_REFUSALS = 20  # then a plan near the last one is tried all the same; it is measured, and not trained if too slow
 RE_ASKS = 3  # a sampler that has converged repeats itself: after this many repeats a neighbour is taken instead
-MAXIMIZED = "max"  # results' word for it
+VARIANCES = "variances"
+"""User attribute of a trial: variance of each told value beyond a measurement's own (a value that was estimated)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Suggestion:
 class SearchStudy:
     """Asks and tells in the terms of a :class:`Space`.
 
-    Values told are the metrics themselves; the directions come from ``results.objectives`` alone.
+    Values told are metrics; the directions come from ``results.objectives`` alone.
     With one trial at a time, equal seeds give equal suggestions.
     """
 
@@ -50,8 +54,12 @@ class SearchStudy:
         seed: int = 0,
         starts: Sequence[Start] = (),
         journal: Path | None = None,
+        refusal: Callable[[dict[str, float]], str] | None = None,
     ) -> None:
-        """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory."""
+        """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory.
+
+        ``refusal``: of a plan's ratios, why it is not worth trying; "" where it is.
+        """
         import optuna
 
         from search.front_sampler import make_sampler
@@ -59,6 +67,7 @@ class SearchStudy:
         self._space = space
         self._objectives = dict(objectives)
         self._starts = list(starts)
+        self._refusal = refusal or (lambda ratios: "")
         self._generator = random.Random(seed)
         self._sampler_name = sampler
         self._seen: set[Levels] = set()
@@ -76,11 +85,11 @@ class SearchStudy:
                 directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
             )
 
-    def replay(self, levels: Levels, metrics: Mapping[str, object] | None, trial_id: str) -> None:
-        """Tell a trial that finished earlier: its metrics, or None for a failed one. Its plan is not asked again."""
+    def replay(self, levels: Levels, told: Told | None, trial_id: str) -> None:
+        """Tell a trial that finished earlier, None for a failed one. Its plan is not asked again."""
         import optuna
 
-        values = None if metrics is None else self._values(metrics)
+        values = None if told is None else self._values(told.metrics)
         self._seen.add(levels)
         self.study.add_trial(
             optuna.trial.create_trial(
@@ -88,27 +97,34 @@ class SearchStudy:
                 values=values,
                 params=self._params(levels),
                 distributions=dict(self._distributions),
-                user_attrs={"trial_id": trial_id, "provenance": "replayed"},
+                user_attrs={"trial_id": trial_id, "provenance": "replayed", **self._variances(told)},
+                constraints=dict(told.constraints) if told else None,
             )
         )
 
     def ask(self, trial_id: str = "") -> Suggestion | None:
-        """The next plan that was not asked before: the warm start first; None when every plan of the space was.
+        """The next plan that was not asked before and is not refused: the warm start first; None when every plan of the
+        space was. Plans that the user gave are never refused.
 
         ``trial_id`` is noted in the study, so that a dashboard and the records can be read together.
         """
         while self._starts:
             start = self._starts.pop(0)
-            if start.levels not in self._seen:
+            refused = start.provenance != PLAN and self._refusal(self._space.ratios(start.levels))
+            if start.levels not in self._seen and not refused:
                 return self.ask_for(start.levels, start.provenance, trial_id)
         if len(self._seen) >= self._space.count():
             return None
-        for _ in range(RE_ASKS):
+        repeats = refusals = 0
+        while repeats < RE_ASKS and refusals < MOST_REFUSALS:
             trial = self.study.ask(dict(self._distributions))
             levels = tuple(trial.params[axis.name] for axis in self._space.axes)
-            if levels not in self._seen:
+            refused = "" if levels in self._seen else self._refusal(self._space.ratios(levels))
+            if levels not in self._seen and not refused:
                 return self._start(trial, levels, self._sampler_name, trial_id)
-            self._drop(trial, "equal plan was evaluated before")
+            repeats, refusals = (repeats, refusals + 1) if refused else (repeats + 1, refusals)
+            self._seen.add(levels)
+            self._drop(trial, refused or "equal plan was evaluated before")
         return self.ask_for(self._unseen_near(levels), "random", trial_id)
 
     def ask_for(self, levels: Levels, provenance: str, trial_id: str = "") -> Suggestion:
@@ -116,16 +132,20 @@ class SearchStudy:
         self.study.enqueue_trial(self._params(levels))
         return self._start(self.study.ask(dict(self._distributions)), levels, provenance, trial_id)
 
-    def tell(self, number: int, metrics: Mapping[str, object]) -> None:
-        """Finish a trial with its metrics; :class:`TrialError` (and FAIL in the study) where one is not finite."""
+    def tell(self, number: int, told: Told) -> None:
+        """Finish a trial; :class:`TrialError` (and FAIL in the study) where an objective is not finite."""
         import optuna
 
         trial = self._running.pop(number)
         try:
-            values = self._values(metrics)
+            values = self._values(told.metrics)
         except TrialError:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise
+        for name, value in self._variances(told).items():
+            trial.set_user_attr(name, value)
+        for name, violation in told.constraints.items():
+            trial.set_constraint(name, violation)
         self.study.tell(trial, values)
 
     def fail(self, number: int, reason: str) -> None:
@@ -168,6 +188,11 @@ class SearchStudy:
 
     def _params(self, levels: Levels) -> dict[str, int]:
         return {axis.name: level for axis, level in zip(self._space.axes, levels, strict=True)}
+
+    def _variances(self, told: Told | None) -> dict[str, list[float]]:
+        if told is None or not told.variances:
+            return {}
+        return {VARIANCES: [float(told.variances.get(name, 0.0)) for name in self._objectives]}
 
     def _values(self, metrics: Mapping[str, object]) -> list[float]:
         values = []

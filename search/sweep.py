@@ -20,20 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 from results.accuracy import accuracy_text
 from results.objectives import DIRECTIONS
-from results.records import TrialState
+from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
+from search.budget import Budget
 from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
 from search.interrupts import interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
-from search.ladder import warm_start
+from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
+from search.predictor import make_predictor
 from search.progress import Reporter, make_reporter, note
 from search.remote import published, remote_of
 from search.request import adopt_records
+from search.starts import OTHER_RUN, read_other_run, starts_of
 from search.state import SweepState
 from search.study import SearchStudy
+from search.telling import Teller
 from search.tools import make_tools
 from search.trial import one_line
 from search.worker import ToolsFactory, WorkerContext, work_on_baseline
@@ -67,12 +71,18 @@ TUNE_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept."""
+    """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept.
+
+    ``infeasible``: trials beyond the bounds. ``used_up``: the budget that ended it, for people.
+    """
 
     finished: int
     failed: int
     total: int
     interrupted: bool
+    stopped: int = 0
+    infeasible: int = 0
+    used_up: str = ""
 
 
 def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOutcome:
@@ -97,7 +107,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         if len(records) >= config.search.trials and folder.baseline.is_file():
             # The last driver may have died with every record written, but not everything told to the study.
             make_state(prepared, records).close()
-            return SweepOutcome(len(records), _failed(records), config.search.trials, interrupted=False)
+            return outcome_of(records, config.search.trials)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
             resources, context = start_workers(config, folder, factory)
@@ -106,7 +116,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             lock.describe(slots)
             note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
             context = with_baseline(context)
-        state = make_state(prepared, records)
+        budget = Budget(config.search.hours, config.search.gpu_hours, resources.gpus)
+        state = make_state(prepared, records, budget)
         reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
         try:
             interrupted = _tune(state, context, resources, following, reporter)
@@ -116,7 +127,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             reporter.close()
             shutil.rmtree(folder.path / RAY_SCRATCH, ignore_errors=True)
     _complain(state, interrupted)
-    return SweepOutcome(len(state.records), _failed(state.records), config.search.trials, interrupted)
+    return outcome_of(state.records, config.search.trials, interrupted, budget.used_up(state.records))
 
 
 def _complain(state: SweepState, interrupted: bool) -> None:
@@ -136,29 +147,39 @@ def _complain(state: SweepState, interrupted: bool) -> None:
         )
 
 
-def make_state(prepared: Prepared, records: list[Any]) -> SweepState:
+def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = None) -> SweepState:
     """The study rebuilt from ``records``, with the unpruned network told where it was measured."""
     from pruning.plan import Plan
 
     config, space = prepared.config, prepared.space
     settings = config.search
     baseline = prepared.folder.read_baseline() if prepared.folder.baseline.is_file() else {}
-    starts = warm_start(space, settings.trials, baseline.get("sensitivity", ())) if settings.warm_start else []
+    predictor = make_predictor(baseline, records)
+    bounds = bounds_of_search(settings)
+    screen = make_screen(bounds, baseline, predictor)
+    teller = Teller(settings.objectives, bounds, baseline)
+    other = read_other_run(config, baseline) if baseline else None
     # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
     study = SearchStudy(
         space,
         {name: DIRECTIONS[name] for name in settings.objectives},
         sampler=settings.sampler,
         seed=settings.seed + len(records),
-        starts=starts,
+        starts=starts_of(config, space, baseline, other),
         journal=prepared.folder.study,
+        refusal=screen.refusal if screen else None,
     )
     unpruned = space.uniform(0.0)
     if baseline and not space.ratios(unpruned):
-        study.replay(unpruned, baseline["metrics"], "baseline")
+        study.replay(unpruned, teller.told_baseline(), "baseline")
+    for record in other.told if other else ():
+        levels = space.levels_of(record.ratios)
+        if levels is not None:
+            study.replay(levels, teller.told(record, other.told if other else ()), f"{OTHER_RUN}/{record.trial_id}")
     return SweepState(
-        prepared.folder, space, study, records, settings.trials, plan_hash=lambda ratios: Plan(ratios).hash
-    )
+        prepared.folder, space, study, records, settings.trials, lambda ratios: Plan(ratios).hash, teller, predictor,
+        budget,
+    )  # fmt: skip
 
 
 def start_workers(
@@ -295,5 +316,16 @@ def _clean_stop(stopper: StopSweep, reporter: Reporter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _failed(records: list[Any]) -> int:
-    return sum(record.state is TrialState.FAILED for record in records)
+def outcome_of(
+    records: list[TrialRecord], total: int, interrupted: bool = False, used_up: str = ""
+) -> SweepOutcome:
+    """The counts of ``records``."""
+    return SweepOutcome(
+        finished=len(records),
+        failed=sum(record.state is TrialState.FAILED for record in records),
+        stopped=sum(record.state is TrialState.STOPPED for record in records),
+        infeasible=sum(not record.feasible for record in records),
+        total=total,
+        interrupted=interrupted,
+        used_up=used_up if len(records) < total else "",
+    )

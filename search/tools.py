@@ -20,6 +20,7 @@ WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of i
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
 PATIENCE = 3.0  # times the usual seconds
+ENERGY_SECONDS = 3.0  # a GPU's counter moves some ten times a second
 
 
 class PruningTools:
@@ -120,10 +121,10 @@ class PruningTools:
         mislead the search for good.
         """
         seconds = self._config.latency.max_seconds
-        first = self._measured(model, seconds)
-        if first["converged"] or _halfwidth(first) <= WIDEST_USEFUL:
-            return first
-        return min(first, self._measured(model, PATIENCE * seconds), key=_halfwidth)
+        found = self._measured(model, seconds)
+        if not found["converged"] and _halfwidth(found) > WIDEST_USEFUL:
+            found = min(found, self._measured(model, PATIENCE * seconds), key=_halfwidth)
+        return {**found, "energy_j": self._energy(model)} if "energy_j" in self._config.search.objectives else found
 
     def train_native(self, path: str, folder: Path, on_epoch: OnEpoch | None = None) -> tuple[Tuned, str]:
         """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
@@ -229,6 +230,15 @@ class PruningTools:
             half=latency.half,
             exports=self._exports,
         ).to_dict()
+
+    def _energy(self, model: Any) -> float:
+        """Joules of an inference of ``model``, on a device that counts them."""
+        from pruning.energy import energy_per_inference
+        from pruning.runtimes.base import SessionSpec
+
+        latency = self._config.latency
+        spec = SessionSpec(self._config.model.imgsz, self.device, latency.batch, latency.half, latency.threads)
+        return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
 
     def _tune(
         self,

@@ -20,6 +20,7 @@ from typing import Any
 
 from results.accuracy import accuracies
 from results.atomic import write_json
+from results.bounds import NO_BOUNDS, Bounds
 from results.records import TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
@@ -43,8 +44,8 @@ CONDITIONS = (
 class TrialSettings:
     """``epochs`` of short fine-tuning; the run's ``baseline_latency_ms``, to which ratios are brought back.
 
-    ``rungs``: epochs after which the judge is asked; ``accuracy``: name of the metric that it judges, the task's own
-    where none is named.
+    ``bounds``: a network beyond them is not trained. ``rungs``: epochs after which the judge is asked; ``accuracy``:
+    name of the metric that it judges, the task's own where it is "".
     """
 
     epochs: int
@@ -54,6 +55,7 @@ class TrialSettings:
     accuracy: str = ""
     ingredients: Mapping[str, str | bool] = field(default_factory=dict)
     """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
+    bounds: Bounds = NO_BOUNDS
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
         "baseline_latency_measured_ms": float(measured["baseline_median_ms"]),
         "speedup": speedup,
         "speedup_ci95": [float(bound) for bound in measured["speedup_ci95"]],
+        **{name: float(measured[name]) for name in ("energy_j",) if name in measured},
         "latency_conditions": {name: measured[name] for name in CONDITIONS if name in measured},
     }
 
@@ -172,20 +175,23 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     model, plan = _pruned(work)
     stats = work.tools.stats(model)
     latency = _start_measuring(work, model)
-    costs = {**stats, **_known_latency(latency, settings.baseline_latency_ms)}
+    costs = {**stats, **_known_latency(latency, settings)}
     course = Course(work.request.trial_id, settings.rungs, judge, settings.accuracy, costs, clock)
-    tuned = _tuned(work, model, course)
+    worth_training = settings.epochs > 0 and not _violations(settings.bounds, costs)
+    tuned = _tuned(work, model, course, worth_training)
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
         figures = latency_metrics(latency.result(), settings.baseline_latency_ms)
     with clock.phase("save"):
         work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
         plan.save(work.folder / PLAN_NAME)
+    metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
+    cut_short = course.stopped or (settings.epochs > 0 and not worth_training)
     return TrialRecord(
         trial_id=work.request.trial_id,
-        state=TrialState.STOPPED if course.stopped else TrialState.COMPLETED,
+        state=TrialState.STOPPED if cut_short else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
-        metrics={**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients},
+        metrics=metrics,
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
         seconds={name: round(value, 4) for name, value in clock.seconds.items()},
@@ -196,6 +202,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         provenance=work.request.provenance,
         history=course.history,
         retries=[*work.request.losses, *tuned.retries],
+        violations=_violations(settings.bounds, metrics),
     )
 
 
@@ -223,17 +230,22 @@ def _start_measuring(work: Workplace, model: Any) -> Measurement:
             return work.tools.start_measure(model)
 
 
-def _known_latency(latency: Measurement, baseline_latency_ms: float) -> dict[str, float]:
-    """``latency_ms`` where it is known before training, else nothing."""
-    known = latency.known()
-    return {} if known is None else {"latency_ms": latency_metrics(known, baseline_latency_ms)["latency_ms"]}
+def _known_latency(latency: Measurement, settings: TrialSettings) -> dict[str, float]:
+    """``latency_ms`` where it is known before training, else nothing. Where it is bounded, it is waited for."""
+    known = latency.known() if settings.bounds.max_latency_ms is None else latency.result()
+    return {} if known is None else {"latency_ms": latency_metrics(known, settings.baseline_latency_ms)["latency_ms"]}
 
 
-def _tuned(work: Workplace, model: Any, course: Course) -> Tuned:
+def _violations(bounds: Bounds, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The bounds that are not kept."""
+    return {name: value for name, value in bounds.violations(metrics, {}).items() if value > 0}
+
+
+def _tuned(work: Workplace, model: Any, course: Course, worth_training: bool) -> Tuned:
     """The network to judge: as recovered, and fine-tuned as far as the judge lets it go."""
     with work.clock.phase("evaluate"):
         start = work.tools.evaluate(model)
-    if course.reached(0, start) or not work.settings.epochs:
+    if course.reached(0, start) or not worth_training:
         return Tuned(model, 0, 0, start, start)
     with work.clock.phase("finetune"):
         return work.tools.finetune(model, work.folder, course.reached, start)

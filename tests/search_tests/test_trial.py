@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from results.bounds import Bounds
 from results.records import TrialRecord, TrialState
 from search.config import build_config
 from search.events import last_phase
@@ -184,6 +185,25 @@ def test_latency_measured_elsewhere_is_waited_for_after_training(tmp_path: Path)
     assert tools.calls[-4:] == ["finetune", "collect", "save", "release"]
     assert "latency_ms" not in judge.reports[0].costs
     assert record.metrics["speedup"] == pytest.approx(1.125)
+
+
+def test_a_network_beyond_the_bounds_is_not_trained_and_says_by_how_much(tmp_path: Path) -> None:
+    tools = FakeTools()
+    settings = replace(SETTINGS, bounds=Bounds(max_latency_ms=8.0, max_params_m=5.0))
+    record = run_trial(REQUEST, settings, tools, NoGate(), tmp_path / "t0001")
+    assert "finetune" not in tools.calls
+    assert (record.state, record.fidelity, record.feasible) == (TrialState.STOPPED, "refit", False)
+    assert record.violations == pytest.approx({"max_latency_ms": 10.0 / 1.125 / 8.0 - 1.0})
+    within = replace(SETTINGS, bounds=Bounds(max_latency_ms=9.0, max_params_m=5.0))
+    kept = run_trial(REQUEST, within, FakeTools(), NoGate(), tmp_path / "t0002")
+    assert (kept.state, kept.violations) == (TrialState.COMPLETED, {})
+
+
+def test_too_little_accuracy_is_known_after_training_only(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, bounds=Bounds(min_map=0.99))
+    record = run_trial(REQUEST, settings, FakeTools(), NoGate(), tmp_path / "t0001")
+    assert (record.state, record.epochs) == (TrialState.COMPLETED, 1)
+    assert list(record.violations) == ["min_map"]
 
 
 def test_nan_becomes_a_failed_record_that_names_the_field(tmp_path: Path) -> None:

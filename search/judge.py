@@ -1,0 +1,104 @@
+"""Who decides at the rungs: each worker by itself, from what all trials of the run have written.
+
+A trial writes its rung into its ``events.jsonl`` before it asks (see :mod:`search.rungs`), and nobody else writes
+there. So there is no process that could die with decisions in it, and a resumed run goes on deciding from the same
+files. Two trials that reach a rung at once may not see each other; the rule allows for that.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from results.run_folder import RunFolder
+from search.request import RECORD_NAME
+from search.rungs import RUNG_EVENT, Judge, RungReport
+from search.stopping import StoppingRule
+
+EVENTS_NAME = "events.jsonl"
+
+
+class FolderJudge:
+    """Reads the trials' folders below ``trials``; those of finished trials once."""
+
+    def __init__(self, trials: Path, rule: StoppingRule) -> None:
+        self._trials = trials
+        self._rule = rule
+        self._finished: dict[str, list[RungReport]] = {}
+
+    def stops(self, report: RungReport) -> bool:
+        """See :class:`search.rungs.Judge`. Where the folder cannot be read, the trial goes on."""
+        try:
+            return self._rule.stops(report, self.reports())
+        except OSError:
+            return False
+
+    def reports(self) -> list[RungReport]:
+        """The last report of every trial at every rung (a trial that was begun again has two)."""
+        found = []
+        for folder in sorted(self._trials.iterdir()):
+            if folder.name not in self._finished:
+                done = (folder / RECORD_NAME).is_file()  # before reading: what is written meanwhile counts next time
+                reports = rung_reports(folder / EVENTS_NAME, folder.name)
+                if done:
+                    self._finished[folder.name] = reports
+                found += reports
+            else:
+                found += self._finished[folder.name]
+        return found
+
+
+class CarriedJudge:
+    """For a worker that does not see the run folder: the courier, on the driver's machine, decides there."""
+
+    def __init__(self, courier: Any, folder: RunFolder, reduction: float) -> None:
+        self._courier = courier
+        self._folder = folder
+        self._reduction = reduction
+
+    def stops(self, report: RungReport) -> bool:
+        """See :class:`search.rungs.Judge`. Where the driver's machine does not answer, the trial goes on."""
+        import ray
+
+        name = f"{self._folder.trials_dir.name}/{report.trial_id}/{EVENTS_NAME}"
+        events = (self._folder.trial_dir(report.trial_id) / EVENTS_NAME).read_bytes()
+        try:
+            ray.get(self._courier.deliver.remote({name: events}))
+            return bool(ray.get(self._courier.stops.remote(report, self._reduction)))
+        except ray.exceptions.RayError:
+            return False
+
+
+def judge_of(folder: RunFolder, reduction: float, courier: Any = None) -> Judge:
+    """This process's judge for the run; it remembers what it read of finished trials."""
+    if courier is not None:
+        return CarriedJudge(courier, folder, reduction)
+    key = (str(folder.path), reduction)
+    if key not in _JUDGES:
+        _JUDGES.clear()  # a worker serves one run at a time
+        _JUDGES[key] = FolderJudge(folder.trials_dir, StoppingRule(reduction))
+    return _JUDGES[key]
+
+
+_JUDGES: dict[tuple[str, float], FolderJudge] = {}
+
+
+def rung_reports(events: Path, trial_id: str) -> list[RungReport]:
+    """The rungs in an events file, the last line of each counts; [] where there is no file."""
+    try:
+        lines = events.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    reports: dict[int, RungReport] = {}
+    for line in lines:
+        if RUNG_EVENT not in line:
+            continue
+        try:
+            entry = json.loads(line)
+            if entry["event"] == RUNG_EVENT:
+                report = RungReport(trial_id, int(entry["epochs"]), float(entry["accuracy"]), dict(entry["costs"]))
+                reports[report.epochs] = report
+        except (ValueError, KeyError, TypeError):  # the line is being written right now
+            continue
+    return list(reports.values())

@@ -1,0 +1,131 @@
+"""What a run begins with before its sampler is asked: the user's plans, another run's, the warm start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.records import TrialRecord, TrialState
+from results.run_folder import RunFolder
+from search.errors import ConfigError
+from search.ladder import Start, warm_start
+from search.space import Space
+
+if TYPE_CHECKING:
+    from search.config import RunConfig
+
+PLAN, OTHER_RUN = "plan", "from-run"
+# What a trial's figures depend on, beside its plan and the model: equal settings, equal figures.
+_DECISIVE = ("model.imgsz", "data.", "recover.", "trial.", "latency.", "space.round_to")
+_WITHOUT_EFFECT = ("trial.workers",)
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """Trials of a finished run. ``told``: of equal settings and on the same device, so that their figures are ours;
+    ``retried``: plans of its front that are tried again, since theirs would not be."""
+
+    told: tuple[TrialRecord, ...]
+    retried: tuple[TrialRecord, ...]
+
+
+def starts_of(
+    config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None
+) -> list[Start]:
+    """The plans to try first, in this order and each once: given by the user, of another run, the warm start."""
+    starts = [Start(space.nearest(ratios), PLAN) for ratios in read_plans(config.search.plans)]
+    if other is not None:
+        starts += [Start(space.nearest(record.ratios), OTHER_RUN) for record in other.retried]
+    if config.search.warm_start:
+        starts += warm_start(space, config.search.trials, baseline.get("sensitivity", ()))
+    first: dict[tuple[int, ...], Start] = {}
+    for start in starts:
+        first.setdefault(start.levels, start)
+    return list(first.values())
+
+
+def read_plans(paths: Sequence[str]) -> list[dict[str, float]]:
+    """The ratios of plan files; raises what :meth:`pruning.plan.Plan.load` raises."""
+    from pruning.plan import Plan
+
+    return [dict(Plan.load(Path(path)).ratios) for path in paths]
+
+
+def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
+    """Every plan is readable and of this model; :class:`ConfigError` names the file and the layer that is not."""
+    for path, ratios in zip(paths, read_plans(paths), strict=True):
+        unknown = [layer for layer in ratios if layer not in layers]
+        if unknown:
+            raise ConfigError(
+                f"search.plans: {path} must be of this model, but it prunes {unknown[0]}, which the model does not "
+                "have; give a plan of this model"
+            )
+
+
+def weights_hash(model: Path) -> str:
+    """16 hexadecimal digits of the checkpoint's bytes, "" where there is no such file."""
+    return "" if not model.is_file() else hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+
+
+def check_other_run(config: RunConfig) -> None:
+    """``search.from_run`` is a run on the same weights and image size; :class:`ConfigError` says where it is not."""
+    path = config.search.from_run
+    if path is None:
+        return
+    folder = RunFolder(Path(path))
+    if not folder.config.is_file() or not folder.baseline.is_file():
+        raise ConfigError(f"search.from_run: {path} must be a run folder with its baseline, but it is not; check it")
+    from search.config import load_config
+
+    theirs, baseline = load_config(folder.config), folder.read_baseline()
+    if theirs.model.imgsz != config.model.imgsz:
+        raise ConfigError(
+            f"search.from_run: {path} must be at {config.model.imgsz} px, but it is at {theirs.model.imgsz} px; "
+            "give another run or the same --imgsz"
+        )
+    ours = weights_hash(Path(config.model.path))
+    known = baseline.get("weights_hash")
+    if known is None:  # a run made before hashes were kept: its checkpoint, where it still is
+        known = weights_hash(Path(theirs.model.path)) if Path(theirs.model.path).is_file() else "unknown"
+    if known != ours:
+        raise ConfigError(
+            f"search.from_run: {path} must be of the same weights, but its model has the hash {known} and "
+            f"{config.model.path} has {ours}; give a run on this checkpoint"
+        )
+
+
+def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun | None:
+    """The trials of ``search.from_run``; ``baseline``: our own, on whose hardware theirs must have been measured."""
+    if config.search.from_run is None:
+        return None
+    from results.selection import front
+    from search.config import load_config
+
+    folder = RunFolder(Path(config.search.from_run))
+    records, theirs = folder.read_records(), load_config(folder.config)
+    if same_settings(config, theirs) and _hardware(folder.read_baseline()) == _hardware(baseline):
+        base_ms = float(baseline["metrics"]["latency_ms"])
+        completed = [record for record in records if record.state is TrialState.COMPLETED]
+        return OtherRun(tuple(_rebased(record, base_ms) for record in completed), ())
+    return OtherRun((), tuple(front(records, folder.objectives())))
+
+
+def same_settings(one: RunConfig, other: RunConfig) -> bool:
+    """Whether equal plans give equal figures under both configurations of one model."""
+    before, after = one.flat(), other.flat()
+    names = [name for name in {*before, *after} if name.startswith(_DECISIVE) and name not in _WITHOUT_EFFECT]
+    return all(before.get(name) == after.get(name) for name in names)
+
+
+def _hardware(baseline: Mapping[str, Any]) -> tuple[Any, ...]:
+    environment = baseline.get("environment") or {}
+    return (baseline.get("device"), environment.get("cpu_model"), environment.get("gpu0_name"))
+
+
+def _rebased(record: TrialRecord, base_ms: float) -> TrialRecord:
+    """The record with its latency over our own baseline: the ratio survives another day's clock."""
+    ratio = record.number("latency_ratio")
+    return record if ratio is None else replace(record, metrics={**record.metrics, "latency_ms": ratio * base_ms})

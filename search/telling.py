@@ -1,0 +1,58 @@
+"""What a sampler is told of a finished trial: figures that are true of the plan, and how far beyond the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from results.bounds import NO_BOUNDS, Bounds
+from results.objectives import DIRECTIONS
+from results.records import TrialRecord, TrialState
+from search.fidelity import estimate_final
+
+MAXIMIZED = "max"  # results' word for it
+
+
+@dataclass(frozen=True)
+class Told:
+    """``metrics``: at least the objectives. ``variances``: of those that were estimated. ``constraints``: name ->
+    value, above 0 where a bound is not kept (Optuna's convention)."""
+
+    metrics: Mapping[str, Any]
+    variances: Mapping[str, float] = field(default_factory=dict)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Teller:
+    """For runs over ``objectives`` within ``bounds``; ``baseline``: content of baseline.json ({}: not measured yet)."""
+
+    objectives: Sequence[str]
+    bounds: Bounds = NO_BOUNDS
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self, record: TrialRecord, records: Sequence[TrialRecord]) -> Told | None:
+        """What to tell of ``record``; ``records``: all finished ones. None: nothing, the trial counts as failed.
+
+        A stopped trial's accuracy is what completed ones of the same rung came to in the end; before enough are known,
+        nothing is told. Measured on the synthetic problem (benchmarks/results/search_stopping.md): the low figure told
+        as final misleads the sampler, silence wastes the trial.
+        """
+        if record.state is TrialState.FAILED:
+            return None
+        metrics, variances = dict(record.metrics), {}
+        if record.state is TrialState.STOPPED:
+            for name in self.objectives:
+                if DIRECTIONS[name] != MAXIMIZED:
+                    continue
+                estimate = estimate_final(record, name, records)
+                if estimate is None:
+                    return None
+                metrics[name], variances[name] = estimate.value, estimate.variance
+        return Told(metrics, variances, self.bounds.violations(metrics, self.baseline))
+
+    def told_baseline(self) -> Told:
+        """The unpruned network, which is a plan too."""
+        metrics = self.baseline["metrics"]
+        return Told(metrics, {}, self.bounds.violations(metrics, self.baseline))
