@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def connect(
         variables |= _import_path()
     else:
         _check_answers(wanted)
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a line per attempt, where a token is wrong
         runtime = _travelling(variables)
     try:
-        ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
+        with nullcontext() if wanted == LOCAL else _muted():
+            ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
     except Exception as error:  # Ray raises a bare one where its processes do not come up in time
         _end_of(ray)
         raise RayUnreachableError(wanted, *_why(wanted, error)) from error
@@ -157,9 +157,23 @@ def _why(address: str, error: BaseException) -> tuple[str, str]:
     return _first_line(error), _remedy(address)
 
 
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on stderr: where a token is wrong, Ray's core writes a line per second there for twenty seconds."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def _end_of(ray: Any) -> None:
     """A half-made connection would make the next attempt fail for another reason."""
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         ray.shutdown()
 
 

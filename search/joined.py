@@ -87,7 +87,9 @@ class FollowingSlots:
         self._address = config.resources.address or "local"
         self._slots = resources.slots
         self._looked = time.monotonic()
-        self._ask_autoscaler(resources.slots)
+        self._asked = is_joined(config) and self._most is not None and self._most > resources.slots
+        if self._asked:
+            self._ask_autoscaler([{"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}])
 
     def __call__(self) -> int:
         if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
@@ -106,18 +108,13 @@ class FollowingSlots:
         except ClusterError:  # every node that could hold a trial has left; another may come
             return 0
 
-    def _ask_autoscaler(self, slots: int) -> None:
+    def _ask_autoscaler(self, trial: list[dict[str, float]]) -> None:
         """Trials that are not yet asked for are invisible to an autoscaler: name the wanted number outright."""
-        if self._most is None or self._most <= slots:
-            return
         from ray.autoscaler.sdk import request_resources
 
-        bundle = {"CPU": self._resources.cpus, **({"GPU": self._resources.gpus} if self._resources.gpus else {})}
-        request_resources(bundles=[bundle] * self._most)
+        request_resources(bundles=trial * (self._most or 0))
 
     def close(self) -> None:
         """The sweep is over: an autoscaler may take its nodes back."""
-        if self._most is not None:
-            from ray.autoscaler.sdk import request_resources
-
-            request_resources(bundles=[])
+        if self._asked:
+            self._ask_autoscaler([])

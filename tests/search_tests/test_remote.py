@@ -132,3 +132,31 @@ def test_a_sweep_into_a_store_goes_on_from_another_machine(
     assert run_sweep(make_prepared(other, **{"search.trials": 5}), quick_tools).finished == 5
     records = RunFolder(there).read_records()
     assert len({record.plan_hash for record in records}) == len(records) == 5
+
+
+def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.autoscaler.sdk
+
+    from cluster import ray_start
+    from cluster.resources import ClusterInfo, Node, TrialResources
+    from search import joined
+    from tests.search_tests.fakes import make_config
+
+    asked: list[Any] = []
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles))
+    here = [ClusterInfo((Node("a", 4, 2),), 4, 2, "auto")]
+    monkeypatch.setattr(ray_start, "describe_cluster", lambda address: here[0])
+    monkeypatch.setattr(joined, "LOOK_AGAIN_SECONDS", 0.0)
+    config = make_config(**{"resources.address": "auto", "resources.parallel": 5})
+    slots = joined.FollowingSlots(config, TrialResources(1, 0.5, 4))
+    assert asked == [[{"CPU": 1, "GPU": 0.5}] * 5]
+    assert slots() == 4
+    here[0] = ClusterInfo((Node("a", 4, 2), Node("b", 8, 2)), 12, 4, "auto")
+    assert slots() == 5  # eight would fit
+    here[0] = ClusterInfo((Node("head", 4, 0),), 4, 0, "auto")
+    assert slots() == 0
+    slots.close()
+    assert asked[-1] == []
+    alone = joined.FollowingSlots(make_config(**{"resources.parallel": 9}), TrialResources(1, 0.5, 4))
+    alone.close()
+    assert len(asked) == 2
