@@ -92,6 +92,8 @@ def test_nothing_is_installed_in_a_worker(ray_session: object) -> None:
     import ray
 
     def ask_for_a_package() -> list[str]:
+        from unittest.mock import patch
+
         from ultralytics.utils import checks
 
         import pruning.quiet  # noqa: F401  as every worker does before ultralytics
@@ -102,8 +104,8 @@ def test_nothing_is_installed_in_a_worker(ray_session: object) -> None:
             called.append(str(command))
             return b""
 
-        checks.subprocess.check_output = checks.subprocess.run = note
-        checks.check_requirements("surely-no-such-package-0")
+        with patch.object(checks.subprocess, "check_output", note), patch.object(checks.subprocess, "run", note):
+            checks.check_requirements("surely-no-such-package-0")
         return called
 
     assert [call for call in ray.get(ray.remote(ask_for_a_package).remote()) if "install" in call] == []
