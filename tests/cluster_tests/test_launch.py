@@ -280,7 +280,9 @@ for attempt in range(3):  # a busy machine starts the server too slowly for Ray'
 print(info.dashboard_url, flush=True)
 sys.stdin.read()
 """
-    given = environment(PYTHONPATH=os.environ.get("PARETOPRUNE_EXTRA_PATH", ""))
+    # As from an activated environment: a job's `python` is the one on the head's PATH.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    given = environment(PYTHONPATH=os.environ.get("PARETOPRUNE_EXTRA_PATH", ""), PATH=path)
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given
     ) as head:
