@@ -66,5 +66,5 @@ def start_driver(code: str, *arguments: object, **variables: str) -> subprocess.
 def drive(code: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a driver to its end."""
     process = start_driver(code, *arguments, **variables)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1500)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -230,7 +230,7 @@ def meet(node: str) -> None:
     """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
     place = Path(os.environ["MEETING"])
     (place / f"{node}-{os.getpid()}").touch()
-    end = time.monotonic() + 400
+    end = time.monotonic() + 1200
     while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(0.5)

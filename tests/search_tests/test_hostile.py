@@ -39,7 +39,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for command in ([*search, *words], ["finetune", str(run), "--trial", "t0000"], ["report", str(run)]):
         done = subprocess.run(
             [sys.executable, "-m", "search", *command], cwd=place, env=given, capture_output=True, text=True,
-            timeout=400, check=False,
+            timeout=1500, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         assert not [secret for secret in SECRETS.values() if secret in done.stdout + done.stderr]
