@@ -6,6 +6,8 @@ for (const [name, spec] of Object.entries(specs)) {
   const more = name === "front" ? buttons : {displayModeBar: false};
   Plotly.newPlot(name, spec.data, spec.layout, {...common, ...more});
 }
+// A narrow screen has many rows of legend and little height: they would lie over the axis' title.
+if (innerWidth < 560 && specs.front) Plotly.relayout("front", {"legend.y": -0.34, "margin.b": 150, "margin.l": 52, "margin.r": 8});
 // On paper the page has one fixed width (see report.css), whatever the window's was.
 const onPaper = {front: 1056, comparison: 1056, sensitivity: 1056, hypervolume: 506};
 const drawn = Object.keys(specs);
