@@ -318,7 +318,7 @@ def submitted(*arguments: object, token: str = TOKEN) -> subprocess.CompletedPro
     given["RAY_AUTH_TOKEN"] = token
     del given["RAY_AUTH_MODE"]
     command = [sys.executable, "-c", SUBMIT, *map(str, arguments)]
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=800)
 
 
 @pytest.mark.slow
