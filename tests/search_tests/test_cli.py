@@ -35,7 +35,7 @@ HEAVY = (
     "sklearn",
     "numpy",
 )
-COMMANDS = "demo layers prune search resume status front finetune report latency export compare doctor".split()
+COMMANDS = "demo layers prune search resume status front finetune report latency export compare launch doctor".split()
 
 Captured = pytest.CaptureFixture[str]
 
@@ -309,7 +309,7 @@ def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pyte
 
     seen: list[RunConfig] = []
 
-    def stop_here(folder: RunFolder, config: RunConfig, picks: object) -> None:
+    def stop_here(folder: RunFolder, config: RunConfig, picks: object, natives: object = ()) -> None:
         seen.append(config)
         raise SearchError("seen")
 
