@@ -45,22 +45,28 @@ def trials_frame(
 ) -> pd.DataFrame:
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
-    Columns: trial_id, state, fidelity, epochs, on_front, the metrics, speedup_low, speedup_high (95 % interval),
-    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
-    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
-    run's bounds (`feasible`; `violations` names those that are not kept).
+    Columns: trial_id, state, fidelity, epochs, on_front, feasible, violations, the metrics, objectives not among them,
+    speedup_low, speedup_high (95 % interval), map50_95_drop and top1_drop (baseline minus trial), seconds_total,
+    finished_at (unix seconds), plan_hash, device, node, provenance, error. `on_front` is true only among completed
+    trials of the run's main fidelity that keep to the run's bounds (`feasible`; `violations` names those not kept).
     """
     on_front = {record.trial_id for record in front(records, objectives)}
-    rows = [{**_row(record, baseline), "on_front": record.trial_id in on_front} for record in records]
-    frame = pd.DataFrame(rows, columns=list(_columns()))
-    numbers = (*METRIC_COLUMNS, "speedup_low", "speedup_high", *DROP_COLUMNS)
+    metrics = metric_columns(objectives)
+    rows = [{**_row(record, baseline, metrics), "on_front": record.trial_id in on_front} for record in records]
+    frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
+    numbers = (*metrics, "speedup_low", "speedup_high", *DROP_COLUMNS)
     return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
 
 
-def _columns() -> tuple[str, ...]:
+def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of a table: the usual ones, and the run's objectives that are not among them (masks, keypoints)."""
+    return (*METRIC_COLUMNS, *(name for name in objectives if name not in METRIC_COLUMNS))
+
+
+def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
     head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
-    return (*head, *METRIC_COLUMNS, "speedup_low", "speedup_high", *DROP_COLUMNS, *tail)
+    return (*head, *metrics, "speedup_low", "speedup_high", *DROP_COLUMNS, *tail)
 
 
 def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -71,7 +77,7 @@ def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
     return float(bounds[0]), float(bounds[1])
 
 
-def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
+def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     low, high = speedup_interval(record.metrics) or (None, None)
     return {
         "trial_id": record.trial_id,
@@ -80,7 +86,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": record.epochs,
         "feasible": record.feasible,
         "violations": ", ".join(record.violations),
-        **{name: record.number(name) for name in METRIC_COLUMNS},
+        **{name: record.number(name) for name in metrics},
         "speedup_low": low,
         "speedup_high": high,
         **_drops(record.metrics, baseline),
@@ -125,6 +131,7 @@ def front_rows(
     return [
         {
             **_front_row(folder, record, baseline, finetuned.get(record.trial_id)),
+            **{name: record.number(name) for name in metric_columns(objectives)},
             "on_front": record.trial_id in on_front,
             "tied_with": list(sure[record.trial_id].tied_with) if record.trial_id in sure else [],
             "beaten_by": list(sure[record.trial_id].beaten_by) if record.trial_id in sure else [],

@@ -72,6 +72,13 @@ def emit_one(row: Mapping[str, Any], form: str) -> None:
             click.echo(f"{key:<{width}}  {_text(value)}")
 
 
+def with_objectives(columns: Sequence[str], objectives: Sequence[str]) -> list[str]:
+    """``columns`` with the run's other objectives (of masks, keypoints ...) behind the accuracy."""
+    place = list(columns).index("map50_95") + 1
+    own = [name for name in objectives if name not in (*columns, "top1")]
+    return [*columns[:place], *own, *columns[place:]]
+
+
 def _of_the_task(column: str, rows: Sequence[Mapping[str, Any]]) -> str:
     own = column.replace("map50_95", "top1")
     return (

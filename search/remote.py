@@ -97,8 +97,10 @@ class RemoteRun:
                 continue
             state = path.stat()
             before = self._sent.get(name, (-1, -1))
-            if before[0] != state.st_size or before[1] not in (-1, state.st_mtime_ns) or (
-                before[1] == -1 and path.suffix not in (".pt", *_GROWING)
+            if (
+                before[0] != state.st_size
+                or before[1] not in (-1, state.st_mtime_ns)
+                or (before[1] == -1 and path.suffix not in (".pt", *_GROWING))
             ):  # what an earlier process sent is known by its size only: small files that keep theirs go again
                 found[name] = (state.st_size, state.st_mtime_ns)
         return found

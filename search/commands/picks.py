@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import RUN, address_option, emit, format_option
+from search.output import RUN, address_option, emit, format_option, with_objectives
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -78,7 +78,7 @@ def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
     if form != "table":
         emit(rows, form)
         return
-    columns = [name for name in COLUMNS if name != "chosen_as" or picks]
+    columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or picks], folder.objectives())
     emit([{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows], form, columns)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
 

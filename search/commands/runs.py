@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, RECOVERIES, RUN, address_option, emit, emit_one, format_option, trust_option
+from search.output import (
+    FOLDER,
+    RECOVERIES,
+    RUN,
+    address_option,
+    emit,
+    emit_one,
+    format_option,
+    trust_option,
+    with_objectives,
+)
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -145,7 +155,7 @@ def sweep(prepared: Prepared) -> int:
     outcome = run_sweep(prepared)
     say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
-    emit(rows, "table", FRONT_COLUMNS)
+    emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives))
     counts = {"stopped": outcome.stopped, "failed": outcome.failed, "beyond the bounds": outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
     click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)

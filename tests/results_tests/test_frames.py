@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,13 @@ def test_the_csv_frame_is_flat(records: list[TrialRecord], make_run: Callable[..
 
 def test_the_csv_frame_of_an_empty_run_has_a_header(make_run: Callable[..., RunFolder]) -> None:
     assert list(front_frame(make_run([])).columns)[:3] == ["trial_id", "map50_95", "latency_ms"]
+
+
+def test_objectives_of_masks_stand_in_the_tables(records: list[TrialRecord], baseline: dict[str, Any]) -> None:
+    masked = [
+        replace(record, metrics={**record.metrics, "map50_95_box": 0.7}) if record.metrics else record
+        for record in records
+    ]
+    frame = trials_frame(masked, baseline, ("map50_95_box", "latency_ms"))
+    assert set(frame.loc[frame.state == "completed", "map50_95_box"]) == {0.7}
+    assert "map50_95_box" not in trials_frame(records, baseline).columns
