@@ -229,5 +229,3 @@ def wait_for(met: object, seconds: float = 1200) -> None:
     while not met():  # type: ignore[operator]
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.3)
-
-

@@ -263,7 +263,6 @@ def test_a_provider_that_cannot_be_is_refused() -> None:
 # --- Ray Jobs
 
 
-
 @pytest.fixture(scope="module")
 def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A head node with its dashboard, in a process of its own; the job server's address."""
