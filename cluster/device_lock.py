@@ -22,7 +22,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cluster.devices import device_key
 from cluster.errors import LockOrderError
 from cluster.lock_directory import key_directory
 
-__all__ = ["DeviceLock", "device_key"]
+__all__ = ["DeviceLock", "DevicesUsed", "device_key"]
 
 _TICKET_SUFFIX = ".ticket"
 
@@ -149,6 +149,25 @@ class DeviceLock:
     def _tickets(self) -> list[Path]:
         with os.scandir(self.directory) as entries:
             return [self.directory / entry.name for entry in entries if entry.name.endswith(_TICKET_SUFFIX)]
+
+
+class DevicesUsed:
+    """The locks of several devices as one: a batch uses them all, what is measured is the first one alone."""
+
+    def __init__(self, *locks: DeviceLock) -> None:
+        self._locks = locks
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Hold all together with other users, for one batch."""
+        with ExitStack() as stack:
+            for lock in self._locks:
+                stack.enter_context(lock.using())
+            yield
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Hold the first alone."""
+        return self._locks[0].measuring()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import NonFiniteError, PruningError
 from pruning.evaluation_dataset import check_dataset, dataset_file, read_dataset
-from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, torch_device
+from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
 from pruning.evaluation_noise import ImageStats, image_stats
 from pruning.quiet import quiet_ultralytics
 from pruning.tasks import kind_of, metric_keys, suffix_of, validator_of
@@ -88,7 +88,7 @@ class Evaluator:
         kind = kind_of(model)
         refuse_non_finite(model)
         with quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="paretoprune-val-") as scratch:
-            validator = _validator_class(kind, self._wrap, self._see)(
+            validator = _validator_class(kind, self._wrap, self._see, self._gate)(
                 dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(task_of(model))
             )
             try:
@@ -125,18 +125,24 @@ class Evaluator:
             self._loader = None
 
 
-def _validator_class(kind: str, wrap: Callable[[Any], GatedLoader], see: Callable[[dict[str, Any]], None]) -> type[Any]:
+def _validator_class(
+    kind: str, wrap: Callable[[Any], GatedLoader], see: Callable[[dict[str, Any]], None], gate: Gate
+) -> type[Any]:
     """The kind's validator, handing every loader it builds to `wrap` and its lists of one item an image to `see`."""
     base: Any = validator_of(kind)
 
     def get_dataloader(self: Any, dataset_path: str, batch_size: int) -> GatedLoader:
         return wrap(base.get_dataloader(self, dataset_path, batch_size))
 
+    def build_dataset(self: Any, *given: Any, **named: Any) -> Any:
+        return gated_dataset(base.build_dataset(self, *given, **named), gate)
+
     def get_stats(self: Any) -> Any:
         see(getattr(self.metrics, "stats", {}))  # the base class joins and forgets them; a classifier's has none
         return base.get_stats(self)
 
-    return type(base.__name__, (base,), {"get_dataloader": get_dataloader, "get_stats": get_stats})
+    overridden = {"get_dataloader": get_dataloader, "build_dataset": build_dataset, "get_stats": get_stats}
+    return type(base.__name__, (base,), overridden)
 
 
 def named_metrics(stats: dict[str, Any], kind: str) -> dict[str, float]:

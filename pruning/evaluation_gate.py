@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import new_class
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +31,39 @@ class NullGate:
         return nullcontext()
 
 
+def gated_dataset(dataset: Any, gate: Gate) -> Any:
+    """`dataset` itself, whose items are made under `gate` from now on: loading workers, too, pause for a measurement.
+
+    In the process that iterates a `GatedLoader` without workers the batch holds the gate anyway.
+    """
+    stock = type(dataset)
+
+    def make_item(self: Any, index: Any) -> Any:
+        with gate.using():
+            return stock.__getitem__(self, index)
+
+    def travel(self: Any) -> tuple[Any, ...]:
+        # To a worker that was not forked: the class made here exists in this process only
+        return _gated_copy, (stock, dict(vars(self)), gate)
+
+    names = {"__getitem__": make_item, "__reduce__": travel, "__module__": stock.__module__, "gate": gate}
+    # No slots: an object only changes to a class of its own layout
+    body = {**names, "__slots__": ()}
+    dataset.__class__ = new_class(stock.__name__, (stock,), exec_body=lambda space: space.update(body))
+    return dataset
+
+
+def _gated_copy(stock: type[Any], state: dict[str, Any], gate: Gate) -> Any:
+    dataset = object.__new__(stock)
+    vars(dataset).update(state)
+    return gated_dataset(dataset, gate)
+
+
 class GatedLoader:
     """A data loader whose every batch, from its loading to the end of the caller's loop body, holds the gate.
+
+    Where worker processes load, a batch is waited for outside: they enter the gate themselves, item by item (see
+    `gated_dataset`), and a measurer that waits would keep them out for ever while this process holds it.
 
     Everything else (length, dataset, sampler, `reset`, `close` ...) is the wrapped loader's. A loop that is left early
     (an exception, a `break`) keeps its generator alive in a frame, so `release` gives the gate back explicitly.
@@ -47,10 +79,12 @@ class GatedLoader:
     def __iter__(self) -> Iterator[Any]:
         self.release()
         batches = iter(self._loader)
+        elsewhere = getattr(self._loader, "num_workers", 0) > 0
         for _ in range(len(self._loader)):
+            ready = [next(batches)] if elsewhere else []
             self._held.enter_context(self._gate.using())
             self._held.callback(self._finish or _nothing)
-            yield next(batches)
+            yield ready.pop() if ready else next(batches)
             self.release()
 
     def __len__(self) -> int:

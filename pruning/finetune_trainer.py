@@ -22,7 +22,7 @@ from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 from pruning.checkpoints import plain_copy
 from pruning.errors import NonFiniteError
 from pruning.evaluation import Evaluator, refuse_non_finite
-from pruning.evaluation_gate import Gate, GatedLoader, device_finisher
+from pruning.evaluation_gate import Gate, GatedLoader, device_finisher, gated_dataset
 from pruning.finetune_remedies import OnEpoch, Remedies
 from pruning.finetune_schedule import averaging, learning_rate, rate_factor
 from pruning.finetune_state import StateFile, capture, measured, restore
@@ -113,6 +113,9 @@ class _InPlaceTraining:
             content["names"] = dict(self.job.model.names)  # type: ignore[arg-type]
         return content
 
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        return gated_dataset(super().build_dataset(img_path, mode, batch), self.job.gate)  # type: ignore[misc]
+
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
         self.loaders.append(GatedLoader(loader, self.job.gate, device_finisher(self.device)))
@@ -135,7 +138,11 @@ class _InPlaceTraining:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _: 1.0)  # set by step instead
 
     def _setup_train(self) -> None:
-        super()._setup_train()  # type: ignore[misc]
+        with self.job.gate.using():  # reading labels and copying networks keeps a CPU as busy as a batch does
+            super()._setup_train()  # type: ignore[misc]
+            finish = device_finisher(self.device)
+            if finish is not None:
+                finish()
         decay, tau = averaging(self.total_steps)
         self.ema = ModelEMA(self.model, decay=decay, tau=tau)
         if self.job.saved is None:

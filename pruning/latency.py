@@ -16,10 +16,11 @@ import torch
 from pruning.device_state import Conditions, Watch, watch
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
-from pruning.latency_stats import Quad, Speedup, inferences_per_block, is_settled, speedup
+from pruning.latency_stats import Quad, Speedup, across_sessions, inferences_per_block, is_settled, speedup
 from pruning.runtimes import ExportCache, Network, SessionSpec, open_session
+from pruning.steady_memory import freed_memory_kept
 
-_FEWEST_QUADS = 12  # an interval from fewer is too uncertain itself to stop on
+_FEWEST_QUADS = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
 _WARMUP_SHARE = 0.3  # of max_seconds, at most
 
@@ -29,9 +30,11 @@ class LatencyResult:
     """A candidate's latency and its speed-up over the baseline measured in the same minutes. Times in milliseconds.
 
     `median_ms`, `p90_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as many of
-    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads, with its 95 % interval.
-    `blocks`: timed blocks of both models together. `converged`: the interval's half-width reached the target; if not,
-    the time was up. `warmup_iterations`: inferences of each model before the first timed one.
+    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads, with its 95 % interval: that
+    of the session by block bootstrap, widened by what sessions differ among themselves (`across_sessions`).
+    `session_halfwidth`: of the bootstrap's interval alone, as a fraction; `converged`: it reached `target_halfwidth`;
+    if not, the time was up. `blocks`: timed blocks of both models together. `warmup_iterations`: inferences of each
+    model before the first timed one.
 
     What it was measured on and with: `device` ("cpu" or the GPU's name), `threads` (None on a GPU), `precision`
     ("fp32", "fp16", "bf16"), `runtime` and its `runtime_version`, `host`, and the device's state (see `Conditions`;
@@ -56,6 +59,7 @@ class LatencyResult:
     runtime_version: str = ""
     host: str = ""
     seconds: float = 0.0
+    session_halfwidth: float = 0.0
     target_halfwidth: float = 0.01
     conditions: Conditions = field(default_factory=lambda: Conditions(""))
 
@@ -104,7 +108,7 @@ def measure_pair(
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
 
-    Goes on until the half-width of the speed-up's 95 % interval is at most `target_halfwidth` (a fraction) or
+    Goes on until the half-width of the session's 95 % interval is at most `target_halfwidth` (a fraction) or
     `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
     measuring (None: torch's, as they are); torch's are put back afterwards. `half`: 16 bits, where the device computes
     in them natively. The caller keeps the device free of others. Both models are copied; they may be the same object.
@@ -115,6 +119,7 @@ def measure_pair(
     place = torch_device(device)
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(threads))
+        stack.enter_context(freed_memory_kept())
         spec = SessionSpec(imgsz, device, batch, half, torch.get_num_threads())
         kept = exports or ExportCache()
         second = open_session(baseline, spec, runtime, kept)
@@ -125,14 +130,15 @@ def measure_pair(
         times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch)
         seconds = time.perf_counter() - begun
         conditions = device_watch.finish()
-    own = times.all_ms("candidate")
+    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return LatencyResult(
         median_ms=float(np.median(own)),
         p90_ms=float(np.quantile(own, 0.9)),
         iterations=len(own),
         baseline_median_ms=float(np.median(times.all_ms("baseline"))),
         speedup=times.speedup.value,
-        speedup_ci95=(times.speedup.low, times.speedup.high),
+        speedup_ci95=(interval.low, interval.high),
+        session_halfwidth=times.speedup.halfwidth,
         blocks=4 * len(times.quads),
         device=conditions.device_name if place.type == "cuda" else place.type,
         threads=first.threads,

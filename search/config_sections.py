@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from search.latency_target import LatencyTarget
+
 STRUCTURAL: Literal["structural"] = "structural"
 SEQUENTIAL = "sequential"
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -192,6 +194,22 @@ class LatencySection(Section):
     """What executes the network."""
     half: bool = False
     """16 bits instead of 32, where the device computes in them natively."""
+    target: str = "own"
+    """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads) or "node:RESOURCE" (a node of the
+    cluster with that custom resource)."""
+
+    @field_validator("target")
+    @classmethod
+    def _a_target(cls, value: str) -> str:
+        LatencyTarget.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_number_of_threads(self) -> LatencySection:
+        wanted = LatencyTarget.parse(self.target).threads
+        if wanted is not None and self.threads not in (None, wanted):
+            raise ValueError(f"`target` asks for {wanted} threads and `threads` for {self.threads}")
+        return self
 
 
 class ResourcesSection(Section):

@@ -18,8 +18,10 @@ from results.records import SCHEMA_VERSION
 from results.run_folder import RunFolder
 from search.courier import carried
 from search.joined import MODEL_FOLDER
+from search.measuring import measured_latency
 from search.session_tools import BASELINE, NATIVE
 from search.trial import latency_metrics
+from search.trial_tools import DeviceGate
 from search.worker import WorkerContext, tools_of
 
 TUNED = "tuned.json"
@@ -86,6 +88,14 @@ def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
         _compare(here)
 
 
+def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
+    if not tools.measures_here:
+        return {name: measured_latency(tools, gate, model) for name, model in models.items()}
+    with gate.measuring():
+        return dict(tools.measure_together(models))
+
+
 def _compare(context: WorkerContext) -> None:
     tools, gate = tools_of(context)
     folder = context.folder
@@ -97,8 +107,7 @@ def _compare(context: WorkerContext) -> None:
         models.update({item.name: tools.load(item.checkpoint) for item in networks})  # the files, as others load them
         accuracies = tools.evaluate_together(models)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
-        with gate.measuring():
-            times = tools.measure_together(models)
+        times = _timed(tools, gate, models)
     base_ms = float(before["latency_ms"])
     session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
     beside = {**before, **accuracies[BASELINE], "latency_measured_ms": float(times[BASELINE]["median_ms"])}

@@ -19,6 +19,7 @@ from search.config_sections import SEQUENTIAL
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
 from search.joined import is_joined, with_model_brought_along
+from search.latency_target import LatencyTarget
 from search.loggers import check_loggers
 from search.space import Space, build_space, check_patterns
 from search.starts import check_other_run, check_plans
@@ -74,6 +75,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     check_files(config)
     check_device(config)
     check_loggers(config.search.loggers)
+    check_runtime_here(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
@@ -138,6 +140,18 @@ def check_device(config: RunConfig) -> None:
             "the settings ask for a GPU (model.device or resources.gpus_per_trial), but this machine shows none; "
             "check nvidia-smi, or leave the setting out to use the CPU"
         )
+
+
+def check_runtime_here(config: RunConfig) -> None:
+    """The runtime that measures latency can run; on another node or in a cluster only its workers can say."""
+    target = LatencyTarget.parse(config.latency.target)
+    if config.resources.address is not None or target.resource is not None:
+        return
+    from cluster.devices import default_device
+    from pruning.runtimes import check_runtime
+
+    on_cpu = target.threads is not None or config.model.device == "cpu" or config.resources.gpus_per_trial == 0
+    check_runtime(config.latency.runtime, "cpu" if on_cpu else default_device(), config.latency.half)
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
@@ -261,9 +275,10 @@ def measuring_threads() -> int:
 
 def _decided(config: RunConfig) -> RunConfig:
     """Defaults that depend on this machine become values, so that config.yaml repeats the run."""
-    if config.latency.threads is not None:
+    target = LatencyTarget.parse(config.latency.target)
+    if config.latency.threads is not None or target.resource is not None:  # a node decides by its own cores
         return config
-    latency = config.latency.model_copy(update={"threads": measuring_threads()})
+    latency = config.latency.model_copy(update={"threads": target.threads or measuring_threads()})
     return config.model_copy(update={"latency": latency})
 
 

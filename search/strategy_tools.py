@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from results.accuracy import accuracies
 from results.comparison import ComparisonFolder
 from search.events import PhaseClock
+from search.measuring import measured_latency
 from search.tools import PruningTools
 from search.trial import latency_metrics
 from search.trial_tools import DeviceGate, TrialTools
@@ -166,8 +167,7 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
 def _measured(tools: Any, gate: DeviceGate, model: Any, baseline_ms: float | None) -> dict[str, Any]:
     """Accuracy, size and latency; ``baseline_ms`` None: the unpruned network itself, whose speed-up is 1."""
     metrics: dict[str, Any] = {**tools.evaluate(model), **tools.stats(model)}
-    with gate.measuring():
-        measured = tools.measure(model)
+    measured = measured_latency(tools, gate, model)
     if baseline_ms is None:
         measured, baseline_ms = {**measured, "speedup": 1.0}, float(measured["median_ms"])
     return {**metrics, **latency_metrics(measured, baseline_ms)}

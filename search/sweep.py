@@ -28,11 +28,13 @@ from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
 from search.interrupts import interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
+from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
 from search.predictor import make_predictor
 from search.progress import Reporter, make_reporter, note
 from search.remote import published, remote_of
+from search.remote_latency import check_target
 from search.request import adopt_records
 from search.starts import OTHER_RUN, read_other_run, starts_of
 from search.state import SweepState
@@ -192,6 +194,7 @@ def start_workers(
     from cluster.resources import slots
 
     info: ClusterInfo = connect(config.resources.address)
+    check_target(LatencyTarget.parse(config.latency.target))
     resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
     carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
     if is_joined(config):
@@ -243,7 +246,7 @@ def _tune(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=RequestSearcher(state, slots, _driver_gate(resources)),
+            search_alg=RequestSearcher(state, slots, _driver_gate(resources, context.config)),
             num_samples=-1,  # the searcher ends it: a trial whose worker was lost is handed out again
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -268,12 +271,12 @@ def _tune(
     return stopper.asked
 
 
-def _driver_gate(resources: TrialResources) -> DeviceLock | None:
-    """The lock of this machine's CPU, where trials run on CPUs; then the driver also thinks with one thread only."""
+def _driver_gate(resources: TrialResources, config: RunConfig) -> DeviceLock | None:
+    """The lock of this machine's CPU, where latency may be measured on it; the driver then thinks with one thread."""
     from cluster.device_lock import DeviceLock
     from cluster.environment import pin_threads
 
-    if resources.gpus:
+    if resources.gpus and LatencyTarget.parse(config.latency.target).threads is None:
         return None
     pin_threads(1)
     return DeviceLock("cpu")

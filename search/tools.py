@@ -5,21 +5,23 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config_sections import STRUCTURAL
+from search.latency_target import LatencyTarget
+from search.measuring import with_patience
+from search.remote_latency import RemoteMeasurer
 from search.session_tools import evaluate_together, measure_together
-from search.trial_tools import DeviceGate, Measured, OnEpoch, PlanLike, Tuned
+from search.trial_tools import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:
     from search.config import RunConfig
     from search.config_sections import FinetuneSection, TrialSection
 
-WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
-PATIENCE = 3.0  # times the usual seconds
 ENERGY_SECONDS = 3.0  # a GPU's counter moves some ten times a second
 
 
@@ -46,6 +48,8 @@ class PruningTools:
             trust_checkpoint=config.model.trust_checkpoint,
         )
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
+        target = LatencyTarget.parse(config.latency.target)
+        self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
         self._evaluator = Evaluator(
             config.data.path, config.model.imgsz, device, config.data.batch, gate=gate, workers=config.trial.workers
         )
@@ -110,21 +114,18 @@ class PruningTools:
 
         return load_model(path)
 
-    def start_measure(self, model: Any) -> Measured:
-        """Latency on the trial's own device, now."""
-        return Measured(self.measure(model))
+    @property
+    def measures_here(self) -> bool:
+        """Whether latency is measured on this worker's own device."""
+        return self._remote is None
 
-    def measure(self, model: Any) -> dict[str, Any]:
-        """Latency of ``model`` beside the baseline; the caller has the device alone.
-
-        Where the machine was so busy that the interval is useless, once more with more time: such a figure would
-        mislead the search for good.
-        """
-        seconds = self._config.latency.max_seconds
-        found = self._measured(model, seconds)
-        if not found["converged"] and _halfwidth(found) > WIDEST_USEFUL:
-            found = min(found, self._measured(model, PATIENCE * seconds), key=_halfwidth)
-        return {**found, "energy_j": self._energy(model)} if "energy_j" in self._config.search.objectives else found
+    def start_measure(self, model: Any) -> Measurement:
+        """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
+        if self._remote is not None:
+            return self._remote.start(model)
+        found = with_patience(partial(self._measured, model), self._config.latency.max_seconds)
+        energy = "energy_j" in self._config.search.objectives
+        return Measured({**found, "energy_j": self._energy(model)} if energy else found)
 
     def train_native(self, path: str, folder: Path, on_epoch: OnEpoch | None = None) -> tuple[Tuned, str]:
         """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
@@ -287,8 +288,3 @@ def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools
 
         return StrategyTrialTools(config, device, gate)
     return PruningTools(config, device, gate)
-
-
-def _halfwidth(measured: Mapping[str, Any]) -> float:
-    low, high = measured["speedup_ci95"]
-    return float((high - low) / 2 / measured["speedup"])

@@ -24,6 +24,7 @@ from results.bounds import NO_BOUNDS, Bounds
 from results.records import TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
+from search.measuring import device_for_measuring
 from search.request import RECORD_NAME, TrialRequest
 from search.rungs import Course, Everyone, Judge
 from search.trial_tools import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
@@ -35,7 +36,7 @@ PLAN_NAME = "plan.json"
 CONDITIONS = (
     "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
     "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons", "iterations",
-    "blocks", "warmup_iterations", "seconds", "converged", "target_halfwidth",
+    "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",
 )  # fmt: skip
 """What a record keeps of the circumstances of a latency (see ``pruning.latency.LatencyResult``)."""
 
@@ -173,7 +174,8 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     """The whole trial; what its parts raise is contained by :func:`run_trial`."""
     settings, clock = work.settings, work.clock
     model, plan = _pruned(work)
-    stats = work.tools.stats(model)
+    with work.gate.using():
+        stats = work.tools.stats(model)
     latency = _start_measuring(work, model)
     costs = {**stats, **_known_latency(latency, settings)}
     course = Course(work.request.trial_id, settings.rungs, judge, settings.accuracy, costs, clock)
@@ -181,7 +183,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     tuned = _tuned(work, model, course, worth_training)
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
         figures = latency_metrics(latency.result(), settings.baseline_latency_ms)
-    with clock.phase("save"):
+    with clock.phase("save"), work.gate.using():
         work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
         plan.save(work.folder / PLAN_NAME)
     metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
@@ -225,7 +227,7 @@ def _start_measuring(work: Workplace, model: Any) -> Measurement:
     """Latency alone on the device. The wait for it is a phase of its own: it is not the trial's work."""
     with ExitStack() as stack:
         with work.clock.phase("wait_for_device"):
-            stack.enter_context(work.gate.measuring())
+            stack.enter_context(device_for_measuring(work.tools, work.gate))
         with work.clock.phase("latency"):
             return work.tools.start_measure(model)
 

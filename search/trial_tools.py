@@ -83,6 +83,11 @@ class TrialTools(Protocol):
 
     device: str
 
+    @property
+    def measures_here(self) -> bool:
+        """Whether ``start_measure`` measures on the trial's own device, so that nobody else may be on it."""
+        ...
+
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """Send the libraries' chatter to ``path`` for a while."""
         ...
@@ -121,10 +126,6 @@ class TrialTools(Protocol):
 
     def save(self, model: Any, path: Path) -> None:
         """A checkpoint that stock Ultralytics loads."""
-        ...
-
-    def measure(self, model: Any) -> dict[str, Any]:
-        """Latency beside the baseline, at once: the fields of ``pruning.latency.LatencyResult``."""
         ...
 
     def release(self) -> None:

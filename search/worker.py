@@ -20,7 +20,9 @@ from search.courier import carried
 from search.events import PhaseClock
 from search.joined import MODEL_FOLDER
 from search.judge import judge_of
+from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search
+from search.measuring import measured_latency
 from search.request import TrialRequest, left_record
 from search.starts import weights_hash
 from search.stopping import rungs_of
@@ -117,8 +119,7 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     model = tools.baseline
     with tools.logging(context.folder.path / "baseline.log"):
         metrics: dict[str, Any] = dict(tools.evaluate(model))
-        with gate.measuring():
-            measured = tools.measure(model)
+        measured = measured_latency(tools, gate, model)
         metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
     return {
@@ -136,16 +137,19 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
     """This process's tools for the run, made at the first call."""
     key = (context.run, repr(sorted(context.settings.items())))
     if key not in _KEPT:
-        from cluster.device_lock import DeviceLock
+        from cluster.device_lock import DeviceLock, DevicesUsed
         from cluster.devices import device_key
         from cluster.environment import pin_threads
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         pin_threads(context.cpus)
         device = worker_device(context.config.model.device, context.gpus)
-        gate = DeviceLock(device_key(device))
+        own = DeviceLock(device_key(device))
+        both = LatencyTarget.parse(context.config.latency.target).shares_cpu_with(device)
+        gate: DeviceGate = DevicesUsed(own, DeviceLock("cpu")) if both else own
         _KEPT.clear()  # a worker serves one run at a time
-        _KEPT[key] = (context.factory(context.config, device, gate), gate)
+        with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds
+            _KEPT[key] = (context.factory(context.config, device, gate), gate)
     return _KEPT[key]
 
 

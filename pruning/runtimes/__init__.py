@@ -13,10 +13,13 @@ from __future__ import annotations
 import importlib
 
 from pruning.errors import PruningError
-from pruning.runtimes.base import Network, Session, SessionSpec
+from pruning.runtimes.base import Network, OnnxFile, Session, SessionSpec, image_channels
 from pruning.runtimes.exports import ExportCache
 
-__all__ = ["RUNTIMES", "ExportCache", "Network", "Session", "SessionSpec", "check_runtime", "open_session"]
+__all__ = [
+    "RUNTIMES", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "check_runtime", "image_channels",
+    "open_session",
+]  # fmt: skip
 
 # Runtime -> the module and class of its session. Loaded when asked for: most are optional packages.
 _SESSIONS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,8 +13,25 @@ from torch import nn
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
 
-Network = nn.Module | Path
-"""A network in memory, or its file: a `.pt` checkpoint, or an `.onnx` that was exported elsewhere."""
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A network that was exported elsewhere: what its file holds, and how many channels its images have."""
+
+    content: bytes
+    channels: int = 3
+
+
+Network = nn.Module | OnnxFile
+"""A network in memory, or for the runtimes that read ONNX its export."""
+
+
+def image_channels(network: Network) -> int:
+    """Channels of the images that a network takes."""
+    if isinstance(network, OnnxFile):
+        return network.channels
+    yaml = getattr(network, "yaml", None)
+    return int(yaml.get("channels", 3)) if isinstance(yaml, dict) else 3
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,8 @@ def gpu_index(device: str) -> int:
 
 def random_images(network: Network, spec: SessionSpec) -> torch.Tensor:
     """The fixed input: (batch, channels, imgsz, imgsz) float32 in [0, 1), on the CPU; the same for the same spec."""
-    channels = getattr(network, "yaml", {}).get("channels", 3) if isinstance(network, nn.Module) else 3
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(spec.batch, channels, spec.imgsz, spec.imgsz, generator=generator)
+    return torch.rand(spec.batch, image_channels(network), spec.imgsz, spec.imgsz, generator=generator)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -13,9 +13,8 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
-from pruning.models import load_model
 from pruning.quiet import quiet_ultralytics
-from pruning.runtimes.base import Network, SessionSpec, on_gpu
+from pruning.runtimes.base import Network, OnnxFile, SessionSpec, on_gpu
 
 _Key = tuple[str, int, int, bool, bool]
 
@@ -34,12 +33,8 @@ class ExportCache:
     def file(self, network: Network, target: str, spec: SessionSpec, half: bool) -> Iterator[Path]:
         """The file of `network` in the format `target` ("onnx", "engine"), there until the context ends.
 
-        An `.onnx` file is used as it is. `half`: the file itself is in fp16. Raises PruningError where the network
-        cannot be exported.
+        `half`: the file itself is in fp16. Raises PruningError where the network cannot be exported.
         """
-        if isinstance(network, Path) and network.suffix == f".{target}":
-            yield network
-            return
         with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as folder:
             path = Path(folder) / f"network.{target}"
             path.write_bytes(self.content(network, target, spec, half))
@@ -47,10 +42,10 @@ class ExportCache:
 
     def content(self, network: Network, target: str, spec: SessionSpec, half: bool) -> bytes:
         """What `file` holds."""
-        if isinstance(network, Path):
-            if network.suffix == f".{target}":
-                return network.read_bytes()
-            network = load_model(network)
+        if isinstance(network, OnnxFile):
+            if target == "onnx":
+                return network.content
+            raise PruningError(f"the format {target} is made from the network itself, but got its ONNX file")
         made = self._made.setdefault(network, {})
         key = (target, spec.imgsz, spec.batch, half, on_gpu(spec.device))
         if key not in made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
-from pruning.models import load_model
 from pruning.quiet import quiet_ultralytics
-from pruning.runtimes.base import Network, SessionSpec, first_tensor, on_gpu, random_images
+from pruning.runtimes.base import Network, OnnxFile, SessionSpec, first_tensor, on_gpu, random_images
 from pruning.runtimes.exports import ExportCache
 
 _CAPTURE_WARM_UPS = 3  # side stream runs before a capture, as PyTorch's notes on CUDA graphs ask for
@@ -40,7 +38,9 @@ class TorchSession:
         gpu = self._device.type == "cuda"
         dtype = (torch.float16 if gpu else _native_half()) if spec.half else torch.float32
         assert dtype is not None, "`check` was not asked"
-        copy: Any = plain_copy(load_model(network) if isinstance(network, Path) else network)
+        if isinstance(network, OnnxFile):
+            raise PruningError("PyTorch runs a network in memory, but got an ONNX file; use the runtime onnx")
+        copy: Any = plain_copy(network)
         with quiet_ultralytics():
             fused = copy.fuse(verbose=False) if hasattr(copy, "fuse") else copy
         self._model = fused.to(self._device, dtype).eval().requires_grad_(False)

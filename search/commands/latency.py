@@ -90,9 +90,7 @@ def _measured(
 
 
 def _said(result: dict[str, Any]) -> str:
-    low, high = result["speedup_ci95"]
-    halfwidth = (high - low) / (2 * result["speedup"])
     return (
-        f"{result['runtime']}: the time was up with the speed-up known to {halfwidth:.1%}, not to "
+        f"{result['runtime']}: the time was up with the speed-up known to {result['session_halfwidth']:.1%}, not to "
         f"{result['target_halfwidth']:.1%}; give more --max-seconds, or a calmer machine"
     )

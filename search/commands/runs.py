@@ -54,6 +54,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
+@click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
 @search_options
@@ -69,6 +70,7 @@ def search(
     epochs: int | None,
     imgsz: int | None,
     strategy: str | None,
+    latency_target: str | None,
     recover: str | None,
     distill: bool | None,
     file: Path | None,
@@ -86,6 +88,7 @@ def search(
 
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
     options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
+    options |= {"latency.target": latency_target}
     options |= {"model.trust_checkpoint": trust_checkpoint or None}
     options |= {"recover.how": recover, "trial.distill": distill, "finetune.distill": distill}
     options |= {f"search.{name}": list(value) or None if name == "plans" else value for name, value in more.items()}

@@ -13,8 +13,10 @@ import torch
 from pruning.errors import PruningError
 from pruning.latency import measure_pair, time_pair
 from pruning.latency_stats import (
+    SESSION_SD,
     Quad,
     Speedup,
+    across_sessions,
     agree,
     inferences_per_block,
     is_settled,
@@ -91,6 +93,15 @@ class TestStatistics:
             halfwidths.append(speedup(quads_of_speedups(np.exp(0.02 * drift / drift.std()))).halfwidth)
         # The standard error of a mean of such a series is sqrt((1 + r) / (1 - r)) = 3 times that of independent values
         assert halfwidths[1] > 2 * halfwidths[0]
+
+    def test_sessions_differ_by_more_than_one_session_shows(self) -> None:
+        narrow = across_sessions(Speedup(2.0, 2.0, 2.0))
+        assert math.log(narrow.high / 2.0) == pytest.approx(1.96 * SESSION_SD, rel=1e-3)
+        assert math.log(2.0 / narrow.low) == pytest.approx(1.96 * SESSION_SD, rel=1e-3)
+        wide = across_sessions(Speedup(2.0, 1.0, 4.0))
+        assert (wide.low, wide.high) == pytest.approx((1.0, 4.0), rel=1e-3)
+        unknown = Speedup(2.0, 0.0, math.inf)
+        assert across_sessions(unknown) == unknown
 
     def test_two_measurements_agree_or_not(self) -> None:
         assert agree(Speedup(1.50, 1.48, 1.52), Speedup(1.52, 1.50, 1.54))
@@ -173,7 +184,7 @@ class TestMeasuring:
         times = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock)
         assert times.converged
         assert times.speedup.value == pytest.approx(1.5)
-        assert len(times.quads) == 12
+        assert len(times.quads) == 24
         assert world.now_s < 10
 
     def test_blocks_alternate_and_the_first_after_a_change_is_not_counted(self) -> None:
@@ -181,8 +192,8 @@ class TestMeasuring:
         a, b = FakeSession(world, "A", lambda _: 30.0), FakeSession(world, "B", lambda _: 45.0)
         times = time_pair(a, b, max_seconds=100, target_halfwidth=0.01, clock=world.clock)
         timed = world.order[2 * times.warmup_iterations :]
-        assert timed == "A" + "ABBBAA" * 12
-        assert len(times.all_ms("candidate")) == len(times.all_ms("baseline")) == 24
+        assert timed == "A" + "ABBBAA" * 24
+        assert len(times.all_ms("candidate")) == len(times.all_ms("baseline")) == 48
 
     def test_noisy_models_end_with_the_time(self) -> None:
         world, generator = FakeTime(), np.random.default_rng(0)

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from pruning import runtimes
-from pruning.checkpoints import save_checkpoint
 from pruning.errors import PruningError
 from pruning.latency import measure_pair
-from pruning.runtimes import RUNTIMES, ExportCache, Session, SessionSpec, check_runtime, open_session
+from pruning.runtimes import RUNTIMES, ExportCache, OnnxFile, Session, SessionSpec, check_runtime, open_session
 from pruning.runtimes.torch_sessions import TorchSession
 from search.config_sections import LatencySection
 from tests.pruning_tests.recovery_material import same_weights, weights
@@ -59,8 +58,8 @@ def opened(request: pytest.FixtureRequest, model: nn.Module, exports: ExportCach
             raise  # these two are there wherever the tests run
         pytest.skip(str(error))
 
-    def open_one(network: nn.Module | Path = model, batch: int = 1) -> Session:
-        return open_session(network, SessionSpec(64, device, batch, half, threads=1), runtime, exports)
+    def open_one(batch: int = 1) -> Session:
+        return open_session(model, SessionSpec(64, device, batch, half, threads=1), runtime, exports)
 
     return open_one
 
@@ -106,11 +105,6 @@ class TestContract:
         assert session.threads == (1 if device == "cpu" else None)
         assert any(letter.isdigit() for letter in session.version)
 
-    def test_a_checkpoint_file_will_do(self, opened: Open, model: nn.Module, tmp_path: Path) -> None:
-        path = tmp_path / "tiny.pt"
-        save_checkpoint(model, path)
-        np.testing.assert_allclose(opened(path).output(), opened().output(), rtol=1e-5, atol=1e-5)
-
     def test_a_pair_is_measured(self, opened: Open, model: nn.Module, request: pytest.FixtureRequest) -> None:
         runtime, device, half = request.node.callspec.params["opened"]
         result = measure_pair(model, model, 64, device, threads=1, max_seconds=0.3, runtime=runtime, half=half)
@@ -127,9 +121,14 @@ class TestContract:
 def test_an_exported_file_will_do(runtime: str, model: nn.Module, exports: ExportCache) -> None:
     pytest.importorskip("openvino" if runtime == "openvino" else "onnxruntime")
     spec = SessionSpec(64, "cpu", threads=1)
-    with exports.file(model, "onnx", spec, half=False) as path:
-        session = open_session(path, spec, runtime, ExportCache())
+    file = OnnxFile(exports.content(model, "onnx", spec, half=False))
+    session = open_session(file, spec, runtime, ExportCache())
     np.testing.assert_allclose(session.output(), reference(model), rtol=1e-3, atol=1e-3)
+
+
+def test_a_runtime_that_reads_no_onnx_says_so() -> None:
+    with pytest.raises(PruningError, match="PyTorch runs a network in memory, but got an ONNX file"):
+        open_session(OnnxFile(b""), SessionSpec(64, "cpu"), "torch", ExportCache())
 
 
 def test_the_baseline_is_exported_once(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ class FakeTools:
     """A network is its ratios. ``calls`` notes the order of what was done; ``hook`` may raise or kill at a phase."""
 
     device: str = "cpu"
+    measures_here: bool = True
     calls: list[str] = field(default_factory=list)
     hook: Callable[[str, Mapping[str, float]], None] = lambda phase, ratios: None
     speedup_of: Callable[[Mapping[str, float]], float] = lambda ratios: 1.0 + sum(ratios.values()) / 8

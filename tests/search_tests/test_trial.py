@@ -47,7 +47,7 @@ class NotingGate:
 def test_phases_in_order_and_latency_alone_on_the_device(tmp_path: Path) -> None:
     tools = FakeTools()
     record = run_trial(REQUEST, SETTINGS, tools, NotingGate(tools.calls), tmp_path / "t0001")
-    expected = "use prune leave use recover leave alone measure done evaluate finetune save release"
+    expected = "use prune leave use recover leave use leave alone measure done evaluate finetune use save leave release"
     assert tools.calls == expected.split()
     assert record.state is TrialState.COMPLETED
     phases = "prune recover wait_for_device latency evaluate finetune wait_for_latency save"

@@ -1,0 +1,40 @@
+"""Latency on the device that it is meant for, whoever asks: a trial, the baseline, a pick, a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from search.trial_tools import DeviceGate, TrialTools
+
+WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
+PATIENCE = 3.0  # times the usual seconds
+
+
+def device_for_measuring(tools: TrialTools, gate: DeviceGate) -> AbstractContextManager[None]:
+    """The device alone where it is what is measured; beside others where a model is only made ready to be sent away."""
+    return gate.measuring() if tools.measures_here else gate.using()
+
+
+def measured_latency(tools: TrialTools, gate: DeviceGate, model: Any) -> Mapping[str, Any]:
+    """Latency of ``model`` beside the baseline, waited for."""
+    with device_for_measuring(tools, gate):
+        started = tools.start_measure(model)
+    return started.result()
+
+
+def with_patience(measure: Callable[[float], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """``measure(seconds)``; where the machine was so busy that the interval is useless, once more with more time.
+
+    Such a figure would mislead the search for good.
+    """
+    first = measure(seconds)
+    if first["converged"] or _halfwidth(first) <= WIDEST_USEFUL:
+        return first
+    return min(first, measure(PATIENCE * seconds), key=_halfwidth)
+
+
+def _halfwidth(measured: Mapping[str, Any]) -> float:
+    low, high = measured["speedup_ci95"]
+    return float((high - low) / 2 / measured["speedup"])
