@@ -1,4 +1,4 @@
-"""Processes that really train, for `benchmarks.latency`: they can be stopped, and their batches are counted.
+"""Processes that really train, for `benchmarks.latency`: they can be stopped, and what they do is counted.
 
 Run as a program it is one trainer: python -m benchmarks.latency_trainers DATA FOLDER LOCKS NUMBER
 """
@@ -21,7 +21,8 @@ _EPOCHS = 1000  # they are ended long before
 
 
 class Trainers:
-    """`count` processes in a folder of their own, ended with the context; each counts its batches in a shared file."""
+    """`count` processes in a folder of their own, ended with the context; each counts in a shared file how
+    often it took the device: for a batch, an item that is loaded, a preparation."""
 
     def __init__(self, count: int, folder: Path) -> None:
         from pruning.builtin.dataset import build_dataset
@@ -47,7 +48,7 @@ class Trainers:
             process.wait()
 
     def batches(self) -> list[int]:
-        """Batches that each has finished since it began."""
+        """How often each has taken the device and left it since it began."""
         return [struct.unpack("<q", path.read_bytes())[0] for path in self._counts]
 
     def pause(self) -> None:
@@ -58,7 +59,7 @@ class Trainers:
         time.sleep(0.5)
 
     def go_on(self) -> None:
-        """Let them train, and return when each has finished two more batches."""
+        """Let them train, and return when each has taken the device twice more."""
         for process in self._processes:
             process.send_signal(signal.SIGCONT)
         before = self.batches()
@@ -67,7 +68,7 @@ class Trainers:
             time.sleep(0.05)
 
     def counting(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `measure` returns, with `trainer_batches` that were finished meanwhile."""
+        """What `measure` returns, with `trainer_batches`, how often the trainers took the device meanwhile."""
         before = sum(self.batches())
         result = measure()
         self._check_alive()
@@ -84,7 +85,7 @@ class Trainers:
 
 
 class CountingGate:
-    """The device's lock, which counts the batches that were done under it."""
+    """The device's lock, which counts how often it was held."""
 
     def __init__(self, locks: Path, counter: Path) -> None:
         from cluster.device_lock import DeviceLock

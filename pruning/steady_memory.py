@@ -25,7 +25,7 @@ def freed_memory_kept() -> Iterator[None]:
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _ALL)
+    library.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)  # the most that arenas of threads hold in one piece
     library.mallopt(_TRIM_THRESHOLD, _ALL)
     try:
         yield
