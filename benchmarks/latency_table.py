@@ -62,8 +62,8 @@ def _arms(part: Mapping[str, Any]) -> list[str]:
     largest = {arm: max(map(abs, off)) for arm, off in found.items()}
     lines += [
         "",
-        f"Off the idle machine's median speed-up: through the lock {largest['locked']:.1%} at most and the median of all "
-        f"{medians['locked']:.1%}; without the lock {largest['unlocked']:.1%} at most and the median of all "
+        f"Off the idle machine's median speed-up: through the lock {largest['locked']:.1%} at most and the median of "
+        f"all {medians['locked']:.1%}; without the lock {largest['unlocked']:.1%} at most and the median of all "
         f"{medians['unlocked']:.1%}.",
     ]
     return lines

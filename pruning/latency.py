@@ -128,8 +128,7 @@ def measure_pair(
         device_watch = watch(place)
         begun = time.perf_counter()
         times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch)
-        seconds = time.perf_counter() - begun
-        conditions = device_watch.finish()
+        seconds, conditions = time.perf_counter() - begun, device_watch.finish()
     own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return LatencyResult(
         median_ms=float(np.median(own)),
