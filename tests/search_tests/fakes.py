@@ -221,7 +221,7 @@ def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
     node = ray.get_runtime_context().get_node_id()
 
     def hook(phase: str, ratios: Mapping[str, float]) -> None:
-        if phase == "prune":
+        if phase == "evaluate":  # not under the device's lock: the next one needs it to begin
             meet(node)
 
     return FakeTools(device=node, hook=hook)
@@ -231,7 +231,7 @@ def meet(node: str) -> None:
     """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
     place = Path(os.environ["MEETING"])
     (place / f"{node}-{os.getpid()}").touch()
-    end = time.monotonic() + 1200
+    end = time.monotonic() + 120
     while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(0.5)
