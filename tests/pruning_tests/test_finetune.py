@@ -71,8 +71,9 @@ def test_trains_the_network_it_is_given(
     assert heard == [(epoch, {"map50_95", "map50", "precision", "recall"}) for epoch in (1, 2)]
     assert [row["epoch"] for row in result.history] == [1.0, 2.0]
     assert result.epochs == 2
-    # 2 epochs of 8 images in fours; 3 validations (the start's too) of 4 images in one batch
-    assert (gate.entered, gate.inside) == (2 * 2 + 3 * 1, 0)
+    # 2 epochs of 8 images in fours; 3 validations (the start's too) of 4 images in one batch; each image's loading;
+    # the set-up
+    assert (gate.entered, gate.inside) == (2 * 2 + 3 * 1 + 2 * 8 + 3 * 4 + 1, 0)
     assert torch.get_num_threads() == threads
 
 
