@@ -234,10 +234,13 @@ def _compare_all(context: WorkerContext) -> None:
 
 
 def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:
+    """Copy the rivals' checkpoints into the run's folder; an official name is the file that Ultralytics keeps it in."""
     for job in jobs:
         if job.native:
+            from pruning.models import model_file
+
             (folder.path / job.place).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(job.native, folder.path / job.start)
+            shutil.copyfile(model_file(job.native), folder.path / job.start)
 
 
 def _show_epochs(folder: RunFolder, job: Job, epochs: int, shown: dict[str, int]) -> None:

@@ -160,10 +160,12 @@ def test_picks_of_two_days_and_a_native_rival_share_one_session(tmp_path: Path) 
     prepared = make_prepared(tmp_path / "run", **{"search.trials": 3})
     run_sweep(prepared, quick_tools)
     folder = prepared.folder
+    small = tmp_path / "small.pt"
+    small.write_text("a stock model")
     first, second = (choose_picks(folder, DEFAULT_OBJECTIVES, [name]) for name in ("t0000", "t0001"))
     promote(folder, prepared.config, first, quick_tools)
     before = (folder.selected_dir("t0000") / "tuned.json").stat().st_mtime_ns
-    outcome = promote(folder, prepared.config, second, quick_tools, natives=["small.pt"])
+    outcome = promote(folder, prepared.config, second, quick_tools, natives=[str(small)])
     assert [row["trial_id"] for row in outcome.rows] == ["t0001", "native:small"]
     assert (folder.selected_dir("t0000") / "tuned.json").stat().st_mtime_ns == before  # not fine-tuned again
     session = json.loads(folder.session.read_text())
@@ -176,10 +178,10 @@ def test_picks_of_two_days_and_a_native_rival_share_one_session(tmp_path: Path) 
         )
         assert selected.baseline["test_map50_95"] > 0
     (native,) = folder.read_natives()
-    assert (native.name, native.model, native.recipe, native.epochs) == ("small", "small.pt", "as pretended", 2)
+    assert (native.name, native.model, native.recipe, native.epochs) == ("small", str(small), "as pretended", 2)
     assert native.after["speedup_ci95"]
     measured_at = session["measured_at"]
-    promote(folder, prepared.config, [*first, *second], quick_tools, natives=["small.pt"])
+    promote(folder, prepared.config, [*first, *second], quick_tools, natives=[str(small)])
     assert json.loads(folder.session.read_text())["measured_at"] == measured_at  # nothing new: nothing done
 
 
