@@ -24,6 +24,7 @@ setup: $(STAMP)
 
 # uv does not read pip's settings, so what pip would use is handed over: the index and the certificate bundle.
 # The largest wheel is 0.5 GB: a slow connection gets the time it needs.
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set (containers), every worker would compile torch anew.
 UV = index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}}}"; \
 	cert="$${SSL_CERT_FILE:-$${PIP_CERT:-$$($(BIN)/pip config get global.cert 2>/dev/null)}}"; \
 	env UV_HTTP_TIMEOUT="$${UV_HTTP_TIMEOUT:-600}" \
@@ -36,7 +37,7 @@ $(BIN)/uv:
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "installing the locked packages into $(VENV): about 7 GB with the GPU libraries, minutes on a first run"
-	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -52,7 +52,11 @@ def check_pickle(stream: BinaryIO, path: Path) -> Any:
         ) from None
     except Exception as error:  # noqa: BLE001  a hostile stream breaks the machine in any way it likes
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        raise RefusedNameError(f"'{path}' must be a whole checkpoint, but it cannot be read ({why}); get it anew", "") from None
+        raise _broken(path, why) from None
+
+
+def _broken(path: Path, why: str) -> RefusedNameError:
+    return RefusedNameError(f"'{path}' must be a whole checkpoint, but it cannot be read ({why}); get it anew", "")
 
 
 def check_label_cache(path: Path) -> None:
@@ -80,7 +84,7 @@ def _pickles(path: Path) -> list[BinaryIO]:
             pickled = reader.get_record("data.pkl")
         except RuntimeError as error:
             why = str(error).split("\n")[0][:100]
-            raise RefusedNameError(f"'{path}' must be a whole checkpoint, but it cannot be read ({why}); get it anew", "") from None
+            raise _broken(path, why) from None
         if "constants.pkl" in names:
             raise RefusedNameError(f"'{path}' is a TorchScript archive, which brings its own code; {REMEDY}", "")
         return [io.BytesIO(pickled)]
