@@ -16,7 +16,7 @@ from pruning.errors import PruningError
 from pruning.evaluation_dataset import class_counts, dataset_file
 from pruning.evaluation_gate import Gate
 from pruning.finetune import FinetuneSettings, finetune, precision
-from pruning.models import load_model, model_file
+from pruning.models import checked_file, load_model
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 from pruning.tasks import accuracy_name, kind_of, metric_keys
 
@@ -92,7 +92,7 @@ def _train_stock(
             trainer.stop = True
 
     with quiet_ultralytics(save_dir / "train.log"), preserved_random_state():
-        yolo = YOLO(str(model_file(path)))
+        yolo = YOLO(str(checked_file(path)))
         yolo.add_callback("on_fit_epoch_end", report)
         with gate.using() if gate else nullcontext():
             yolo.train(

@@ -60,7 +60,7 @@ def test_a_node_that_left_ends_the_wait(ray_session: ClusterInfo, monkeypatch: p
 
     monkeypatch.setattr(remote_latency, "LOST_AFTER_S", 0.0)
     monkeypatch.setattr(remote_latency, "_LOOK_EVERY_S", 0.01)
-    never = ray.remote(num_cpus=0, resources={"edge": 1})(int).remote()
+    never = ray.remote(num_cpus=0, resources={"edge": 1})(lambda: 0).remote()
     pending = RemoteMeasurement(never, LatencyTarget(resource="edge"))
     assert pending.known() is None
     with pytest.raises(TrialError, match="a node with the resource edge, but it has left the cluster"):

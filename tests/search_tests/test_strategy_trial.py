@@ -22,6 +22,7 @@ from search.request import TrialRequest
 from search.state import SweepState
 from search.strategy_trial import STRATEGY_FOLDER
 from search.study import SearchStudy
+from search.telling import Teller
 from search.tools import PruningTools, make_tools
 from search.trial import TrialSettings, run_trial
 from tests.pruning_tests.recovery_material import shapes_dataset, widths
@@ -179,7 +180,7 @@ def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
     record = run_trial(request, TrialSettings(0, True, 2.0), tools, NoGate(), folder.trial_dir("t0000"))
     assert record.ratios != request.ratios
     study = SearchStudy(space, {"map50_95": "max", "latency_ms": "min"}, "random")
-    SweepState(folder, space, study, [record], 2, lambda ratios: "")
+    SweepState(folder, space, study, [record], 2, lambda ratios: "", Teller(["map50_95", "latency_ms"]))
     assert study._seen == {levels}
 
 
