@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,19 +27,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.recovery_material import ARMS, LESS, Subject, tune
 from benchmarks.recovery_store import Store, Task, work
 from benchmarks.recovery_table import markdown
-from cluster.environment import describe_environment
+from pruning.finetune import FinetuneSettings, finetune
 from pruning.importance import CRITERIA
 from pruning.latency import measure_pair
+from pruning.refit import recalibrate_batch_norm
 from pruning.workbench import RECOVERIES
 
-CRITERIA_ORDER = ("taylor", "l2", "random", "hessian", "activation", "l1", "bn", "fpgm", "lamp", "separability")
+CRITERIA_ORDER = ("reconstruction", "taylor", "l2", "activation", "hessian", "random")  # the others last
 AIMED = {"coco": (28,), "bccd": (37, 50, 64)}  # per cent fewer multiply-adds of the plans that the aims are about
 SEEDS = (0, 1, 2)
 EPOCHS = (1, 3, 10)
+EPOCHS_LESS = 50  # per cent fewer multiply-adds of the plan that few epochs are tried on
 FULL_EPOCHS = 30
 RANK_PLANS, RANK_FULL_EPOCHS, RANK_EPOCHS = 12, 20, (0, 1, 3)
 RANK_SHARES = (0.45, 0.55)  # of the multiply-adds that stay in a random plan
@@ -55,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = Store(options.output / "recovery.json")
     if options.section != "table":
         torch.set_num_threads(options.threads)
-        store.content["environment"] = describe_environment()
         with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
             done = work(store, SECTIONS[options.section](options.assets, Path(scratch)), options.minutes, say)
         say("all cells are there" if done else "the time is up; the same command goes on")
+    store.load()
     text = markdown(store)
     (options.output / "recovery.md").write_text(text, encoding="utf-8")
 
@@ -87,13 +91,12 @@ def demo(scratch: Path) -> Subject:
 
 
 def before(assets: Path, scratch: Path) -> Iterator[Task]:
-    order = sorted(CRITERIA, key=_rank)
     for subject in subjects_kept(assets):
         yield Task(({"section": "before", "model": subject.name, "plan": "unpruned"},), partial(_unpruned, subject))
     for subject in subjects_kept(assets):
         for less in AIMED[subject.name]:
             yield _before(subject, "aimed", less, subject.bench.importance, ("refit",))
-    for criterion in order:
+    for criterion in sorted(CRITERIA, key=_rank):
         for subject in subjects_kept(assets):
             for kind in ("uniform", "sensitivity"):
                 for less in LESS:
@@ -109,7 +112,7 @@ def subjects_kept(assets: Path) -> list[Subject]:
 
 
 def _rank(criterion: str) -> int:
-    return CRITERIA_ORDER.index(criterion) if criterion in CRITERIA_ORDER else -1
+    return CRITERIA_ORDER.index(criterion) if criterion in CRITERIA_ORDER else len(CRITERIA_ORDER)
 
 
 def _unpruned(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -123,8 +126,13 @@ def _before(subject: Subject, kind: str, less: int, criterion: str, recoveries: 
     def make() -> Iterator[dict[str, Any]]:
         widths = planned(subject, kind, less)
         share = round(subject.share(widths), 4)
+        network = None
         for how in recoveries:
-            yield {"macs_share": share, "map50_95": subject.map50_95(subject.recovered(widths, criterion, how))}
+            if how == "refit+bn" and network is not None:  # on top of the refit before it
+                recalibrate_batch_norm(network, subject.bench.calibration.images)
+            else:
+                network = subject.recovered(widths, criterion, how)
+            yield {"macs_share": share, "map50_95": subject.map50_95(network)}
 
     return Task(names, make)
 
@@ -166,41 +174,53 @@ def timed(subject: Subject, widths: dict[int, int]) -> dict[str, Any]:
 
 
 def epochs(assets: Path, scratch: Path) -> Iterator[Task]:
+    """The cells of each table row that say most come first; the longest fine-tunings last."""
     subject = subjects_kept(assets)[1]
     for count in EPOCHS:
         for seed in SEEDS:
-            for arm in ARMS:
-                for start in ("recovered", "plain removal") if arm == "Ultralytics' defaults" else ("recovered",):
-                    name = {"section": "epochs", "arm": arm, "start": start, "epochs": count, "seed": seed}
-                    yield Task((name,), partial(_epochs, subject, name, scratch))
+            for arm, start in _rows(count):
+                name = {"section": "epochs", "arm": arm, "start": start, "epochs": count, "seed": seed}
+                yield Task((name,), partial(_epochs, subject, name, scratch))
+
+
+def _rows(count: int) -> list[tuple[str, str]]:
+    """(arm, start) of the rows that have a cell for `count` epochs."""
+    rows = [(arm, "refit") for arm in ARMS]
+    rows += [(arm, "plain removal") for arm in ("ours", "Ultralytics' defaults")]
+    return rows if count < max(EPOCHS) else [*rows, ("ours", "refit and 3 epochs")]
 
 
 def _epochs(subject: Subject, name: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
-    widths = subject.by_sensitivity(30)
-    plain = name["start"] == "plain removal"
-    start = subject.recovered(widths, "l2" if plain else "", "none" if plain else "refit")
+    start = subject.recovered(
+        subject.by_sensitivity(EPOCHS_LESS), "", "none" if name["start"] == "plain removal" else "refit"
+    )
+    if name["start"] == "refit and 3 epochs":
+        start = trial(subject, start, name["seed"], scratch)
     yield {
         "start_map50_95": subject.map50_95(start),
         **tune(subject, start, name["epochs"], name["seed"], name["arm"], scratch / "tune"),
     }
 
 
+def trial(subject: Subject, start: nn.Module, seed: int, scratch: Path) -> nn.Module:
+    """What a trial of 3 epochs makes of the network."""
+    short = FinetuneSettings(epochs=3, imgsz=subject.imgsz, seed=seed, workers=0)
+    return finetune(start, subject.data, short, scratch / "short").model
+
+
 def full(assets: Path, scratch: Path) -> Iterator[Task]:
     subject = subjects_kept(assets)[1]
-    for start in ("recovered", "after 3 epochs"):
+    for start in ("refit", "refit and 3 epochs"):
         for less in (AIMED["bccd"][-1], AIMED["bccd"][0]):
             name = {"section": "full", "plan": f"aimed {less} %", "start": start, "epochs": FULL_EPOCHS}
             yield Task((name,), partial(_full, subject, less, start, scratch))
 
 
 def _full(subject: Subject, less: int, start: str, scratch: Path) -> Iterator[dict[str, Any]]:
-    from pruning.finetune import FinetuneSettings, finetune
-
     network = subject.recovered(subject.by_sensitivity(less))
     begin = subject.map50_95(network)
-    if start != "recovered":
-        short = FinetuneSettings(epochs=3, imgsz=subject.imgsz, workers=0)
-        network = finetune(network, subject.data, short, scratch / "short").model
+    if start != "refit":
+        network = trial(subject, network, 0, scratch)
     yield {"start_map50_95": begin, **tune(subject, network, FULL_EPOCHS, 0, "ours", scratch / "tune")}
 
 
@@ -209,8 +229,8 @@ def _full(subject: Subject, less: int, start: str, scratch: Path) -> Iterator[di
 
 def ranks(assets: Path, scratch: Path) -> Iterator[Task]:
     subject = demo(scratch)
-    kinds = [(way, count) for way in ("plain", "ours") for count in RANK_EPOCHS]
-    for way, count in [*kinds, ("full", RANK_FULL_EPOCHS)]:
+    kinds = [(way, count) for count in RANK_EPOCHS for way in ("ours", "plain")]
+    for way, count in [("full", RANK_FULL_EPOCHS), *kinds]:
         for plan in range(RANK_PLANS):
             name = {"section": "ranks", "plan": plan, "way": way, "epochs": count}
             yield Task((name,), partial(_ranks, subject, name, scratch))
@@ -249,10 +269,6 @@ def cost(assets: Path, scratch: Path) -> Iterator[Task]:
 
 def _cost(subject: Subject, less: int, scratch: Path) -> Iterator[dict[str, Any]]:
     """Seconds of one refit (targets and calibration images are there: they are made once a worker) and one epoch."""
-    import time
-
-    from pruning.finetune import FinetuneSettings, finetune
-
     widths = subject.by_sensitivity(less)
     network, plan = subject.pruned(widths, subject.bench.importance)
     _ = subject.bench.targets

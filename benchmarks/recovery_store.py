@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.surgery import commit
+from cluster.environment import describe_environment
 from results.atomic import write_json
 
 Cell = dict[str, Any]
@@ -29,12 +31,17 @@ class Task:
 
 
 class Store:
-    """The cells of `path` (JSON), loaded and rewritten whole after each new one."""
+    """The cells of `path` (JSON), read anew and rewritten whole for each new one: several runs may share the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.content: dict[str, Any] = {"environment": {}, "notes": [], "cells": [], **content}
+        self.content: dict[str, Any] = {"environment": {}, "notes": [], "cells": []}
+        self.load()
+
+    def load(self) -> None:
+        """Take in what the file holds by now."""
+        if self.path.is_file():
+            self.content |= json.loads(self.path.read_text(encoding="utf-8"))
 
     @property
     def cells(self) -> list[Cell]:
@@ -52,13 +59,15 @@ class Store:
     def has(self, name: dict[str, Any]) -> bool:
         return next(self.find(**name), None) is not None
 
-    def add(self, cell: Cell) -> None:
-        self.cells.append({**cell, "date": date.today().isoformat(), "commit": commit()})
-        self.save()
-
-    def save(self) -> None:
+    def add(self, cell: Cell, environment: dict[str, Any]) -> None:
+        """Append a cell that was measured in this environment, and write it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, self.content)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.load()
+            self.content["environment"] = environment
+            self.cells.append({**cell, "date": date.today().isoformat(), "commit": commit()})
+            write_json(self.path, self.content)
 
 
 def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str], None] = print) -> bool:
@@ -66,8 +75,9 @@ def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str
 
     A task under way is finished: it is the unit of work, of minutes at most.
     """
-    end = time.monotonic() + 60 * minutes
+    end, environment = time.monotonic() + 60 * minutes, describe_environment()
     for task in tasks:
+        store.load()
         if all(store.has(name) for name in task.names):
             continue
         if time.monotonic() > end:
@@ -75,6 +85,6 @@ def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str
         begin = time.monotonic()
         for name, values in zip(task.names, task.make(), strict=True):
             if not store.has(name):
-                store.add({**name, **values})
+                store.add({**name, **values}, environment)
             say(f"{time.monotonic() - begin:6.1f} s  {name} {values}")
     return True

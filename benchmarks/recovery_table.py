@@ -111,7 +111,8 @@ def _epochs(store: Store) -> list[str]:
             begin = next(c["start_map50_95"] for p in per for c in p)
             rows.append([arm, start, begin, *(spread([c.get("epochs_alone", c["map50_95"]) for c in p]) for p in per)])
     text = (
-        "Widths by sensitivity, 30 % fewer multiply-adds. Mean and standard deviation over the seeds (their number in "
+        "Widths by sensitivity, 50 % fewer multiply-adds, channels by reconstruction. "
+        "Mean and standard deviation over the seeds (their number in "
         "brackets) of the best epoch's averaged network; the start is not counted as a candidate here, in the product "
         "it is."
     )
