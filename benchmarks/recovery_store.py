@@ -60,13 +60,13 @@ class Store:
         return next(self.find(**name), None) is not None
 
     def add(self, cell: Cell, environment: dict[str, Any]) -> None:
-        """Append a cell that was measured in this environment, and write it."""
+        """Append a measured cell, and write it; `environment`: of this run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.load()
             self.content["environment"] = environment
-            self.cells.append({**cell, "date": date.today().isoformat(), "commit": commit()})
+            self.cells.append(cell | {"date": date.today().isoformat()})
             write_json(self.path, self.content)
 
 
@@ -75,7 +75,8 @@ def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str
 
     A task under way is finished: it is the unit of work, of minutes at most.
     """
-    end, environment = time.monotonic() + 60 * minutes, describe_environment()
+    end = time.monotonic() + 60 * minutes
+    environment, code = describe_environment(), commit()  # of the code that was loaded, whatever becomes of the files
     for task in tasks:
         store.load()
         if all(store.has(name) for name in task.names):
@@ -85,6 +86,6 @@ def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str
         begin = time.monotonic()
         for name, values in zip(task.names, task.make(), strict=True):
             if not store.has(name):
-                store.add({**name, **values}, environment)
+                store.add({**name, **values, "commit": code}, environment)
             say(f"{time.monotonic() - begin:6.1f} s  {name} {values}")
     return True

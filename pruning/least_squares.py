@@ -1,6 +1,6 @@
 """Ridge least squares from accumulated moments: memory does not grow with the number of observations.
 
-Several independent systems of one size are solved at once (a depthwise convolution has one per channel).
+Several independent systems of one size are solved at once (a convolution has one per group of its channels).
 """
 
 from __future__ import annotations
@@ -80,26 +80,36 @@ class Solution:
     missed: float
 
 
-def solve_ridge(moments: Moments, start: torch.Tensor, start_intercept: torch.Tensor, ridge: float) -> Solution:
+def solve_ridge(
+    moments: Moments, start: torch.Tensor, start_intercept: torch.Tensor, ridge: float, shared: int = 1
+) -> Solution:
     """Minimise |y - x w - b|^2 + ridge * scale * |w - start|^2 over w and a free intercept b.
 
     Args:
         start: (systems, unknowns, outputs), the weights to stay near.
         start_intercept: (systems, 1, outputs), only used to say what `start` misses.
         ridge: relative to `scale`, the mean diagonal of the inputs' centred second moments.
+        shared: so many neighbouring outputs have one intercept: the mean of theirs, and the weights are solved for it.
     """
     xx, xy, yy = moments.centred()
     begin = start.double()
-    penalised = xx.clone()
     scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
-    penalised.diagonal(dim1=1, dim2=2).add_(ridge * scale + 1e-9 * scale + 1e-12)
-    weights = begin + torch.linalg.solve(penalised, xy - xx @ begin)
+    penalty = torch.diag_embed((ridge * scale + 1e-9 * scale + 1e-12).expand(-1, xx.shape[1]))
+    weights = begin + torch.linalg.solve(xx + penalty, xy - xx @ begin)
     x_mean, y_mean = (m.double() for m in moments.means())
     intercept = y_mean - x_mean @ weights
-    total = float(yy.sum().clamp_min(1e-12))
-    offset = y_mean - x_mean @ begin - start_intercept.double()
-    before = (_missed(xx, xy, yy, begin) + float(moments.count * offset.square().sum())) / total
-    return Solution(weights, intercept, before, _missed(xx, xy, yy, weights) / total)
+    if shared > 1:
+        intercept = intercept.unflatten(2, (-1, shared)).mean(3).repeat_interleave(shared, dim=2)
+        about_zero = xx + moments.count * x_mean.transpose(1, 2) @ x_mean
+        answers = xy + moments.count * x_mean.transpose(1, 2) @ (y_mean - intercept)
+        weights = begin + torch.linalg.solve(about_zero + penalty, answers - about_zero @ begin)
+
+    def missed(with_weights: torch.Tensor, with_intercept: torch.Tensor) -> float:
+        offset = y_mean - x_mean @ with_weights - with_intercept
+        squares = _missed(xx, xy, yy, with_weights) + float(moments.count * offset.square().sum())
+        return squares / float(yy.sum().clamp_min(1e-12))
+
+    return Solution(weights, intercept, missed(begin, start_intercept.double()), missed(weights, intercept))
 
 
 def _missed(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, weights: torch.Tensor) -> float:

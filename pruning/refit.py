@@ -185,19 +185,20 @@ def _refit_one(
     settings: RefitSettings,
     shared: _SharedSums,
 ) -> float:
-    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
     turned = isinstance(layer, nn.ConvTranspose2d)  # its weight is (in, out, height, width)
-    flat = layer.weight.flatten(2) if depthwise else layer.weight.flatten(1)[None]
+    systems = layer.groups if isinstance(layer, nn.Conv2d) else 1  # a depthwise convolution has one per channel
+    flat = layer.weight.reshape(systems, layer.weight.shape[0] // systems, -1)
     start = flat if turned else flat.transpose(1, 2)  # (systems, unknowns, outputs)
     taps = sample.answers.shape[2]
     constant = layer.bias if layer.bias is not None else torch.zeros(sample.answers.shape[1], device=source.device)
-    moments = _observe(layer, source, sample, depthwise, shared)
-    solution = solve_ridge(moments, start, constant.repeat_interleave(taps).reshape(len(flat), 1, -1), settings.ridge)
+    moments = _observe(layer, source, sample, shared)
+    constants = constant.repeat_interleave(taps).reshape(systems, 1, -1)
+    solution = solve_ridge(moments, start, constants, settings.ridge, shared=taps)
     if solution.missed_before < _UNCHANGED:
         return solution.missed_before  # nothing upstream changed
     found = solution.weights if turned else solution.weights.transpose(1, 2)
     layer.weight.copy_(found.reshape(layer.weight.shape))
-    intercept = solution.intercept.reshape(-1, taps).mean(1).to(layer.weight.dtype)
+    intercept = solution.intercept.flatten()[::taps].to(layer.weight.dtype)
     if layer.bias is not None:
         layer.bias.copy_(intercept)
     elif norm is not None and norm.running_mean is not None:
@@ -205,7 +206,7 @@ def _refit_one(
     return solution.missed
 
 
-def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, depthwise: bool, shared: _SharedSums) -> Moments:
+def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, shared: _SharedSums) -> Moments:
     """Accumulate what the layer sees and what it should answer, a chunk of positions at a time."""
     conv = layer if isinstance(layer, nn.Conv2d) else _POINT
     source = source if source.ndim == 4 else source[:, :, None, None]
@@ -216,9 +217,10 @@ def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, depthwise: boo
     for start in range(0, len(sample.places), _CHUNK):
         stop = start + _CHUNK
         patches = gather_patches(rows, conv, sample.places[start:stop])
-        answers = sample.answers[start:stop].flatten(1)
-        x = patches.permute(2, 0, 1) if depthwise else patches.transpose(1, 2).flatten(1)[None]
-        y = answers.T[:, :, None] if depthwise else answers[None]
+        x, y = (
+            seen.reshape(len(seen), conv.groups, -1).transpose(0, 1)
+            for seen in (patches.transpose(1, 2), sample.answers[start:stop])
+        )
         moments = moments or Moments.about(x, y)
         moments.add(x, y, with_xx=not again)
     assert moments is not None  # a target has at least one position
@@ -266,9 +268,8 @@ def _norm_of(pruned: nn.Module, name: str) -> nn.BatchNorm2d | None:
 
 
 def _can_refit(layer: _Layer, norm: nn.BatchNorm2d | None) -> bool:
-    """Plain or depthwise, and able to take up an intercept: the one that is not (DFL's) decodes, it learns nothing."""
-    plain = isinstance(layer, nn.Linear) or layer.groups in (1, layer.in_channels)
-    return plain and (layer.bias is not None or norm is not None)
+    """Whether it can take up an intercept: the one that cannot (DFL's) decodes, it learns nothing."""
+    return layer.bias is not None or norm is not None
 
 
 def _taps_apart(layer: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,21 @@ def test_a_heavy_ridge_keeps_the_weights() -> None:
     assert torch.allclose(solve_ridge(moments, start, torch.zeros(1, 1, 2), 1e9).weights, start.double(), atol=1e-6)
 
 
+def test_outputs_that_share_an_intercept_get_one_and_the_weights_for_it() -> None:
+    """An input that hardly varies: a free intercept per output would do its work, a shared one cannot."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 400, 3, generator=g) * torch.tensor([1.0, 1.0, 1e-3]) + 1
+    w = torch.randn(1, 3, 4, generator=g)
+    moments = Moments.about(x, y := x @ w + torch.tensor([0.5, 0.5, -0.5, -0.5]))
+    moments.add(x, y)
+    found = solve_ridge(moments, torch.zeros(1, 3, 4), torch.zeros(1, 1, 4), 1e-2, shared=2)
+    pairs = found.intercept[0, 0].reshape(2, 2)
+    rest = y.double() - x.double() @ found.weights - found.intercept
+    assert torch.equal(pairs[:, 0], pairs[:, 1])
+    assert float(rest.square().mean().sqrt()) < 0.01
+    assert found.missed == pytest.approx(float(rest.square().sum() / (y - y.mean(1)).square().sum()), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"), [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 4, 2)]
 )
@@ -129,6 +145,36 @@ def test_redundant_channels_can_be_removed_without_a_trace(
     damaged = response_error(model, pruned, reader, images)
     refit(pruned, table, plan.kept, images, record_targets(model, table, images, TIGHT), TIGHT)
     assert response_error(model, pruned, reader, images) < min(0.05, damaged / 10)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("yolov8n", "model.2.m.0.cv1"),
+        ("yolov8n with groups", "model.3"),
+        ("yolov8n", "model.22.cv3.1.2"),
+        ("yolo11n", "model.10.m.0.attn.qkv"),
+        ("yolo11n", "model.10.m.0.attn.pe"),
+        ("yolo11n", "model.10.m.0.attn.proj"),
+        ("yolo11n", "model.23.cv3.0.0.0"),
+        ("yolov8n-cls", "model.9.linear"),
+    ],
+)
+def test_whatever_kind_of_layer_is_wrong_is_put_right(images: torch.Tensor, family: str, name: str) -> None:
+    """Dense, grouped and depthwise convolutions, attention's projections, a head's outputs, a linear layer."""
+    model: Any = build(family.removesuffix(" with groups"))
+    if family.endswith("groups"):
+        model.model[3].conv = nn.Conv2d(model.model[3].conv.in_channels, 64, 3, 2, 1, groups=4, bias=False)
+    table = build_layer_table(model)
+    twin = copy.deepcopy(model)
+    wrong: Any = twin.get_submodule(name)
+    wrong = getattr(wrong, "conv", wrong)
+    with torch.no_grad():
+        wrong.weight += wrong.weight.std() * torch.randn(wrong.weight.shape, generator=torch.Generator().manual_seed(3))
+    damaged = response_error(model, twin, name, images)
+    refit(twin, table, {}, images, record_targets(model, table, images, TIGHT), TIGHT)
+    assert damaged > 0.1
+    assert response_error(model, twin, name, images) < 0.01
 
 
 def test_an_unpruned_network_is_not_changed(model: nn.Module, table: LayerTable, images: torch.Tensor) -> None:
