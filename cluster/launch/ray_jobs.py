@@ -6,7 +6,7 @@ import asyncio
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from cluster.ray_start import WORKER_ENVIRONMENT
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# A job server answers before the agent that starts jobs is there, and says so after 10 s of its own.
+AGENT_SECONDS = 120.0
+_NO_AGENT = "No available agent"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ def _why(error: BaseException) -> tuple[str, str]:
             "put it (`ray get-auth-token` on the head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN and set "
             "RAY_AUTH_MODE=token",
         )
+    if _NO_AGENT in text:
+        remedy = (
+            "see dashboard_agent.log in /tmp/ray/session_latest/logs on the head: its port may be taken by another Ray "
+            "(`ray start --head --dashboard-agent-listen-port=PORT`)"
+        )
+        return f"its job server has had nobody to start the job for {AGENT_SECONDS:g} s", remedy
     return (
         f"no job server answers ({text[:120]})",
         "start the cluster's head with its dashboard (`ray start --head`, ray[default] installed), or forward its "
@@ -78,16 +87,21 @@ def _why(error: BaseException) -> tuple[str, str]:
 
 
 def submit(job: RayJob, address: str) -> tuple[Any, str]:
-    """Hand the job in; returns the client and the job's id."""
+    """Hand the job in; returns the client and the job's id. Waits a while for a cluster that has just been started."""
     client = connect(address)
     from ray.exceptions import RayError
 
-    try:
-        metadata: Mapping[str, str] = {"job_submission_name": job.name}
-        job_id = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env(), metadata=dict(metadata))
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise RayUnreachableError(address, *_why(error)) from error
-    return client, str(job_id)
+    metadata = {"job_submission_name": job.name}
+    end = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            job_id = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env(), metadata=metadata)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > end:
+                raise RayUnreachableError(address, *_why(error)) from error
+            time.sleep(1)
+        else:
+            return client, str(job_id)
 
 
 def follow(client: Any, job_id: str, write: Callable[[str], None]) -> str:

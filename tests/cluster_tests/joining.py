@@ -9,18 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.ray_start import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "5" * 32
 
 
 class Nodes:
-    """A cluster of pretended nodes; `address` is what drivers join."""
+    """A cluster of pretended nodes; `address` is what drivers join, `job_server` is there where it was asked for."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin
         assert process.stdout
         self._in, self._out = process.stdin, process.stdout
-        self.address = self._out.readline().strip()
+        self.address, _, self.job_server = self._out.readline().strip().partition(" ")
         assert self.address, "the cluster did not start"
 
     def add(self, cpus: int, gpus: int = 0) -> None:
@@ -36,13 +38,13 @@ class Nodes:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | variables
+    return os.environ | PATIENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | variables
 
 
 @contextmanager
-def nodes(cpus: int, gpus: int = 0, **variables: str) -> Iterator[Nodes]:
+def nodes(cpus: int, gpus: int = 0, *extra: str, **variables: str) -> Iterator[Nodes]:
     """A head node, on an environment that cannot see this checkout; ends with everything on it."""
-    command = [sys.executable, str(ROOT / "tests/cluster_tests/nodes_process.py"), str(cpus), str(gpus)]
+    command = [sys.executable, str(ROOT / "tests/cluster_tests/nodes_process.py"), str(cpus), str(gpus), *extra]
     hidden = environment(**{"PYTHONPATH": "", **variables})
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=hidden

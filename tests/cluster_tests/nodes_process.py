@@ -1,6 +1,7 @@
 """Several Ray nodes on this machine in a process of their own, told what to do line by line.
 
-`add CPUS GPUS` and `remove INDEX` on stdin; each is answered by one line on stdout, the first one is the address.
+Arguments: CPUs and GPUs of the head, and `dashboard` for one with its job server. On stdin `add CPUS GPUS` and
+`remove INDEX`, each answered by one line on stdout; the first line is the address, the job server's after it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     head: dict[str, Any] = {"num_cpus": int(sys.argv[1]), "num_gpus": int(sys.argv[2]), "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
+    # Any free ports: this machine may have other Rays, and an agent without its port starts no jobs.
+    head |= {"include_dashboard": "dashboard" in sys.argv, "dashboard_port": 0, "dashboard_agent_listen_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes: list[Any] = []
-    print(cluster.address, flush=True)
+    print(cluster.address, cluster.webui_url or "", flush=True)
     try:
         for line in sys.stdin:
             word, *rest = line.split()

@@ -83,7 +83,6 @@ def test_a_token_that_does_not_fit_is_one_line(cluster: Nodes, what: str, tmp_pa
     assert "6" * 32 not in line
 
 
-@pytest.mark.xfail(run=False, reason="not seen to pass yet: the pretended trials wait for each other in vain")
 @pytest.mark.slow
 @pytest.mark.parametrize(("gpus", "at_a_time"), [(1, 3), (0.5, 6)])
 def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, at_a_time: int, tmp_path: Path) -> None:
@@ -97,7 +96,6 @@ def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, a
     assert most_at_a_time(run) == at_a_time
 
 
-@pytest.mark.xfail(run=False, reason="not seen to pass yet: the pretended trials wait for each other in vain")
 @pytest.mark.slow
 def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothing(tmp_path: Path) -> None:
     """The first two trials wait for a third process, for which there is room only on the node that joins."""
@@ -118,7 +116,6 @@ def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothin
     assert failed <= 1, [record["error"] for record in records]
 
 
-@pytest.mark.xfail(run=False, reason="not seen to pass yet: the pretended trials wait for each other in vain")
 @pytest.mark.slow
 def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_files(tmp_path: Path) -> None:
     """The node has a mount namespace of its own, in which two folders are others. It alone can hold trials."""

@@ -94,6 +94,14 @@ def test_no_address_at_all(address: str) -> None:
     assert line.startswith(f"a Ray address must be local, auto, host:port or ray://host:port, but got {address!r};")
 
 
+def test_ray_knows_the_variables_that_make_it_patient() -> None:
+    """An unknown one would be ignored in silence."""
+    import ray
+
+    core = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
+    assert [name for name in ray_start.PATIENCE if name.encode() not in core] == []
+
+
 @pytest.mark.slow
 def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
     """Its folder cannot be made: a file is in the way."""

@@ -215,13 +215,13 @@ def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 
 def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
-    """Trials whose device is the Ray node that they run on; they wait for each other (see meet)."""
+    """Trials whose device is the Ray node that they run on; they wait for each other, the baseline does not (see meet)."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
 
     def hook(phase: str, ratios: Mapping[str, float]) -> None:
-        if phase == "evaluate":  # not under the device's lock: the next one needs it to begin
+        if phase == "evaluate" and ratios:  # not under the device's lock: the next one needs it to begin
             meet(node)
 
     return FakeTools(device=node, hook=hook)

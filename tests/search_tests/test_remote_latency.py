@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.ray_start import PATIENCE
 from cluster.resources import ClusterInfo
 from pruning.builtin import BASELINE
 from pruning.errors import PruningError
@@ -78,7 +79,8 @@ from pruning.builtin.dataset import build_dataset
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    edge = cluster.add_node(num_cpus=0, resources={"edge": 1})
+    # locks of its own: a device that is used or measured there leaves its file in that folder
+    cluster.add_node(num_cpus=0, resources={"edge": 1}, env_vars={"PARETOPRUNE_LOCK_DIR": str(root / "edge")})
     from cluster.ray_start import connect
     from search.config import build_config
     from search.preflight import prepare
@@ -92,25 +94,21 @@ if __name__ == "__main__":
     }
     outcome = run_sweep(prepare(build_config(settings), root / "run"))
     records = [json.loads(line) for line in (root / "run" / "trials.jsonl").read_text().splitlines()]
-    tasks = [task for task in ray.util.state.list_tasks(limit=1000) if task.name == "measure_there"]
     print(json.dumps({
         "outcome": [outcome.finished, outcome.failed],
         "records": records,
         "baseline": json.loads((root / "run" / "baseline.json").read_text())["metrics"],
-        "nodes": sorted({task.node_id for task in tasks}), "edge": edge.node_id,
     }))
     ray.shutdown(); cluster.shutdown()
 """
 
 
-@pytest.mark.xfail(run=False, reason="not seen to pass yet: the second node came up too late")
 @pytest.mark.slow
 def test_a_sweep_whose_latency_is_measured_on_an_edge_node(tmp_path: Path) -> None:
     """Two nodes on one machine, the second with the resource `edge` and no CPUs: trials run on the first only."""
     script = tmp_path / "sweep.py"
     script.write_text(SWEEP)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-    environment["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine starts a node slowly
+    environment = {**os.environ, **PATIENCE, "PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -120,4 +118,4 @@ def test_a_sweep_whose_latency_is_measured_on_an_edge_node(tmp_path: Path) -> No
         assert metrics["latency_conditions"]["runtime"] == "onnx"
         assert metrics["latency_measured_ms"] > 0
     assert all("wait_for_latency" in record["seconds"] for record in content["records"])
-    assert content["nodes"] == [content["edge"]]
+    assert (tmp_path / "edge" / "cpu" / "room").is_file()
