@@ -24,8 +24,8 @@ LOCAL = "local"
 # Weights and records travel as files; what goes through Ray is small, and a container's /dev/shm often is, too.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _ANSWER_SECONDS = 5.0
-# How long Ray waits for its own processes: 30 s as it comes, which a busy machine exceeds (a raylet that was held up for
-# 45 s was given up after 33 s; with these it came up).
+# How long Ray waits for its own processes: 30 s as it comes, which a busy machine exceeds (a raylet that was held up
+# for 45 s was given up after 33 s; with these it came up).
 PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
 _TOKEN_REMEDY = (

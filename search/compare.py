@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SearchError
 from search.preflight import check_device, check_files, check_writable, measuring_threads
 from search.progress import duration, note
+from search.quiet_ray import quiet_ray
 from search.strategy_tools import EVENTS, StrategyJob, make_strategy_tools, measure_strategies, run_strategy
 from search.trial import one_line
 from search.worker import ToolsFactory, WorkerContext
@@ -145,8 +144,7 @@ def compare(prepared: Prepared, factory: ToolsFactory = make_strategy_tools) -> 
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    # Ray prints about dead workers on stdout, which belongs to our data.
-    with DriverLock(folder.path) as lock, redirect_stdout(sys.stderr):
+    with DriverLock(folder.path) as lock, quiet_ray(folder.path):
         todo = [name for name in prepared.strategies if not _is_done(prepared, name)]
         known = None if todo else read_comparison(folder)
         if known is not None and known.settings == prepared.all_settings() and not known.failed:

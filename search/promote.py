@@ -31,6 +31,7 @@ from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
 from search.loggers import write_finetuning
 from search.progress import note
+from search.quiet_ray import quiet_ray
 from search.remote import published
 from search.session_tools import NATIVE
 from search.tools import make_tools
@@ -109,7 +110,12 @@ def promote(
     jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
     jobs += [Job(NATIVE + Path(path).stem, native=path) for path in natives]
     remedy = "what is done is kept: the same command goes on after the last epoch"
-    with DriverLock(folder.path) as lock, published(folder.path), interruptible("fine-tuning the picks", remedy):
+    with (
+        DriverLock(folder.path) as lock,
+        published(folder.path),
+        quiet_ray(folder.path),
+        interruptible("fine-tuning the picks", remedy),
+    ):
         todo = [job for job in jobs if not _is_tuned(folder, job, settings)]
         if todo or needs_session(folder):
             resources, context = start_workers(config, folder, factory)

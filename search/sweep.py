@@ -13,7 +13,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
 from search.predictor import make_predictor
 from search.progress import Reporter, make_reporter, note
+from search.quiet_ray import quiet_ray
 from search.remote import published, remote_of
 from search.remote_latency import check_target
 from search.request import adopt_records
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from search.trainable import StopSweep
 
 RAY_SCRATCH = "ray"
-DRIVER_LOG = "driver.log"
 
 # Read by Ray Tune when it is imported or a sweep begins. Its tables, loggers and warnings would bury our progress,
 # and its result files repeat what the records say.
@@ -100,7 +100,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    with DriverLock(folder.path) as lock, published(folder.path):
+    with DriverLock(folder.path) as lock, published(folder.path), quiet_ray(folder.path):
         config = with_model_brought_along(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
         config.save(folder.config)
@@ -260,7 +260,7 @@ def _tune(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    with _clean_stop(stopper, reporter), _messages_to(Path(context.run) / DRIVER_LOG):
+    with _clean_stop(stopper, reporter):
         try:
             tuner.fit()
         except (OSError, tune.TuneError) as error:
@@ -289,13 +289,6 @@ def _full_disk(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-@contextmanager
-def _messages_to(path: Path) -> Iterator[None]:
-    """Ray prints about dead workers on stdout, which belongs to our data."""
-    with path.open("a", encoding="utf-8") as log, redirect_stdout(log):
-        yield
 
 
 @contextmanager

@@ -341,7 +341,7 @@ class AgentComesLate:
     def submit_job(self, **job: Any) -> str:
         self.left -= 1
         if self.left > 0:
-            raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again")
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job, please")
         return "job-1"
 
 
@@ -352,5 +352,5 @@ def test_a_cluster_that_has_just_been_started_is_waited_for(tmp_path: Path, monk
     assert ray_jobs.submit(job, "here") == (client, "job-1")
     monkeypatch.setattr(ray_jobs, "AGENT_SECONDS", 0.0)
     client.left = 100
-    with pytest.raises(RayUnreachableError, match="nobody to start the job .* --dashboard-agent-listen-port"):
+    with pytest.raises(RayUnreachableError, match=r"nobody to start the job .* --dashboard-agent-listen-port"):
         ray_jobs.submit(job, "here")

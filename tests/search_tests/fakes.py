@@ -215,7 +215,7 @@ def slow_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 
 def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
-    """Trials whose device is the Ray node that they run on; they wait for each other, the baseline does not (see meet)."""
+    """Trials whose device is the Ray node that they run on; they wait for each other, unlike the baseline: see meet."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
@@ -231,7 +231,7 @@ def meet(node: str) -> None:
     """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
     place = Path(os.environ["MEETING"])
     (place / f"{node}-{os.getpid()}").touch()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(0.5)
