@@ -9,11 +9,12 @@ from typing import Any
 
 from results import palette, wording
 from results.axes import PlaneAxes, label_levels, plane_axes
+from results.course import Course
 from results.figures import FrontFigure, HypervolumeCurve, PickMove, Point
 from results.sensitivity import SensitivityFigure
 
 Spec = dict[str, Any]
-_FONT = {"family": "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"}
+FONT = {"family": "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"}
 
 
 def script_json(content: Any) -> str:
@@ -186,7 +187,8 @@ def _label(move: PickMove, level: int) -> Spec:
     }  # fmt: skip
 
 
-def _axis(title: str, **more: Any) -> Spec:
+def axis(title: str, **more: Any) -> Spec:
+    """An axis in the report's style; `more` overrides."""
     return {
         "title": {"text": title, "font": {"size": 13, "color": palette.TEXT}, "standoff": 12},
         "gridcolor": palette.GRID, "zeroline": False, "linecolor": palette.AXIS, "ticks": "outside", "ticklen": 4,
@@ -195,7 +197,7 @@ def _axis(title: str, **more: Any) -> Spec:
 
 
 def _layout(axes: PlaneAxes, x_title: str, y_title: str, annotations: list[Spec]) -> Spec:
-    speedups = _axis(
+    speedups = axis(
         "Speed-up over the baseline",
         overlaying="x",
         side="top",
@@ -206,15 +208,15 @@ def _layout(axes: PlaneAxes, x_title: str, y_title: str, annotations: list[Spec]
         range=list(axes.latency_ms),
     )
     return {
-        "xaxis": _axis(x_title, range=list(axes.latency_ms)),
+        "xaxis": axis(x_title, range=list(axes.latency_ms)),
         "xaxis2": speedups,
-        "yaxis": _axis(y_title, range=list(axes.accuracy), tickformat=".3~f"),
+        "yaxis": axis(y_title, range=list(axes.accuracy), tickformat=".3~f"),
         "annotations": annotations,
         "hovermode": "closest",
         "hoverlabel": {
             "bgcolor": "#FFFFFF",
             "bordercolor": palette.AXIS,
-            "font": {"size": 13, "color": palette.TEXT, **_FONT},
+            "font": {"size": 13, "color": palette.TEXT, **FONT},
             "align": "left",
         },
         "legend": {
@@ -225,7 +227,7 @@ def _layout(axes: PlaneAxes, x_title: str, y_title: str, annotations: list[Spec]
             "font": {"size": 12, "color": palette.TEXT},
         },
         "margin": {"l": 64, "r": 18, "t": 58, "b": 60},
-        "font": _FONT,
+        "font": FONT,
         "paper_bgcolor": "#FFFFFF",
         "plot_bgcolor": "#FFFFFF",
         "dragmode": "zoom",
@@ -239,15 +241,15 @@ def sensitivity_spec(figure: SensitivityFigure) -> Spec:
         "type": "heatmap", "x": [str(block) for block in figure.blocks], "z": percent, "zmin": 0, "zmax": 100,
         "y": [f"{100 * keep:.0f} %" for keep in figure.work_kept], "colorscale": "Cividis", "xgap": 1, "ygap": 1,
         "hovertemplate": "block %{x}: %{z:.0f} % of the channels stay<br>at %{y} of the work<extra></extra>",
-        "colorbar": {"title": {"text": "channels<br>kept, %"}, "thickness": 12, "outlinewidth": 0},
+        "colorbar": {"title": {"text": "channels kept, %", "side": "right"}, "thickness": 12, "outlinewidth": 0},
     }  # fmt: skip
     return {
         "data": [heat],
         "layout": {
-            "xaxis": _axis("Block of the network", type="category"),
-            "yaxis": _axis("Multiply-adds kept", type="category", autorange="reversed"),
+            "xaxis": axis("Block of the network", type="category"),
+            "yaxis": axis("Multiply-adds kept", type="category", autorange="reversed"),
             "margin": {"l": 70, "r": 12, "t": 12, "b": 52},
-            "font": _FONT,
+            "font": FONT,
             "paper_bgcolor": "#FFFFFF",
             "plot_bgcolor": "#FFFFFF",
         },
@@ -269,17 +271,46 @@ def hypervolume_spec(curve: HypervolumeCurve) -> Spec:
         shapes = [{"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": dash}]
         text = {"text": "sampler starts", "showarrow": False, "font": {"size": 11, "color": palette.MUTED}}
         annotations = [{"x": x, "y": 0.05, "yref": "paper", "xanchor": "left", "xshift": 4, **text}]
+    return {"data": [line], "layout": {**hypervolume_layout(), "shapes": shapes, "annotations": annotations}}
+
+
+def hypervolume_layout() -> Spec:
+    """Axes of hypervolume over trials."""
     return {
-        "data": [line],
+        "xaxis": axis("Completed trials", rangemode="tozero", tickformat=",d"),
+        "yaxis": axis("Hypervolume (% of the baseline's box)", rangemode="tozero"),
+        "margin": {"l": 60, "r": 12, "t": 12, "b": 52},
+        "font": FONT,
+        "paper_bgcolor": "#FFFFFF",
+        "plot_bgcolor": "#FFFFFF",
+        "showlegend": False,
+    }
+
+
+_ENDS = {"completed": (palette.FRONT, "solid"), "stopped": (palette.KNEE, "dash"), "failed": (palette.PICK, "dot")}
+
+
+def course_spec(course: Course) -> Spec:
+    """How many trials had ended in each way, over the hours; every line has its own dash, too."""
+    hours = [round(value, 4) for value in course.hours]
+    traces = [
+        {
+            "type": "scatter", "mode": "lines", "name": state.value, "x": hours, "y": list(counts),
+            "line": {"color": _ENDS[state.value][0], "dash": _ENDS[state.value][1], "width": 2, "shape": "hv"},
+            "hovertemplate": f"%{{y:,d}} {state.value} after %{{x:.2f}} h<extra></extra>",
+        }
+        for state, counts in course.counts
+    ]  # fmt: skip
+    return {
+        "data": traces,
         "layout": {
-            "xaxis": _axis("Completed trials", rangemode="tozero", tickformat=",d"),
-            "yaxis": _axis("Hypervolume (% of the baseline's box)", rangemode="tozero"),
-            "shapes": shapes,
-            "annotations": annotations,
+            "xaxis": axis("Hours since the first trial began", rangemode="tozero"),
+            "yaxis": axis("Trials that have ended", rangemode="tozero", tickformat=",d"),
+            "legend": {"x": 0.02, "y": 0.98, "bgcolor": "rgba(255,255,255,0.7)", "font": {"size": 12}},
             "margin": {"l": 60, "r": 12, "t": 12, "b": 52},
-            "font": _FONT,
+            "font": FONT,
             "paper_bgcolor": "#FFFFFF",
             "plot_bgcolor": "#FFFFFF",
-            "showlegend": False,
+            "showlegend": True,
         },
     }

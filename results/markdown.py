@@ -41,6 +41,8 @@ def markdown(run: Summary, figures: str) -> str:
         "hypervolume": bool(run.hypervolume.trials),
         "time": bool(run.time.phases),
     }
+    if run.course.hours:
+        parts.append(run.course.stopping)
     for name, content in drawn.items():
         parts += [f"![{_FIGURES[name]}]({figures}/{name}.png)"] if content else []
     for group in run.commands:

@@ -20,7 +20,7 @@ from results.comparison import Comparison, ComparisonFolder, read_comparison
 from results.comparison_page import figure_spec, groups_by_strategy
 from results.drawing import draw_front, draw_hypervolume, draw_sensitivity, draw_time, draw_widths
 from results.frames import front_frame, trials_frame
-from results.interactive import front_spec, hypervolume_spec, script_json, sensitivity_spec
+from results.interactive import course_spec, front_spec, hypervolume_spec, script_json, sensitivity_spec
 from results.markdown import markdown
 from results.run_folder import RunFolder
 from results.summary import Summary, summarise
@@ -85,6 +85,8 @@ def render(summary: Summary, comparison: Comparison | None = None) -> str:
         specs["sensitivity"] = sensitivity_spec(summary.sensitivity)
     if summary.hypervolume.trials:
         specs["hypervolume"] = hypervolume_spec(summary.hypervolume)
+    if summary.course.hours:
+        specs["course"] = course_spec(summary.course)
     return render_page("report.html.j2", specs, comparison, run=summary)
 
 

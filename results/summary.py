@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from results import wording
+from results.course import Course, course
 from results.figures import (
     FrontFigure,
     HypervolumeCurve,
@@ -79,6 +80,7 @@ class Summary:
     sensitivity: SensitivityFigure | None
     widths: tuple[WidthsFigure, ...]
     hypervolume: HypervolumeCurve
+    course: Course
     time: TimeFigure
     failures: tuple[Failure, ...]
     commands: tuple[Commands, ...]
@@ -128,6 +130,7 @@ def summarise(folder: RunFolder) -> Summary:
             if layers and move.trial_id in ratios
         ),
         hypervolume=hypervolume_curve(records, baseline, objectives),
+        course=course(records),
         time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),
         failures=_failures(records),
         commands=_commands(folder, baseline, figure),

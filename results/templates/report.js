@@ -3,13 +3,27 @@
 const common = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: ""};
 const buttons = {modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]};
 for (const [name, spec] of Object.entries(specs)) {
-  const more = name === "front" ? buttons : {displayModeBar: false};
+  const more = ["front", "runs"].includes(name) && innerWidth >= 560 ? buttons : {displayModeBar: false};
   Plotly.newPlot(name, spec.data, spec.layout, {...common, ...more});
 }
-// A narrow screen has many rows of legend and little height: they would lie over the axis' title.
-if (innerWidth < 560 && specs.front) Plotly.relayout("front", {"legend.y": -0.34, "margin.b": 150, "margin.l": 52, "margin.r": 8});
+// A narrow screen: the legend at the very bottom, where its rows lie over nothing, and no more marks than fit.
+function narrow(name) {
+  const {layout} = specs[name];
+  const change = {"legend.yref": "container", "legend.y": 0, "legend.yanchor": "bottom", "margin.b": 215, "margin.l": 52, "margin.r": 8};
+  if (layout.xaxis2) {
+    const [low, high] = layout.xaxis2.range;
+    const kept = [];
+    layout.xaxis2.tickvals.forEach((at, i) => {
+      if (!kept.length || at - layout.xaxis2.tickvals[kept[kept.length - 1]] > 0.13 * (high - low)) kept.push(i);
+    });
+    change["xaxis2.tickvals"] = kept.map((i) => layout.xaxis2.tickvals[i]);
+    change["xaxis2.ticktext"] = kept.map((i) => layout.xaxis2.ticktext[i]);
+  }
+  Plotly.relayout(name, change);
+}
+if (innerWidth < 560) ["front", "runs"].filter((name) => specs[name]).forEach(narrow);
 // On paper the page has one fixed width (see report.css), whatever the window's was.
-const onPaper = {front: 1056, comparison: 1056, sensitivity: 1056, hypervolume: 506};
+const onPaper = {front: 1056, runs: 1056, comparison: 1056, sensitivity: 1056, hypervolume: 506, course: 506};
 const drawn = Object.keys(specs);
 window.addEventListener("beforeprint", () => drawn.forEach((name) => Plotly.relayout(name, {width: onPaper[name] || 1056})));
 window.addEventListener("afterprint", () => drawn.forEach((name) => Plotly.relayout(name, {width: null, autosize: true})));

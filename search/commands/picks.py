@@ -143,13 +143,18 @@ def finetune(
 
 
 @click.command()
-@click.argument("run", type=RUN)
-def report(run: Path) -> None:
-    """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path."""
+@click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN...")
+def report(runs: tuple[Path, ...]) -> None:
+    """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path.
+
+    Of several runs, one page that lays them over each other: runs.html in the first one's folder.
+    """
     from results.comparison import ComparisonFolder
+    from results.overlay_page import write_overlay
     from results.report import write_report
     from search.preflight import existing_run
 
-    if not ComparisonFolder(run).json.is_file():  # a comparison is reported without a search, too
-        existing_run(run)
-    click.echo(str(write_report(run)))
+    for run in runs:
+        if len(runs) > 1 or not ComparisonFolder(run).json.is_file():  # a comparison is reported without a search, too
+            existing_run(run)
+    click.echo(str(write_report(runs[0]) if len(runs) == 1 else write_overlay(runs)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +251,20 @@ def records() -> list[TrialRecord]:
 @pytest.fixture
 def make_many() -> Callable[[int], list[TrialRecord]]:
     return synthetic_records
+
+
+@pytest.fixture
+def drawn_by_browser(tmp_path: Path) -> Callable[..., str]:
+    """Open a page in a real headless browser that reaches no network; what it made of the page, as HTML."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine: the page was not opened in a browser")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
+    command = [browser, *flags.split(" "), "--host-resolver-rules=MAP * ~NOTFOUND"]
+
+    def draw(page: Path, width: int = 1280) -> str:
+        more = [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+        return subprocess.run([*command, *more], capture_output=True, text=True, timeout=240, check=True).stdout
+
+    return draw

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -109,7 +108,7 @@ def test_the_headline_says_what_was_won(finished_run: RunFolder) -> None:
 
 def test_the_figures_are_valid_for_plotly(finished_run: RunFolder) -> None:
     found = specs(finished_run.report_html.read_text(encoding="utf-8"))
-    assert set(found) == {"front", "hypervolume", "sensitivity"}
+    assert set(found) == {"front", "hypervolume", "sensitivity", "course"}
     for spec in found.values():
         go.Figure(spec)  # raises for a property that Plotly does not know
     shown = sum(
@@ -225,7 +224,9 @@ def test_commands_are_safe_to_paste(records: list[TrialRecord], make_run: MakeRu
 
 
 @pytest.mark.slow
-def test_five_thousand_trials(make_many: Callable[[int], list[TrialRecord]], make_run: MakeRun) -> None:
+def test_five_thousand_trials(
+    make_many: Callable[[int], list[TrialRecord]], make_run: MakeRun, drawn_by_browser: Callable[..., str]
+) -> None:
     records = make_many(5000)
     folder = make_run(records)
     text = write_report(folder.path).read_text(encoding="utf-8")
@@ -234,6 +235,18 @@ def test_five_thousand_trials(make_many: Callable[[int], list[TrialRecord]], mak
     assert set(rows) == {record.trial_id for record in front(records)}
     assert "4,995 completed" in page.words
     assert len(text) < 12e6
+    assert drawn_by_browser(folder.report_html).count('<path class="point"') > 2000
+
+
+@pytest.mark.slow
+def test_five_trials(
+    make_many: Callable[..., list[TrialRecord]], make_run: MakeRun, drawn_by_browser: Callable[..., str]
+) -> None:
+    folder = make_run(make_many(5, failed=0, stopped=0))
+    page = Page(write_report(folder.path).read_text(encoding="utf-8"))
+    assert "5 completed" in page.words
+    assert "No trial was stopped early." in page.words
+    assert drawn_by_browser(folder.report_html).count('<path class="point"') >= 5
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -256,17 +269,19 @@ def test_specs_of_empty_parts_are_valid(baseline: dict[str, Any], make_run: Make
 
 
 @pytest.mark.slow
-def test_a_real_browser_draws_every_figure_without_the_network(finished_run: RunFolder, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine: the page was not opened in a browser")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=5000 --dump-dom"
-    flags += " --host-resolver-rules=MAP\x00*\x00~NOTFOUND"
-    arguments = [part.replace("\x00", " ") for part in flags.split(" ")]
-    command = [browser, *arguments, f"--user-data-dir={tmp_path / 'profile'}", finished_run.report_html.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert dom.count('class="main-svg"') >= 2
+def test_a_real_browser_draws_every_figure_without_the_network(
+    finished_run: RunFolder, drawn_by_browser: Callable[..., str]
+) -> None:
+    dom = drawn_by_browser(finished_run.report_html)
+    assert dom.count('class="main-svg"') >= 4
     points = re.findall(r'<path class="point"', dom)
     assert len(points) >= len(finished_run.read_records()) - 5
     assert "Speed-up over the baseline" in dom
+
+
+@pytest.mark.slow
+def test_on_a_narrow_screen_the_marks_keep_their_distance(
+    finished_run: RunFolder, drawn_by_browser: Callable[..., str]
+) -> None:
+    marks = [drawn_by_browser(finished_run.report_html, width).count('class="x2tick"') for width in (500, 1280)]
+    assert 2 <= marks[0] < marks[1]
