@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2)
 EPOCHS = (1, 3, 10)
 EPOCHS_LESS = 50  # per cent fewer multiply-adds of the plan that few epochs are tried on
 FULL_EPOCHS = 30
-RANK_PLANS, RANK_FULL_EPOCHS, RANK_EPOCHS = 12, 12, (0, 1, 3)
+RANK_PLANS, RANK_FULL_EPOCHS, RANK_EPOCHS = 12, 10, (0, 1, 3)
 RANK_SHARES = (0.45, 0.55)  # of the multiply-adds that stay in a random plan
 
 
