@@ -98,7 +98,7 @@ def _full(store: Store) -> list[str]:
         rows.append((c["plan"], speed, c["start"], c["start_map50_95"], c["epochs"], c["map50_95"], c["last"]))
     head = ("plan", "speed-up", "start", "before", "epochs", "mAP50-95", "of the last epoch")
     text = (
-        "Unpruned 0.612, from 12 epochs of training; trained on the same way it gains, too, as README.md says. mAP50-95 "
+        "Unpruned 0.612, from 12 epochs of training; trained on alike it gains, too (README.md). mAP50-95 "
         "is that of the best epoch by the validation images that it is measured on. One seed."
     )
     return ["## After full fine-tuning, bccd", "", text, "", *table(head, rows)] if rows else []
