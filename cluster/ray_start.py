@@ -110,7 +110,7 @@ def describe_cluster(address: str = LOCAL) -> ClusterInfo:
         if entry["Alive"]:
             resources = entry["Resources"]
             name = str(entry["NodeManagerHostname"] or entry["NodeManagerAddress"])
-            node = Node(name, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+            node = Node(name, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), str(entry["NodeID"]))
             nodes.append((name != socket.gethostname(), name, node))
     found = tuple(node for _, _, node in sorted(nodes, key=lambda item: item[:2]))
     return ClusterInfo(found, sum(node.cpus for node in found), sum(node.gpus for node in found), address)

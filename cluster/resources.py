@@ -16,11 +16,12 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Node:
-    """One living machine of the cluster: logical CPUs and GPUs that Ray may hand out."""
+    """One living machine of the cluster: logical CPUs and GPUs that Ray may hand out, Ray's `id` of it."""
 
     name: str
     cpus: int
     gpus: int
+    id: str = ""
 
 
 @dataclass(frozen=True)

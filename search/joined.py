@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from results.run_folder import RunFolder
 from search.errors import RunFolderError
+from search.progress import note
 from search.remote import remote_of
 
 if TYPE_CHECKING:
+    from cluster.newcomers import Newcomers
     from cluster.resources import ClusterInfo, TrialResources
     from search.config import RunConfig
 
@@ -78,11 +80,24 @@ def data_paths(config: RunConfig) -> list[str]:
     return dataset_places(config.data.path) if Path(config.data.path).exists() else []
 
 
+def newcomers_of(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:
+    """Who looks at nodes that join from now on; ``folder`` as for ``check_cluster``. None on a Ray of one's own."""
+    if not is_joined(config):
+        return None
+    from cluster.newcomers import Newcomers
+    from cluster.ray_start import describe_cluster
+
+    present = describe_cluster(config.resources.address or "local")
+    return Newcomers(present, resources, data_paths(config), folder.path if folder else None, note)
+
+
 class FollowingSlots:
     """How many trials fit at this moment: nodes may join and leave during a sweep. Call it for the number."""
 
-    def __init__(self, config: RunConfig, resources: TrialResources) -> None:
+    def __init__(self, config: RunConfig, resources: TrialResources, newcomers: Newcomers | None = None) -> None:
+        """``newcomers``: looks at nodes that join; None counts them at once."""
         self._resources = resources
+        self._newcomers = newcomers
         self._most = config.resources.parallel
         self._address = config.resources.address or "local"
         self._slots = resources.slots
@@ -96,7 +111,8 @@ class FollowingSlots:
             from cluster.ray_start import describe_cluster
 
             self._looked = time.monotonic()
-            self._slots = self._fitting(describe_cluster(self._address))
+            info = describe_cluster(self._address)
+            self._slots = self._fitting(self._newcomers.admitted(info) if self._newcomers else info)
         return min(self._slots, self._most or self._slots)
 
     def _fitting(self, info: ClusterInfo) -> int:
@@ -116,5 +132,7 @@ class FollowingSlots:
 
     def close(self) -> None:
         """The sweep is over: an autoscaler may take its nodes back."""
+        if self._newcomers:
+            self._newcomers.close()
         if self._asked:
             self._ask_autoscaler([])

@@ -27,7 +27,7 @@ from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
 from search.interrupts import interruptible
-from search.joined import FollowingSlots, check_cluster, is_joined, with_model_brought_along
+from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of, with_model_brought_along
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
@@ -113,7 +113,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
             resources, context = start_workers(config, folder, factory)
-            following = FollowingSlots(config, resources)
+            shared = None if context.courier else folder
+            following = FollowingSlots(config, resources, newcomers_of(config, shared, resources))
             slots = following()
             lock.describe(slots)
             note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")

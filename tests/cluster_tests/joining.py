@@ -25,8 +25,8 @@ class Nodes:
         self.address, _, self.job_server = self._out.readline().strip().partition(" ")
         assert self.address, "the cluster did not start"
 
-    def add(self, cpus: int, gpus: int = 0) -> None:
-        self._tell(f"add {cpus} {gpus}")
+    def add(self, cpus: int, gpus: int = 0, *variables: str) -> None:
+        self._tell(" ".join(["add", str(cpus), str(gpus), *variables]))
 
     def remove(self, index: int) -> None:
         self._tell(f"remove {index}")

@@ -1,7 +1,8 @@
 """Several Ray nodes on this machine in a process of their own, told what to do line by line.
 
-Arguments: CPUs and GPUs of the head, and `dashboard` for one with its job server. On stdin `add CPUS GPUS` and
-`remove INDEX`, each answered by one line on stdout; the first line is the address, the job server's after it.
+Arguments: CPUs and GPUs of the head, and `dashboard` for one with its job server. On stdin `remove INDEX` and
+`add CPUS GPUS [NAME=VALUE ...]` (variables of the node's environment), each answered by one line on stdout; the first
+line is the address, the job server's after it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def main() -> None:
         for line in sys.stdin:
             word, *rest = line.split()
             if word == "add":
-                cpus, gpus = map(int, rest)
-                nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE))
+                cpus, gpus = map(int, rest[:2])
+                own = dict(setting.split("=", 1) for setting in rest[2:])
+                nodes.append(cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE, env_vars=own))
             elif word == "remove":
                 cluster.remove_node(nodes[int(rest[0])], allow_graceful=False)
             print(f"done {word}", flush=True)

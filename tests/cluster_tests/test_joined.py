@@ -23,12 +23,13 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from cluster import nodes
+from cluster import doctor, nodes
 from cluster.ray_start import connect
 try:
     connect(sys.argv[1])
     answers = nodes.ask_nodes(nodes.Question())
     print(json.dumps({name: asdict(answer) for name, answer in answers.items()}))
+    print(json.dumps([asdict(check) for check in doctor.check_nodes(sys.argv[3:], Path(sys.argv[2]))]))
     print(nodes.check_nodes(sys.argv[3:], Path(sys.argv[2])))
 except ValueError as error:
     print("LINE", error)
@@ -67,7 +68,10 @@ def test_every_node_runs_this_code_whatever_is_installed_there(cluster: Nodes, t
     assert len(answers) == 3
     assert [answer["code"] for answer in answers.values()] == [source_digests()] * 3
     assert sorted(answer["gpus"] for answer in answers.values()) == [0, 1, 2]
-    assert done.stdout.splitlines()[1:] == ["3"]
+    checks = json.loads(done.stdout.splitlines()[1])
+    assert [(check["ok"], check["remedy"]) for check in checks] == [(True, "")] * 3
+    assert all("this project's code" in check["detail"] for check in checks)
+    assert done.stdout.splitlines()[2:] == ["3"]
     assert list((tmp_path / "run").iterdir()) == []  # no token is left behind
 
 
@@ -99,13 +103,15 @@ def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, a
 
 @pytest.mark.slow
 def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothing(tmp_path: Path) -> None:
-    """The first two trials wait for a third process, for which there is room only on the node that joins."""
+    """The first two trials wait for a third process, for which there is room only on the nodes that join: one of them
+    cannot be used, the other can."""
     run = tmp_path / "run"
     with nodes(1) as few:
         few.add(1)
         settings = {"search.trials": 12, "resources.cpus_per_trial": 1}
         driver = start_driver(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 3)
         wait_for(lambda: len(nodes_at(tmp_path)) == 2)
+        few.add(1, 0, f"PARETOPRUNE_LOCK_DIR={Path(sys.executable)}")
         few.add(1)
         wait_for(lambda: len(nodes_at(tmp_path)) == 3)
         few.remove(0)
@@ -115,6 +121,9 @@ def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothin
     assert finished == len(records) == 12, err
     assert len({record["trial_id"] for record in records}) == 12
     assert failed <= 1, [record["error"] for record in records]
+    assert len(nodes_at(tmp_path)) == 3, "the node that cannot be used was used"
+    assert "a node joined and is left out until it is ready: " in err
+    assert "set PARETOPRUNE_LOCK_DIR on that node" in err
 
 
 @pytest.mark.slow
@@ -132,23 +141,25 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
         ray = [sys.executable, "-m", "ray.scripts.scripts", *start]
         blind = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", f'{hide} "$@"', "sh", *ray], env=environment(PYTHONPATH=""),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         try:
-            joined = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
-            wait_for(lambda: drive(joined, few.address).stdout.strip() == "2")
-            without_data = drive(ASK, few.address, run, data / "data.yaml").stdout.splitlines()[-1]
-            without_run = drive(ASK, few.address, run).stdout.splitlines()[-1]
+            assert blind.stdout
+            assert any("Ray runtime started" in line for line in blind.stdout), "the node did not start"
+            _, doctor, line = drive(ASK, few.address, run, data / "data.yaml").stdout.splitlines()
             settings = {"search.trials": 3, "resources.cpus_per_trial": 1, "resources.shared_run": False}
             carried = drive(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 1)
         finally:
             blind.terminate()
             blind.wait(30)
     name = socket.gethostname()
-    assert without_data.startswith(f"LINE every node must be ready for trials, but on {name}")
-    assert f"the dataset's {data / 'data.yaml'} is not there" in without_data
-    assert "mount or copy it to the same path (1 more: see `paretoprune doctor --address ...`)" in without_data
-    assert f"the run folder {run} is another folder there or none; put it on a file system that all" in without_run
+    assert line.startswith(f"LINE every node must be ready for trials, but on {name}")
+    assert f"the dataset's {data / 'data.yaml'} is not there" in line
+    assert "mount or copy it to the same path (1 more: see `paretoprune doctor --address ...`)" in line
+    (bad,) = [check for check in json.loads(doctor) if not check["ok"]]  # the head is well
+    assert f"the dataset's {data / 'data.yaml'} is not there" in bad["detail"]
+    assert f"the run folder {run} is another folder there or none" in bad["detail"]
+    assert "mount or copy it to the same path; put it on a file system" in bad["remedy"]
     assert carried.stdout.split() == ["3", "0"], carried.stderr
     for number in range(3):
         folder = run / "trials" / f"t{number:04d}"

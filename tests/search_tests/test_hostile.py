@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,28 @@ def test_nothing_is_installed_in_a_worker(ray_session: object) -> None:
         return called
 
     assert [call for call in ray.get(ray.remote(ask_for_a_package).remote()) if "install" in call] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("layers", "evil.pt"), ("search", "evil.pt", "data.yaml")])
+def test_a_checkpoint_that_would_run_code_is_refused_by_the_commands(words: tuple[str, ...], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", f"cposix\nmkdir\n(V{tmp_path / 'made'}\ntR.")
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    (tmp_path / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: {0: a}\n")
+    (tmp_path / "images").mkdir()
+    more = ("--run", str(tmp_path / "run")) if words[0] == "search" else ()
+    done = subprocess.run(
+        [sys.executable, "-m", "search", *words, *more], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "names posix.mkdir; do not load it" in line
+    assert done.stdout == ""
+    assert not (tmp_path / "made").exists()
 
 
 def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
