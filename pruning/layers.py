@@ -143,6 +143,12 @@ def build_layer_table(model: nn.Module) -> LayerTable:
     )
 
 
+def prunable_share(model: nn.Module, table: LayerTable) -> float:
+    """Share of the convolutions' weights that lie in layers that can lose channels, in [0, 1]."""
+    sizes = {n: m.weight.numel() for n in table.layer_of if isinstance(m := model.get_submodule(n), _CONVOLUTIONS)}
+    return sum(size for n, size in sizes.items() if table.layer_of[n] in table.group_of) / sum(sizes.values())
+
+
 def _number_classes(tracer: ChannelTracer) -> tuple[np.ndarray, dict[int, str]]:
     """Class per atom (the last entry, reached by index -1, is the fixed one), and the reasons of frozen classes."""
     roots: dict[int, int] = {}

@@ -38,10 +38,15 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     from search.preflight import check_model_file
 
     check_model_file(model)
-    from pruning.layers import build_layer_table
+    from pruning.layers import build_layer_table, prunable_share
     from pruning.models import load_model
 
-    emit(build_layer_table(load_model(model, trust_checkpoint)).to_rows(), form)
+    network = load_model(model, trust_checkpoint)
+    table = build_layer_table(network)
+    emit(table.to_rows(), form)
+    share = f"{prunable_share(network, table):.1%} of the convolution weights"
+    count = f"{len(table.group_of)} of {len(table.layers)} layers"
+    click.echo(f"{count} can lose channels, in {len(table.groups)} groups; they hold {share}", err=True)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning.errors import PlanError
 from pruning.importance import Evidence, score
-from pruning.layers import LayerTable, build_layer_table
+from pruning.layers import LayerTable, build_layer_table, prunable_share
 from pruning.plan import Plan
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 from tests.pruning_tests.masking import build, relative_error
@@ -44,6 +44,13 @@ def test_real_weights_pruned_equals_masked(assets: Path) -> None:
     for ratio in (0.25, 0.5, 0.75):
         pruned, plan = prune(real, table, resolve(table, {"*": ratio}), scores)
         assert relative_error(real, pruned, plan.kept, torch.rand(2, 3, 192, 192)) < 2e-5
+
+
+def test_the_prunable_share_is_all_but_the_heads_last_layers(model: nn.Module, table: LayerTable) -> None:
+    sizes = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    last = [f"model.22.{tower}.{scale}.2" for tower in ("cv2", "cv3") for scale in range(3)]
+    left = sum(sizes[name] for name in [*last, "model.22.dfl.conv"])
+    assert prunable_share(model, table) == pytest.approx(1 - left / sum(sizes.values()))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.layers import LayerTable, build_layer_table
+from pruning.layers import LayerTable, build_layer_table, prunable_share
 from pruning.surgery import prune, resolve
 from tests.pruning_tests.masking import build, relative_error
 
@@ -27,11 +27,6 @@ def random_widths(table: LayerTable, round_to: int, seed: int) -> dict[int, int]
     rng = np.random.default_rng(seed)
     drawn = {g.id: int(rng.choice(g.widths(round_to))) for g in table.groups}
     return {g: w for g, w in drawn.items() if w < table.groups[g].channels}
-
-
-def reach(model: nn.Module, table: LayerTable) -> float:
-    sizes = {layer: model.get_submodule(conv).weight.numel() for conv, layer in table.layer_of.items()}  # type: ignore[operator, union-attr]
-    return sum(n for layer, n in sizes.items() if layer in table.group_of) / sum(sizes.values())
 
 
 @pytest.mark.parametrize("name", DETECT + TASKS)
@@ -54,12 +49,13 @@ def test_pruned_equals_masked(name: str, record_property: Callable[[str, object]
         pruned.train()
         pruned(torch.rand(2, 3, 64, 64))  # the branches that only training runs fit together too
     assert worst < EXACT
-    assert reach(model, table) >= LEAST_REACH.get(name, 0.95)
+    share = prunable_share(model, table)
+    assert share >= LEAST_REACH.get(name, 0.95)
     assert all(layer.prunable or layer.reason for layer in table.layers)
     after = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)  # surgery works on copies
     record_property("groups", len(table.groups))
-    record_property("reach", round(reach(model, table), 4))
+    record_property("reach", round(share, 4))
     record_property("worst_relative_error", float(f"{worst:.1e}"))
 
 

@@ -198,10 +198,14 @@ def test_status_shows_unfinished_trials(finished_run: Path, capsys: Captured) ->
 
 def test_layers_json_on_a_real_model(assets: Path, capsys: Captured) -> None:
     assert run(["layers", str(assets / "weights" / "bccd_yolov8n.pt"), "--format", "json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
     assert {"layer", "block", "group", "out_channels", "prunable", "reason"} == set(rows[0])
     assert all(row["reason"] for row in rows if not row["prunable"])
     assert any(not row["prunable"] for row in rows)
+    count = f"{sum(row['prunable'] for row in rows)} of {len(rows)} layers can lose channels, in"
+    assert count in captured.err
+    assert captured.err.endswith("% of the convolution weights\n")
 
 
 def test_prune_writes_the_network_and_its_plan(assets: Path, tmp_path: Path, capsys: Captured) -> None:
