@@ -1,10 +1,13 @@
 """Ours and its rivals on the demo data: hypervolume of the fully fine-tuned picks against epochs spent.
 
 A cell is one searcher with one seed. Ours is the product itself (`paretoprune search`, with its stopping); a rival's
-plans go through the same trial (:func:`search.trial.run_trial`), two at a time. After a third, two thirds and all of a
-cell's epochs its front so far is reduced to the same number of picks, each is fine-tuned fully (the same for all), and
-the hypervolume of what came out counts: accuracy above 0, latency ratio below 1. Everything finished lies in the work
-folder and is not done again, so the whole can be run in pieces.
+plans go through the same trial (:func:`search.trial.run_trial`). After a third, two thirds and all of a cell's epochs
+its front so far is reduced to the same number of picks, each is fine-tuned fully (the same for all), and the
+hypervolume of what came out counts: accuracy above 0, cost below the unpruned model's. Everything finished lies in the
+work folder and is not done again, so the whole can be run in pieces.
+
+The cost is latency, or, on a machine that other jobs share, the multiply-adds: a latency measured there says more about
+the neighbours than about the plan.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +39,7 @@ from search.space import Space, build_space
 OURS = "ours"
 SEARCHERS = (OURS, *RIVALS)
 PARTS = (1 / 3, 2 / 3, 1.0)  # of a cell's epochs, at which it is judged
-SLOTS = 2
-CURVE_RATIOS = (0.25, 0.5, 0.7)  # at which FastNAS's curves are sampled; between them they are straight
+CURVE_RATIOS = (0.5,)  # at which FastNAS's curves are sampled; between them they are straight
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,18 @@ class Settings:
     """What a comparison is made with; a work folder belongs to one.
 
     `our_trials`: ours spends its epochs on few of its trials, the others end before their first one.
+    `cost`: the objective beside accuracy, `latency_ms` or `gflops`. `slots`: trials at a time.
     """
 
-    trials: int = 18
-    our_trials: int = 36
+    trials: int = 6
+    our_trials: int = 12
     epochs: int = 1
-    picks: int = 3
-    full_epochs: int = 4
-    train_images: int = 200
-    val_images: int = 120
+    picks: int = 2
+    full_epochs: int = 3
+    train_images: int = 80
+    val_images: int = 64
+    cost: str = "gflops"
+    slots: int = 1
 
     @property
     def budget(self) -> int:
@@ -67,12 +72,12 @@ class Settings:
         return {
             "model": {"path": str(BASELINE), "imgsz": IMGSZ},
             "data": {"path": str(dataset)},
-            "search": {"trials": self.our_trials, "seed": seed},
+            "search": {"trials": self.our_trials, "seed": seed, "objectives": ["map50_95", self.cost]},
             "trial": {"epochs": self.epochs},
             "recover": {"calibration_images": 32},
             "finetune": {"epochs": self.full_epochs, "patience": 0},
-            "latency": {"max_seconds": 1.5, "threads": 1},
-            "resources": {"cpus_per_trial": 1, "parallel": SLOTS},
+            "latency": {"max_seconds": 1.5 if self.cost == "latency_ms" else 0.2, "threads": 1},
+            "resources": {"cpus_per_trial": 1, "parallel": self.slots},
         }
 
 
@@ -125,7 +130,7 @@ def prepare_baseline(settings: Mapping[str, Any]) -> dict[str, Any]:
     space = build_space(bench.table, config.space)
     with gate.measuring():
         measured = tools.measure(tools.baseline)
-    metrics = dict(tools.evaluate(tools.baseline))
+    metrics = {**tools.evaluate(tools.baseline), **tools.stats(tools.baseline)}
     latency = latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"]))
     scores = {"taylor": bench.loss_scores, "l2": Workbench(config.model.path, importance="l2").scores}
     groups = {group.name: np.concatenate(group.parts) for group in bench.table.groups}
@@ -154,9 +159,10 @@ def _curve(tools: Any, group: Any, whole: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One work folder: its settings, dataset and what was prepared."""
+    """One work folder: its settings, dataset, what was prepared, and processes to work in."""
 
     root: Path
+    pool: ProcessPoolExecutor
     settings: Settings
     dataset: Path
     baseline: Mapping[str, Any]
@@ -166,19 +172,25 @@ class Comparison:
         """The settings of a cell's workers."""
         return self.settings.config(self.dataset, seed)
 
+    def cost(self, record: TrialRecord) -> float:
+        """A trial's cost over the unpruned model's."""
+        if self.settings.cost == "latency_ms":
+            return float(record.metrics["latency_ratio"])
+        return float(record.metrics[self.settings.cost]) / float(self.baseline["metrics"][self.settings.cost])
+
     def cell(self, searcher: str, seed: int) -> Path:
         """Where a cell's trials lie."""
         return self.root / f"{searcher}-{seed}"
 
 
 @contextmanager
-def workers() -> Iterator[ProcessPoolExecutor]:
-    """Processes that torch may live in: spawned, each with one thread."""
-    with ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn")) as pool:
-        yield pool
+def opened(root: Path, settings: Settings) -> Iterator[Comparison]:
+    """The comparison with its worker processes: spawned, since torch lives in them, each with one thread."""
+    with ProcessPoolExecutor(settings.slots, mp_context=get_context("spawn")) as pool:
+        yield _prepared(root, settings, pool)
 
 
-def open_comparison(root: Path, settings: Settings) -> Comparison:
+def _prepared(root: Path, settings: Settings, pool: ProcessPoolExecutor) -> Comparison:
     """Build the dataset and look at the baseline, unless that was done."""
     from pruning.builtin import BASELINE
     from pruning.builtin.dataset import build_dataset
@@ -188,8 +200,7 @@ def open_comparison(root: Path, settings: Settings) -> Comparison:
     dataset = build_dataset(root / "data", train=settings.train_images, val=settings.val_images).resolve()
     known = root / "baseline.json"
     if not known.is_file():
-        with workers() as pool:
-            write_json(known, pool.submit(prepare_baseline, settings.config(dataset, 0)).result())
+        write_json(known, pool.submit(prepare_baseline, settings.config(dataset, 0)).result())
     baseline = json.loads(known.read_text(encoding="utf-8"))
     space: Space = build_space(build_layer_table(load_model(BASELINE)), build_config(settings.config(dataset, 0)).space)
     problem = Problem(
@@ -198,7 +209,7 @@ def open_comparison(root: Path, settings: Settings) -> Comparison:
         scores={name: [np.array(s) for s in scores] for name, scores in baseline["scores"].items()},
         losses=[np.array(losses) for losses in baseline["losses"]],
     )
-    return Comparison(root.resolve(), settings, dataset, baseline, problem)
+    return Comparison(root.resolve(), pool, settings, dataset, baseline, problem)
 
 
 def run_ours(comparison: Comparison, seed: int) -> list[TrialRecord]:
@@ -223,32 +234,32 @@ def run_rival(comparison: Comparison, searcher: str, seed: int) -> list[TrialRec
     running: dict[Future[None], tuple[str, Any]] = {}
     records, number, more = [], 0, True
     settings, ms = comparison.run_settings(seed), float(comparison.baseline["metrics"]["latency_ms"])
-    with workers() as pool:
-        while more or running:
-            while more and len(running) < SLOTS:
-                levels = rival.ask() if number < comparison.settings.trials else None
-                more = levels is not None
-                if levels is None:
-                    break
-                name, ratios = trial_name(number), comparison.problem.space.ratios(levels)
-                number += 1
-                if name in known and known[name].ratios == ratios:
-                    records.append(known[name])
-                    _tell(rival, levels, known[name])
-                    continue
-                TrialRequest(name, ratios, searcher).save(folder)
-                running[pool.submit(work_on_plan, settings, name, ratios, folder.trial_dir(name), ms)] = (name, levels)
-            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                name, levels = running.pop(future)
-                future.result()
-                records.append(_record(folder, name))
-                _tell(rival, levels, records[-1])
+    while more or running:
+        while more and len(running) < comparison.settings.slots:
+            levels = rival.ask() if number < comparison.settings.trials else None
+            more = levels is not None
+            if levels is None:
+                break
+            name, ratios = trial_name(number), comparison.problem.space.ratios(levels)
+            number += 1
+            if name in known and known[name].ratios == ratios:
+                records.append(known[name])
+                _tell(comparison, rival, levels, known[name])
+                continue
+            TrialRequest(name, ratios, searcher).save(folder)
+            work = comparison.pool.submit(work_on_plan, settings, name, ratios, folder.trial_dir(name), ms)
+            running[work] = (name, levels)
+        for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+            name, levels = running.pop(future)
+            future.result()
+            records.append(_record(folder, name))
+            _tell(comparison, rival, levels, records[-1])
     return records
 
 
-def _tell(rival: Any, levels: Any, record: TrialRecord) -> None:
+def _tell(comparison: Comparison, rival: Any, levels: Any, record: TrialRecord) -> None:
     if record.state is TrialState.COMPLETED:
-        rival.tell(levels, {name: float(record.metrics[name]) for name in ("map50_95", "latency_ms")})
+        rival.tell(levels, {"map50_95": float(record.metrics["map50_95"]), "cost": comparison.cost(record)})
 
 
 def _record(folder: RunFolder, name: str) -> TrialRecord:
@@ -265,14 +276,13 @@ def run_cell(comparison: Comparison, searcher: str, seed: int) -> dict[str, Any]
     began = time.monotonic()
     records = run_ours(comparison, seed) if searcher == OURS else run_rival(comparison, searcher, seed)
     records.sort(key=lambda record: record.finished_at)
-    chosen = {
-        part: picks_of(_until(records, part * comparison.settings.budget), comparison.settings.picks) for part in PARTS
-    }
+    settings, cost = comparison.settings, comparison.cost
+    chosen = {part: picks_of(_until(records, part * settings.budget), settings.picks, cost) for part in PARTS}
     full = _fine_tuned(comparison, searcher, seed, {r.trial_id: r for picks in chosen.values() for r in picks})
     rows = []
     for part, picks in chosen.items():
-        points = [(full[pick.trial_id], float(pick.metrics["latency_ratio"])) for pick in picks]
-        row = {"part": round(part, 3), "epochs": _epochs(_until(records, part * comparison.settings.budget))}
+        points = [(full[pick.trial_id], cost(pick)) for pick in picks]
+        row = {"part": round(part, 3), "epochs": _epochs(_until(records, part * settings.budget))}
         rows.append({**row, "hypervolume": volume(points), "front": points})
     minutes = (time.monotonic() - began) / 60
     worked = sum(sum(record.seconds.values()) for record in records) / 60
@@ -291,13 +301,12 @@ def _fine_tuned(comparison: Comparison, searcher: str, seed: int, picks: Mapping
     folder = RunFolder(comparison.cell(searcher, seed))
     settings = comparison.run_settings(seed)
     files = {name: folder.trial_dir(name) / "full.json" for name in picks}
-    with workers() as pool:
-        running = {
-            name: pool.submit(work_on_pick, settings, folder.trial_checkpoint(name), folder.trial_dir(name))
-            for name, file in files.items() if not file.is_file()
-        }  # fmt: skip
-        for name, future in running.items():
-            write_json(files[name], future.result())
+    running = {
+        name: comparison.pool.submit(work_on_pick, settings, folder.trial_checkpoint(name), folder.trial_dir(name))
+        for name, file in files.items() if not file.is_file()
+    }  # fmt: skip
+    for name, future in running.items():
+        write_json(files[name], future.result())
     return {name: float(json.loads(file.read_text(encoding="utf-8"))["map50_95"]) for name, file in files.items()}
 
 
@@ -312,19 +321,19 @@ def _epochs(records: Iterable[TrialRecord]) -> int:
 
 
 def volume(points: Sequence[tuple[float, float]]) -> float:
-    """Hypervolume of (accuracy, latency ratio) beyond accuracy 0 and ratio 1."""
+    """Hypervolume of (accuracy, cost) beyond accuracy 0 and cost 1."""
     if not points:
         return 0.0
-    return hypervolume(np.array([[-accuracy, ratio] for accuracy, ratio in points]), np.array([0.0, 1.0]))
+    return hypervolume(np.array([[-accuracy, cost] for accuracy, cost in points]), np.array([0.0, 1.0]))
 
 
-def picks_of(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+def picks_of(records: Sequence[TrialRecord], count: int, cost: Callable[[TrialRecord], float]) -> list[TrialRecord]:
     """The `count` completed trials whose own points have the most hypervolume together: the same rule for all."""
     completed = [record for record in records if record.state is TrialState.COMPLETED]
     if not completed:
         return []
-    points = [(float(r.metrics["map50_95"]), float(r.metrics["latency_ratio"])) for r in completed]
-    front = np.flatnonzero(non_dominated(np.array([[-accuracy, ratio] for accuracy, ratio in points])))
+    points = [(float(record.metrics["map50_95"]), cost(record)) for record in completed]
+    front = np.flatnonzero(non_dominated(np.array([[-accuracy, spent] for accuracy, spent in points])))
     sets = combinations(front.tolist(), min(count, len(front)))
     best = max(sets, key=lambda chosen: volume([points[i] for i in chosen]))
     return [completed[i] for i in best]
