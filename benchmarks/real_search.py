@@ -129,7 +129,7 @@ def prepare_baseline(settings: Mapping[str, Any]) -> dict[str, Any]:
     bench = Workbench(config.model.path, config.data.path, config.model.imgsz, calibration_images=32)
     space = build_space(bench.table, config.space)
     with gate.measuring():
-        measured = tools.measure(tools.baseline)
+        measured = tools.start_measure(tools.baseline).result()
     metrics = {**tools.evaluate(tools.baseline), **tools.stats(tools.baseline)}
     latency = latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"]))
     scores = {"taylor": bench.loss_scores, "l2": Workbench(config.model.path, importance="l2").scores}

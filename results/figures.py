@@ -198,10 +198,12 @@ class HypervolumeCurve:
     """Dominated hypervolume after each comparable trial, as a share of the baseline's box.
 
     The box spans from zero to the baseline in every objective, so a trial that is no better than the baseline in a
-    lower-is-better objective adds nothing. ladder_trials: how many trials of the warm start came first.
+    lower-is-better objective adds nothing. hours: wall clock since the run's first trial began. ladder_trials: how many
+    trials of the warm start came first.
     """
 
     trials: tuple[int, ...]
+    hours: tuple[float, ...]
     shares: tuple[float, ...]
     ladder_trials: int
 
@@ -223,7 +225,9 @@ def hypervolume_curve(
         shares.append(share)
     sampled = [index for index, record in enumerate(ordered) if record.provenance not in WARM_START]
     ladder = sampled[0] if sampled else len(ordered)
-    return HypervolumeCurve(tuple(range(1, len(ordered) + 1)), tuple(shares), ladder)
+    began = min((record.finished_at - sum(record.seconds.values()) for record in records), default=0.0)
+    hours = tuple((record.finished_at - began) / 3600 for record in ordered)
+    return HypervolumeCurve(tuple(range(1, len(ordered) + 1)), hours, tuple(shares), ladder)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from results.selection import comparable
 
 FEWEST_TRIALS = 8
 TENTH = 0.1
+TRUSTED = 0.3  # share of the spread foretold below which the layers' figures are called unreliable
 
 Array = NDArray[np.float64]
 
@@ -57,14 +58,26 @@ class Insight:
     latency_explained: float
     trials: int
 
+    @property
+    def reading(self) -> str:
+        """How far the layers' figures can be trusted, in one or two sentences."""
+        shares = {"accuracy": self.accuracy_explained, "latency": self.latency_explained}
+        told = " and ".join(f"{max(0.0, share):.0%} of the spread in {name}" for name, share in shares.items())
+        text = f"Layer by layer, the trials foretell {told} of trials left out."
+        weak = [name for name, share in shares.items() if share < TRUSTED]
+        return f"{text} The figures for {' and '.join(weak)} are not to be relied on." if weak else text
+
 
 def insight(records: Sequence[TrialRecord], baseline: Mapping[str, Any]) -> Insight | None:
-    """By the comparable trials and those that were stopped, for latency; None below `FEWEST_TRIALS` completed ones."""
+    """By the comparable trials and those that were stopped, for latency.
+
+    None below `FEWEST_TRIALS` completed and measured ones, or where they all leave every layer whole.
+    """
     trained = comparable(records)
     measured = [r for r in records if r.state is not TrialState.FAILED and r.number("latency_ms") is not None]
-    if len(trained) < FEWEST_TRIALS:
-        return None
     leaders = _leaders(measured, baseline)
+    if min(len(trained), len(measured)) < FEWEST_TRIALS or not leaders:
+        return None
     name = accuracy_name(trained[0].metrics)
     accuracy = _fit(_ratios(trained, leaders), np.array([r.metrics[name] for r in trained]))
     latency = _fit(_ratios(measured, leaders), np.array([r.metrics["latency_ms"] for r in measured]))

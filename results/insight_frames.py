@@ -40,14 +40,13 @@ def hypervolume_frame(
     curve = hypervolume_curve(records, baseline, objectives)
     arrived = sorted(comparable(records), key=lambda record: record.finished_at)
     spent = {record.trial_id: sum(record.seconds.values()) for record in records}
-    began = min((record.finished_at - spent[record.trial_id] for record in records), default=0.0)
     rows = [
         {
             "trials": count,
-            "hours": (record.finished_at - began) / 3600,
+            "hours": hours,
             "trial_hours": sum(spent[r.trial_id] for r in records if r.finished_at <= record.finished_at) / 3600,
             "hypervolume_share": share,
         }
-        for count, record, share in zip(curve.trials, arrived, curve.shares, strict=True)
+        for count, hours, record, share in zip(curve.trials, curve.hours, arrived, curve.shares, strict=True)
     ]
     return pd.DataFrame(rows, columns=["trials", "hours", "trial_hours", "hypervolume_share"])

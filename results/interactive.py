@@ -257,12 +257,13 @@ def sensitivity_spec(figure: SensitivityFigure) -> Spec:
 
 
 def hypervolume_spec(curve: HypervolumeCurve) -> Spec:
-    """Hypervolume over trials; the uniform trials that came first are shaded."""
+    """Hypervolume over trials, with a button for over hours; a line says where the sampler took over."""
     percent = [round(100 * share, 3) for share in curve.shares]
     line = {
         "type": "scatter", "mode": "lines", "x": list(curve.trials), "y": percent, "fill": "tozeroy",
         "fillcolor": "rgba(0,114,178,0.08)", "line": {"color": palette.FRONT, "width": 2, "shape": "hv"},
-        "hovertemplate": "after %{x} trials: %{y:.1f} %<extra></extra>",
+        "customdata": list(zip(curve.trials, curve.hours, strict=True)),
+        "hovertemplate": "after %{customdata[0]} trials, %{customdata[1]:.2f} h: %{y:.1f} %<extra></extra>",
     }  # fmt: skip
     shapes, annotations = [], []
     if 0 < curve.ladder_trials < len(curve.trials):
@@ -271,7 +272,21 @@ def hypervolume_spec(curve: HypervolumeCurve) -> Spec:
         shapes = [{"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": dash}]
         text = {"text": "sampler starts", "showarrow": False, "font": {"size": 11, "color": palette.MUTED}}
         annotations = [{"x": x, "y": 0.05, "yref": "paper", "xanchor": "left", "xshift": 4, **text}]
-    return {"data": [line], "layout": {**hypervolume_layout(), "shapes": shapes, "annotations": annotations}}
+    layout = {**hypervolume_layout(), "shapes": shapes, "annotations": annotations}
+    over_trials = {"xaxis.title.text": layout["xaxis"]["title"]["text"], "xaxis.tickformat": ",d", "shapes": shapes}
+    over_hours = {"xaxis.title.text": "Hours since the first trial began", "xaxis.tickformat": "", "shapes": []}
+    ways = (
+        ("over trials", curve.trials, {**over_trials, "annotations": annotations}),
+        ("over hours", [round(value, 4) for value in curve.hours], {**over_hours, "annotations": []}),
+    )
+    buttons = [
+        {"label": label, "method": "update", "args": [{"x": [list(x)]}, {**change, "xaxis.autorange": True}]}
+        for label, x, change in ways
+    ]
+    place = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "direction": "right", "type": "buttons"}
+    look = {"bgcolor": "#FFFFFF", "bordercolor": palette.AXIS, "font": {"size": 12, "color": palette.TEXT}}
+    layout |= {"margin": {**layout["margin"], "t": 44}, "updatemenus": [{"buttons": buttons, **place, **look}]}
+    return {"data": [line], "layout": layout}
 
 
 def hypervolume_layout() -> Spec:

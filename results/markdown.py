@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from results import wording
 from results.figures import Point
 from results.finished import FinishedRow
+from results.insight import Insight
 from results.summary import Summary
 
 _FIGURES = {
@@ -43,6 +44,8 @@ def markdown(run: Summary, figures: str) -> str:
     }
     if run.course.hours:
         parts.append(run.course.stopping)
+    if run.insight:
+        parts += ["## What the layers cost and bring", run.insight.reading, _layers(run, run.insight)]
     for name, content in drawn.items():
         parts += [f"![{_FIGURES[name]}]({figures}/{name}.png)"] if content else []
     for group in run.commands:
@@ -116,6 +119,20 @@ def _front(run: Summary) -> str:
         rows.append((*cells, f"{wording.plain(item.params_m, 2)} M", tied, beaten))
     label = run.front.baseline.accuracy_label
     return table(("trial", label, "latency", "speed-up", "parameters", "tied with", "beaten by"), rows)
+
+
+def _layers(run: Summary, found: Insight) -> str:
+    rows = (
+        (
+            item.layer,
+            wording.plain(item.mean_ratio, 2),
+            f"{wording.signed(item.accuracy_per_tenth, 4)} ± {wording.plain(item.accuracy_per_tenth_sd, 4)}",
+            f"{wording.signed(item.latency_per_tenth_ms)} ± {wording.plain(item.latency_per_tenth_sd_ms)}",
+        )
+        for item in found.layers
+    )
+    label = run.front.baseline.accuracy_label
+    return table(("layer", "mean ratio", f"{label} by a tenth of its channels", "latency by a tenth, ms"), rows)
 
 
 def _speedup(item: Point) -> str:

@@ -20,6 +20,7 @@ from results.comparison import Comparison, ComparisonFolder, read_comparison
 from results.comparison_page import figure_spec, groups_by_strategy
 from results.drawing import draw_front, draw_hypervolume, draw_sensitivity, draw_time, draw_widths
 from results.frames import front_frame, trials_frame
+from results.insight_frames import hypervolume_frame, layers_frame
 from results.interactive import course_spec, front_spec, hypervolume_spec, script_json, sensitivity_spec
 from results.markdown import markdown
 from results.run_folder import RunFolder
@@ -32,10 +33,10 @@ def write_report(run_dir: str | Path) -> Path:
     """Write a run's report and return the path of report.html, the same in one file that opens offline.
 
     Beside it: a model card in the folder of each finished pick, report.md, front.csv, trials.csv and trials.parquet
-    (all trials), report/*.png and *.svg. Works at any time of a run, also before the first trial has finished. A
-    comparison of strategies in the folder is part of the report; where there is no search, it is the whole of it.
-    Raises ResultsError where the folder is not a run folder or one of its files is broken, OSError where it cannot be
-    written.
+    (all trials), report/layers.csv and hypervolume.csv, report/*.png and *.svg. Works at any time of a run, also before
+    the first trial has finished. A comparison of strategies in the folder is part of the report; where there is no
+    search, it is the whole of it. Raises ResultsError where the folder is not a run folder or one of its files is
+    broken, OSError where it cannot be written.
     """
     folder = RunFolder(Path(run_dir))
     comparison = read_comparison(ComparisonFolder(folder.path))
@@ -50,9 +51,13 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def write_tables(folder: RunFolder) -> None:
-    """front.csv, trials.csv and trials.parquet."""
+    """front.csv, trials.csv and trials.parquet; what the trials say of the layers, and how the front grew."""
     write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
-    trials = trials_frame(folder.read_records(), folder.read_baseline(), folder.objectives())
+    records, baseline, objectives = folder.read_records(), folder.read_baseline(), folder.objectives()
+    write_text(folder.report_dir / "layers.csv", layers_frame(records, baseline).to_csv(index=False))
+    growth = hypervolume_frame(records, baseline, objectives)
+    write_text(folder.report_dir / "hypervolume.csv", growth.to_csv(index=False))
+    trials = trials_frame(records, baseline, objectives)
     write_text(folder.trials_csv, trials.to_csv(index=False))
     buffer = io.BytesIO()
     trials.to_parquet(buffer, index=False)

@@ -22,6 +22,7 @@ from results.figures import (
     time_figure,
 )
 from results.finished import FinishedRow, Rivalry, finished_rows, rivalries
+from results.insight import Insight, insight
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder, Selected
 from results.selection import choose, comparable, front, lead_pick
@@ -79,6 +80,7 @@ class Summary:
     noise: AccuracyNoise
     sensitivity: SensitivityFigure | None
     widths: tuple[WidthsFigure, ...]
+    insight: Insight | None
     hypervolume: HypervolumeCurve
     course: Course
     time: TimeFigure
@@ -129,6 +131,7 @@ def summarise(folder: RunFolder) -> Summary:
             for move in figure.picks
             if layers and move.trial_id in ratios
         ),
+        insight=insight(records, baseline),
         hypervolume=hypervolume_curve(records, baseline, objectives),
         course=course(records),
         time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),

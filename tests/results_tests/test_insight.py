@@ -57,6 +57,7 @@ def test_chance_explains_nothing(record: Build) -> None:
     found = insight(trials(record, 30, noise=5.0), BASELINE)
     assert found is not None
     assert found.accuracy_explained < 0.3
+    assert "The figures for accuracy are not to be relied on." in found.reading
     assert found.latency_explained > 0.95
 
 
@@ -77,6 +78,11 @@ def test_with_few_trials_there_is_no_insight_but_an_empty_frame(record: Build) -
     assert insight(made, BASELINE) is None
     assert layers_frame(made, BASELINE).empty
     assert "latency_per_tenth_ms" in layers_frame(made, BASELINE).columns
+
+
+def test_trials_that_leave_every_layer_whole_say_nothing(record: Build) -> None:
+    whole = [record(f"t{index}", ratios={}) for index in range(FEWEST_TRIALS)]
+    assert insight(whole, BASELINE) is None
 
 
 def test_frames(record: Build) -> None:

@@ -20,7 +20,7 @@ from results.interactive import front_spec, hypervolume_spec, script_json
 from results.records import TrialRecord
 from results.report import write_report
 from results.run_folder import RunFolder
-from results.selection import front
+from results.selection import comparable, front
 from results.summary import summarise
 
 Build = Callable[..., TrialRecord]
@@ -115,6 +115,11 @@ def test_the_figures_are_valid_for_plotly(finished_run: RunFolder) -> None:
         len(trace["x"]) for trace in found["front"]["data"] if trace.get("name", "").startswith(("Trial", "Front"))
     )
     assert shown == sum(record.state.value == "completed" for record in finished_run.read_records())
+    (menu,) = found["hypervolume"]["layout"]["updatemenus"]
+    (trials, hours) = (button["args"][0]["x"][0] for button in menu["buttons"])
+    assert trials == found["hypervolume"]["data"][0]["x"]
+    assert len(hours) == len(trials)
+    assert hours == sorted(hours)
     arrows = [item for item in found["front"]["layout"]["annotations"] if item["showarrow"]]
     assert len(arrows) == 3
 
@@ -130,6 +135,24 @@ def test_figures_and_csv_lie_beside_it(finished_run: RunFolder) -> None:
     assert float(rows[0]["map50_95"]) > float(rows[-1]["map50_95"])
 
 
+def test_what_the_layers_cost_is_in_the_page_and_beside_it(finished_run: RunFolder) -> None:
+    found = summarise(finished_run).insight
+    assert found is not None
+    page = Page(finished_run.report_html.read_text(encoding="utf-8"))
+    text = finished_run.report_markdown.read_text(encoding="utf-8")
+    assert "What the layers cost and bring" in page.words
+    assert found.reading in page.words
+    assert found.reading in text
+    for layer in found.layers:
+        assert layer.layer in page.words
+    with (finished_run.report_dir / "layers.csv").open(newline="") as file:
+        assert [row["layer"] for row in csv.DictReader(file)] == [layer.layer for layer in found.layers]
+    with (finished_run.report_dir / "hypervolume.csv").open(newline="") as file:
+        growth = list(csv.DictReader(file))
+    assert len(growth) == len(comparable(finished_run.read_records()))
+    assert float(growth[-1]["hypervolume_share"]) >= float(growth[0]["hypervolume_share"]) > 0
+
+
 def test_before_the_full_fine_tuning_the_picks_are_suggestions(records: list[TrialRecord], make_run: MakeRun) -> None:
     folder = make_run(records)
     page = Page(write_report(folder.path).read_text(encoding="utf-8"))
@@ -143,7 +166,7 @@ def test_a_run_without_trials_has_a_report(make_run: MakeRun) -> None:
     text = write_report(folder.path).read_text(encoding="utf-8")
     assert "The search over n has no result yet" in Page(text).words
     assert set(specs(text)) == {"front"}
-    assert sorted(path.name for path in folder.report_dir.iterdir()) == ["front.png", "front.svg"]
+    assert sorted(path.name for path in folder.report_dir.glob("*.[ps][nv]g")) == ["front.png", "front.svg"]
 
 
 def test_a_run_in_which_all_failed_says_why(record: Build, make_run: MakeRun) -> None:
@@ -160,7 +183,7 @@ def test_figures_of_an_earlier_report_do_not_stay(finished_run: RunFolder, tmp_p
     folder.trials_file.unlink()
     shutil.rmtree(folder.selected_root)
     assert write_report(folder.path) == folder.report_html
-    left = sorted(path.name for path in folder.report_dir.iterdir())
+    left = sorted(path.name for path in folder.report_dir.glob("*.[ps][nv]g"))
     assert left == ["front.png", "front.svg", "sensitivity.png", "sensitivity.svg"]
 
 

@@ -24,7 +24,6 @@ OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
 SAMPLERS = ["gp", "tpe", "nsga2", "nsga3", "random"]
 
 
-
 def metrics_of(space: Space, levels: Levels) -> dict[str, float]:
     ratios = space.ratios(levels)
     return {"map50_95": accuracy_of(ratios), "latency_ms": 20.0 / (1 + sum(ratios.values()))}
