@@ -130,20 +130,19 @@ def from_run(run: Path, geometry: NetworkGeometry) -> Measured:
 
 def by_measuring(bench: Any, wanted: Any, count: int, device: str) -> Measured:
     """Measure ``count`` plans scattered about the wanted one beside the unpruned network, each alone on the device."""
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import device_key
     from pruning.latency import measure_pair
     from pruning.latency_model import MeasuredPlan
+    from search.measuring import alone_on
     from search.preflight import measuring_threads
 
     ratios = bench.prune(wanted)[1].ratios
     by_group = {group.layers[0]: ratios[group.layers[0]] for group in bench.table.groups if group.layers[0] in ratios}
     plans, baselines = [], []
-    lock, threads = DeviceLock(device_key(device)), measuring_threads()
+    threads = measuring_threads()
     for number, drawn in enumerate(scattered(by_group, count), 1):
         note(f"measuring plan {number} of {count}")
         network, plan = bench.prune(drawn)
-        with lock.measuring():
+        with alone_on(device):
             found = measure_pair(
                 network, bench.model, bench.imgsz, device=device, threads=threads, max_seconds=SECONDS_PER_PLAN
             )

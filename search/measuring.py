@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from search.progress import note
 from search.trial_tools import DeviceGate, TrialTools
 
 WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
 PATIENCE = 3.0  # times the usual seconds
+SAID_AFTER_S = 5.0  # of waiting
+
+
+@contextmanager
+def alone_on(device: str) -> Iterator[None]:
+    """``device`` alone, for a command of a person; tells them where others take long to leave it."""
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import device_key
+
+    line = f"waiting until what else uses {device} on this host has ended its batch or measurement"
+    timer = threading.Timer(SAID_AFTER_S, note, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        with DeviceLock(device_key(device)).measuring():
+            timer.cancel()
+            yield
+    finally:
+        timer.cancel()
 
 
 def device_for_measuring(tools: TrialTools, gate: DeviceGate) -> AbstractContextManager[None]:

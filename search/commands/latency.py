@@ -59,11 +59,11 @@ def _measured(
     model: str, against: str | None, runtimes: Sequence[str], device: str | None, threads: int | None, **settings: Any
 ) -> list[dict[str, Any]]:
     """One result for each runtime; what a runtime cannot do is found before the first is measured."""
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import default_device, device_key
+    from cluster.devices import default_device
     from pruning.latency import measure_pair
     from pruning.models import load_model
     from pruning.runtimes import check_runtime
+    from search.measuring import alone_on
     from search.preflight import measuring_threads
 
     place = device or default_device()
@@ -75,7 +75,7 @@ def _measured(
     imgsz = settings.pop("imgsz")
     results = []
     for runtime in runtimes:
-        with DeviceLock(device_key(place)).measuring():
+        with alone_on(place):
             result = measure_pair(
                 candidate,
                 baseline,
