@@ -48,6 +48,7 @@ EPOCHS = (1, 3, 10)
 EPOCHS_LESS = 50  # per cent fewer multiply-adds of the plan that few epochs are tried on
 FULL_EPOCHS = 30
 RANK_PLANS, RANK_FULL_EPOCHS, RANK_EPOCHS = 12, 10, (0, 1, 3)
+RANK_IMAGES = 300  # training images of the demo data, half of what `paretoprune demo` has
 RANK_SHARES = (0.45, 0.55)  # of the multiply-adds that stay in a random plan
 
 
@@ -87,7 +88,7 @@ def demo(scratch: Path) -> Subject:
     from pruning.builtin import BASELINE
     from pruning.builtin.dataset import build_dataset
 
-    return Subject("demo", str(BASELINE), str(build_dataset(scratch / "demo")), 160)
+    return Subject("demo", str(BASELINE), str(build_dataset(scratch / "demo", train=RANK_IMAGES)), 160)
 
 
 # -- before any gradient step ----------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def _ranks(store: Store) -> list[str]:
         return []
     shares = [c["macs_share"] for c in store.find(section="ranks", way="full")]
     text = (
-        f"{len(truth)} random plans that keep {min(shares):.2f} to {max(shares):.2f} of the multiply-adds, demo data; "
+        f"{len(truth)} random plans that keep {min(shares):.2f} to {max(shares):.2f} of the multiply-adds, demo data with 300 training images; "
         f"after full fine-tuning {min(truth.values()):.3f} to {max(truth.values()):.3f}. 'plain': L2, plain removal, "
         "Ultralytics' default training; 'ours': the product's criterion, refit and short fine-tuning. Tau-b; interval "
         "from resampling the plans."
