@@ -147,9 +147,11 @@ def _ranks(store: Store) -> list[str]:
             rows.append((way, count, len(plans), found, f"{low:.2f} to {high:.2f}", f"{np.mean(scores):.3f}"))
     if not rows:
         return []
+    full_epochs = store.value("epochs", section="ranks", way="full")
     shares = [c["macs_share"] for c in store.find(section="ranks", way="full")]
     text = (
-        f"{len(truth)} random plans that keep {min(shares):.2f} to {max(shares):.2f} of the multiply-adds, demo data with 300 training images; "
+        f"{len(truth)} random plans that keep {min(shares):.2f} to {max(shares):.2f} of the multiply-adds, demo data "
+        f"with 300 training images, full: {full_epochs} epochs; "
         f"after full fine-tuning {min(truth.values()):.3f} to {max(truth.values()):.3f}. 'plain': L2, plain removal, "
         "Ultralytics' default training; 'ours': the product's criterion, refit and short fine-tuning. Tau-b; interval "
         "from resampling the plans."
