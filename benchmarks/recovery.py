@@ -22,7 +22,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done = work(store, SECTIONS[options.section](options.assets, Path(scratch)), options.minutes, say)
         say("all cells are there" if done else "the time is up; the same command goes on")
     store.load()
-    text = markdown(store)
+    text = markdown(store, unmeasured(store, options.assets))
     (options.output / "recovery.md").write_text(text, encoding="utf-8")
+
+
+def unmeasured(store: Store, assets: Path) -> dict[str, tuple[int, int]]:
+    """Per section with missing cells, how many are missing and how many there are to be."""
+    found: dict[str, tuple[int, int]] = {}
+    counted: list[dict[str, Any]] = []  # `others` goes through what `before` has, too
+    for section, tasks in SECTIONS.items():
+        names = [name for task in tasks(assets, Path()) for name in task.names if name not in counted]
+        counted += names
+        if missing := sum(not store.has(name) for name in names):
+            found[section] = (missing, len(names))
+    return found
 
 
 def say(line: str) -> None:
@@ -84,6 +96,7 @@ def blood_cells(assets: Path) -> Subject:
     return Subject("bccd", str(assets / "weights" / "bccd_yolov8n.pt"), str(assets / "bccd" / "data.yaml"), 320)
 
 
+@cache
 def demo(scratch: Path) -> Subject:
     from pruning.builtin import BASELINE
     from pruning.builtin.dataset import build_dataset
@@ -99,7 +112,7 @@ def before(assets: Path, scratch: Path) -> Iterator[Task]:
         yield Task(({"section": "before", "model": subject.name, "plan": "unpruned"},), partial(_unpruned, subject))
     for subject in subjects_kept(assets):
         for less in AIMED[subject.name]:
-            yield _before(subject, "aimed", less, subject.bench.importance, ("refit",))
+            yield _before(subject, "aimed", less, MAIN_CRITERIA[0], ("refit",))
     for criterion in MAIN_CRITERIA:
         yield from _plans(assets, criterion, RECOVERIES if criterion == MAIN_CRITERIA[0] else ("none", "refit"))
 
@@ -238,15 +251,15 @@ def _full(subject: Subject, less: int, start: str, scratch: Path) -> Iterator[di
 
 
 def ranks(assets: Path, scratch: Path) -> Iterator[Task]:
-    subject = demo(scratch)
     kinds = [(way, count) for count in RANK_EPOCHS for way in ("ours", "plain")]
     for way, count in [("full", RANK_FULL_EPOCHS), *kinds]:
         for plan in range(RANK_PLANS):
             name = {"section": "ranks", "plan": plan, "way": way, "epochs": count}
-            yield Task((name,), partial(_ranks, subject, name, scratch))
+            yield Task((name,), partial(_ranks, name, scratch))
 
 
-def _ranks(subject: Subject, name: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
+def _ranks(name: dict[str, Any], scratch: Path) -> Iterator[dict[str, Any]]:
+    subject = demo(scratch)
     widths = random_widths(subject, name["plan"])
     plain = name["way"] == "plain"
     start = subject.recovered(widths, "l2" if plain else "", "none" if plain else "refit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from pruning.workbench import RECOVERIES
 _SHOWN = ("cpu_model", "cpu_usable", "python", "torch", "ultralytics")
 
 
-def markdown(store: Store) -> str:
+def markdown(store: Store, unmeasured: Mapping[str, tuple[int, int]]) -> str:
+    """The whole report; `unmeasured`: by section, missing cells and how many there are to be."""
     environment = store.content["environment"]
     shown = ", ".join(f"{key} {environment[key]}" for key in _SHOWN if key in environment)
+    left = [f"{missing} of {count} cells of `{section}`" for section, (missing, count) in unmeasured.items()]
     commits = sorted({c["commit"] for c in store.cells})
     lines = [
         "# Removal and recovery",
@@ -23,6 +25,8 @@ def markdown(store: Store) -> str:
         f"{', '.join(sorted({c['date'] for c in store.cells}))}; commits {', '.join(commits)}; {shown}; no GPU. "
         "mAP50-95 on the validation split, 320 px (demo data: 160 px). Written by `python -m benchmarks.recovery`; "
         "every cell with its date and commit is in recovery.json. An empty cell is not measured.",
+        "",
+        f"Not measured yet: {', '.join(left)}." if left else "All cells are measured.",
         "",
     ]
     for section in (_speed, _aimed, _before, _full, _epochs, _ranks, _cost):
