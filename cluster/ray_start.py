@@ -26,7 +26,11 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 _ANSWER_SECONDS = 5.0
 # How long Ray waits for its own processes: 30 s as it comes, which a busy machine exceeds (a raylet that was held up
 # for 45 s was given up after 33 s; with these it came up).
-PATIENCE = {"RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000"}
+PATIENCE = {
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+}
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
 _TOKEN_REMEDY = (
     "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "

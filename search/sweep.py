@@ -259,6 +259,8 @@ def _tune(
             stop=stopper,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            # Nothing of Tune's is kept; a worker that does not see the run folder would fail at it, and be replaced.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
     with _clean_stop(stopper, reporter):

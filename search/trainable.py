@@ -75,6 +75,8 @@ class SweepCallback(Transient, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker itself died, or could not start: exceptions of a trial come as records."""
+        if _trial_id(trial) not in self._state.running:
+            return  # its record was there before its worker died
         reason = loss_reason(_error_text(trial))
         record = self._state.lose(_trial_id(trial), reason)
         if record is not None:

@@ -151,7 +151,7 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
             carried = drive(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 1)
         finally:
             blind.terminate()
-            blind.wait(30)
+            blind.communicate(timeout=60)
     name = socket.gethostname()
     assert line.startswith(f"LINE every node must be ready for trials, but on {name}")
     assert f"the dataset's {data / 'data.yaml'} is not there" in line
@@ -161,6 +161,8 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
     assert f"the run folder {run} is another folder there or none" in bad["detail"]
     assert "mount or copy it to the same path; put it on a file system" in bad["remedy"]
     assert carried.stdout.split() == ["3", "0"], carried.stderr
+    assert "begun again" not in carried.stderr
+    assert len(list(meeting(tmp_path).iterdir())) == 1, "one worker does all"
     for number in range(3):
         folder = run / "trials" / f"t{number:04d}"
         assert {"plan.json", "pruned.pt", "events.jsonl", "record.json"} <= {path.name for path in folder.iterdir()}

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from cluster.ray_start import PATIENCE
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from tests.fault_tests.drivers import ROOT, Nursery
@@ -184,8 +185,8 @@ def _in_a_process(scenario: str, run: Path, prefix: list[str] | None = None) -> 
     """These need a Ray or mounts of their own: in another process, which prints its row last."""
     command = [*(prefix or []), sys.executable, "-m", "tests.fault_tests.scenarios", scenario, str(run)]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        command, cwd=ROOT, capture_output=True, text=True, timeout=700, check=False,
+        env={**os.environ, **PATIENCE, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return Row(**json.loads(done.stdout.splitlines()[-1]))
