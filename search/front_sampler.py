@@ -21,12 +21,16 @@ FEWEST = 2  # finished trials; on the synthetic problem the model does as well f
 
 
 class FrontSampler(BaseSampler):
-    """Suggests whole-numbered parameters, each from 0 to its size - 1; at random until two trials have finished."""
+    """Suggests whole-numbered parameters, each from 0 to its size - 1; at random until two trials have finished.
+
+    One belongs to one study.
+    """
 
     def __init__(self, distributions: Mapping[str, IntDistribution], features: PlanFeatures, seed: int) -> None:
         self._distributions = dict(distributions)
         self._proposer = Proposer(features, seed)
         self._fallback = RandomSampler(seed=seed)
+        self._known: dict[int, tuple[int, ...]] = {}  # levels by trial: they do not change, and trials become many
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All axes at once."""
@@ -69,7 +73,10 @@ class FrontSampler(BaseSampler):
         )
 
     def _levels(self, trial: FrozenTrial) -> tuple[int, ...]:
-        return tuple(trial.params[name] for name in self._distributions)
+        """Of a trial that has all its parameters."""
+        if trial.number not in self._known:
+            self._known[trial.number] = tuple(trial.params[name] for name in self._distributions)
+        return self._known[trial.number]
 
 
 def make_sampler(

@@ -206,11 +206,12 @@ class SearchStudy:
 
 def _journal_storage(journal: Path | None) -> optuna.storages.BaseStorage:
     from optuna.storages import InMemoryStorage, JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from search.journal import DriversJournal
 
     if journal is None:
         return InMemoryStorage()
     # A driver killed while writing leaves its lock behind; the run folder's own lock says that none is alive now.
     for leftover in journal.parent.glob(journal.name + "*"):
         leftover.unlink()
-    return JournalStorage(JournalFileBackend(str(journal)))
+    return JournalStorage(DriversJournal(journal))
