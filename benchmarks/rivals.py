@@ -144,7 +144,7 @@ class OptunaTpe:
         self._space = problem.space
         leaders = {axis.name: axis.groups[0] for axis in problem.space.axes}
         self._leaders = leaders
-        ratios = {
+        ratios: dict[str, Any] = {
             name: optuna.distributions.FloatDistribution(g.ratio(g.widths[0]), g.ratio(g.widths[-1]))
             for name, g in leaders.items()
         }
@@ -161,7 +161,7 @@ class OptunaTpe:
     def ask(self) -> Levels | None:
         name = str(self._count)
         self._count += 1
-        chosen: Mapping[str, Any] = self._search.suggest(name)
+        chosen: Any = self._search.suggest(name)
         levels = tuple(g.widths.index(g.nearest(float(chosen[axis]))) for axis, g in self._leaders.items())
         self._asked.setdefault(levels, []).append(name)
         return levels
