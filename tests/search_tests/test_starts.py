@@ -1,0 +1,89 @@
+"""What a run begins with: the user's plans before all else, another run only where it is of the same network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.plan import Plan
+from results.run_folder import RunFolder
+from search.config import RunConfig
+from search.errors import ConfigError
+from search.starts import PLAN, check_other_run, check_plans, starts_of, weights_hash
+from tests.search_tests.fakes import make_config, make_space
+
+METRICS = {"map50_95": 0.6, "latency_ms": 10.0}
+
+
+def saved(path: Path, ratios: dict[str, float]) -> str:
+    Plan(ratios).save(path)
+    return str(path)
+
+
+def test_the_users_plans_come_first_and_every_start_once(tmp_path: Path) -> None:
+    space = make_space()
+    ladder = starts_of(make_config(**{"search.trials": 12}), space, {})
+    mine = space.ratios((space.axes[0].size - 1, *[0] * (len(space.axes) - 1)))
+    also_uniform = space.ratios(ladder[1].levels)
+    files = [saved(tmp_path / "a.json", mine), saved(tmp_path / "b.json", also_uniform)]
+    starts = starts_of(make_config(**{"search.trials": 12, "search.plans": files}), space, {})
+    assert [start.provenance for start in starts[:3]] == [PLAN, PLAN, ladder[0].provenance]
+    assert [space.ratios(start.levels) for start in starts[:2]] == [mine, also_uniform]
+    assert len({start.levels for start in starts}) == len(starts) == len(ladder) + 1
+
+
+def test_without_the_warm_start_only_the_users_plans_are_left(tmp_path: Path) -> None:
+    space = make_space()
+    file = saved(tmp_path / "a.json", space.ratios(space.uniform(0.5)))
+    config = make_config(**{"search.plans": [file], "search.warm_start": False})
+    assert [start.provenance for start in starts_of(config, space, {})] == [PLAN]
+
+
+def test_a_plan_of_another_model_is_refused_by_its_layer(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.json", {"model.99.conv": 0.5})
+    with pytest.raises(ConfigError, match=r"a\.json must be of this model, but it prunes model\.99\.conv"):
+        check_plans([file], ["model.0.conv"])
+    check_plans([file], ["model.99.conv"])
+
+
+def other_run(tmp_path: Path, imgsz: int, baseline: dict[str, Any] | None) -> tuple[RunConfig, Path]:
+    """A configuration that starts from a run on `old.pt`, and that checkpoint."""
+    theirs, ours = tmp_path / "old.pt", tmp_path / "new.pt"
+    for file in (theirs, ours):
+        file.write_bytes(b"weights")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    make_config(**{"model.path": str(theirs), "model.imgsz": imgsz}).save(folder.config)
+    if baseline is not None:
+        folder.write_baseline({"metrics": METRICS, **baseline})
+    settings = {"model.path": str(ours), "model.imgsz": 320, "search.from_run": str(folder.path)}
+    return make_config(**settings), theirs
+
+
+def test_a_run_on_the_same_weights_is_taken_whatever_the_file_is_called(tmp_path: Path) -> None:
+    config, theirs = other_run(tmp_path, 320, {"weights_hash": weights_hash(Path(__file__))})
+    with pytest.raises(ConfigError, match="must be of the same weights"):
+        check_other_run(config)
+    RunFolder(tmp_path / "run").write_baseline({"metrics": METRICS, "weights_hash": weights_hash(theirs)})
+    check_other_run(config)
+
+
+def test_a_run_of_before_hashes_were_kept_is_judged_by_its_checkpoint(tmp_path: Path) -> None:
+    config, theirs = other_run(tmp_path, 320, {})
+    check_other_run(config)
+    theirs.write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match="must be of the same weights"):
+        check_other_run(config)
+    theirs.unlink()
+    with pytest.raises(ConfigError, match="its model has the hash unknown"):
+        check_other_run(config)
+
+
+def test_a_run_at_another_size_and_what_is_no_run_are_refused(tmp_path: Path) -> None:
+    config, _ = other_run(tmp_path, 640, {})
+    with pytest.raises(ConfigError, match="must be at 320 px, but it is at 640 px"):
+        check_other_run(config)
+    with pytest.raises(ConfigError, match="must be a run folder with its baseline"):
+        check_other_run(make_config(**{"search.from_run": str(tmp_path)}))
