@@ -59,14 +59,16 @@ class Store:
     def has(self, name: dict[str, Any]) -> bool:
         return next(self.find(**name), None) is not None
 
-    def add(self, cell: Cell, environment: dict[str, Any]) -> None:
-        """Append a measured cell, and write it; `environment`: of this run."""
+    def add(self, name: dict[str, Any], values: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Append the cell of that name, unless another run has by now, and write it; `environment`: of this run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.load()
+            if self.has(name):
+                return
             self.content["environment"] = environment
-            self.cells.append(cell | {"date": date.today().isoformat()})
+            self.cells.append({**name, **values, "date": date.today().isoformat()})
             write_json(self.path, self.content)
 
 
@@ -85,7 +87,6 @@ def work(store: Store, tasks: Iterable[Task], minutes: float, say: Callable[[str
             return False
         begin = time.monotonic()
         for name, values in zip(task.names, task.make(), strict=True):
-            if not store.has(name):
-                store.add({**name, **values, "commit": code}, environment)
+            store.add(name, {**values, "commit": code}, environment)
             say(f"{time.monotonic() - begin:6.1f} s  {name} {values}")
     return True
