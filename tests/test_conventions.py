@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("search", "pruning", "cluster", "results")
-FOLDERS = (*ROOMS, "tests", "benchmarks")
+FOLDERS = (*ROOMS, "tests", "benchmarks", "examples")
 
 MAY_IMPORT_ROOM = {
     "search": {"search", "pruning", "cluster", "results"},

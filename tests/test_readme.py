@@ -1,0 +1,122 @@
+"""Every command of the README runs, on small stand-ins; what cannot run here names the test that covers it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from results.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+# Command -> the tests of what it does, or why there is none.
+ELSEWHERE = {
+    "make demo": "tests/search_tests/test_real_sweep.py",
+    "make test": "tests/test_conventions.py",  # this very run
+    "pip install .": "tests/cluster_tests/test_stock_python.py",
+    "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_loggers.py",
+    "optuna-dashboard runs/my/study.journal": "tests/search_tests/test_sweep.py",
+    "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
+        "tests/cluster_tests/test_joined.py"
+    ),
+    "paretoprune launch run.yaml --on ray --run /shared/runs/my --address http://127.0.0.1:8265": (
+        "tests/cluster_tests/test_launch.py"
+    ),
+}
+# What a command line is shortened to, so that minutes become seconds.
+SMALLER = {
+    "--imgsz 640": "--imgsz 160", "--imgsz 320": "--imgsz 160", "--trials 60": "--trials 2", "--trials 30": "--trials 2",
+    "--trials 100": "--trials 3", "--epochs 50": "--epochs 1", "--epochs 20": "--epochs 1", "--epochs 3": "--epochs 0",
+    "--measure 12": "--measure 6",
+}  # fmt: skip
+# What is added for the same reason; the settings of a search hold for what follows on its run.
+ADDED = {
+    "search": "--set recover.calibration_images=8 --set latency.max_seconds=0.5 --set space.granularity=block",
+    "prune": "--imgsz 96",
+    "latency": "--imgsz 96 --max-seconds 1",
+    "export": "--seconds 1",
+    "launch": "--dry-run",
+}
+
+
+def commands(text: str) -> list[str]:
+    """Lines of the shell blocks of a Markdown text in order, without the comments, each once."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", "", "".join(blocks)).splitlines()
+    return list(dict.fromkeys(found for line in lines if (found := re.sub(r"(^|\s+)#.*", "", line).strip())))
+
+
+def all_commands() -> list[str]:
+    return commands(README.read_text(encoding="utf-8"))
+
+
+def test_comments_and_continued_lines_are_understood() -> None:
+    text = "```sh\na b  # c\n\n# d\ne \\\n  f\n```\n```python\ng\n```\n```sh\na b\n```\n"
+    assert commands(text) == ["a b", "e f"]
+
+
+def test_no_command_is_left_out() -> None:
+    found = all_commands()
+    assert len(found) > 15
+    assert [line for line in found if not line.startswith("paretoprune ") and line not in ELSEWHERE] == []
+    assert set(ELSEWHERE) <= set(found), "the table names what the README no longer has"
+    assert [path for path in ELSEWHERE.values() if not (ROOT / path).is_file()] == []
+
+
+def test_the_make_targets_are_there() -> None:
+    for line in (line for line in all_commands() if line.startswith("make ")):
+        done = subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small files under the names that the README uses."""
+    from pruning.builtin import BASELINE
+    from pruning.builtin.dataset import build_dataset
+
+    data = build_dataset(tmp_path / "my", train=32, val=16)
+    described = {**yaml.safe_load(data.read_text()), "path": str(data.parent)}
+    for name in ("bccd/data.yaml", "coco8.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(yaml.safe_dump(described))
+    for name in ("my.pt", "yolov8n.pt", "bccd_yolov8n.pt"):
+        shutil.copyfile(BASELINE, tmp_path / name)
+    settings = {"model": {"path": str(tmp_path / "my.pt")}, "data": {"path": str(data)}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shortened(line: str, folder: Path) -> list[str]:
+    """The arguments to run `line` with; a trial or pick that the README names becomes one that there is."""
+    for given, smaller in SMALLER.items():
+        line = re.sub(rf"{given}(?!\d)", smaller, line)
+    line = line.replace("/shared/runs/my", str(folder / "runs" / "my"))
+    words = [*shlex.split(line)[1:], *ADDED.get(line.split()[1], "").split()]
+    named = re.search(r"runs/\w+", line)
+    run = RunFolder(folder / named.group(0)) if named else None
+    there = [record.trial_id for record in run.read_records()] if run and run.config.is_file() else []
+    picks = [path.name for path in run.selected_root.glob("*")] if run else []
+    replaced = (picks or there)[:1]
+    return [re.sub(r"\bt\d{4}\b", replaced[0], word) if replaced else word for word in words]
+
+
+@pytest.mark.slow
+def test_every_command_runs(stand_ins: Path, ray_session: object, capsys: pytest.CaptureFixture[str]) -> None:
+    from search.cli import run
+
+    for line in all_commands():
+        if line in ELSEWHERE:
+            continue
+        code = run(shortened(line, stand_ins))
+        shown = capsys.readouterr()
+        assert code == 0, f"{line}\n{shown.out}\n{shown.err}"
+        assert shown.out.strip(), f"{line} printed nothing"
