@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 ELSEWHERE = {
     "make demo": "tests/search_tests/test_real_sweep.py",
     "make test": "tests/test_conventions.py",  # this very run
-    "pip install .": "tests/cluster_tests/test_stock_python.py",
+    "pip install .": "tests/test_packaging.py",
     "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_loggers.py",
     "optuna-dashboard runs/my/study.journal": "tests/search_tests/test_sweep.py",
     "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
@@ -32,9 +32,10 @@ ELSEWHERE = {
 }
 # What a command line is shortened to, so that minutes become seconds.
 SMALLER = {
-    "--imgsz 640": "--imgsz 160", "--imgsz 320": "--imgsz 160", "--trials 60": "--trials 2", "--trials 30": "--trials 2",
-    "--trials 100": "--trials 3", "--epochs 50": "--epochs 1", "--epochs 20": "--epochs 1", "--epochs 3": "--epochs 0",
-    "--measure 12": "--measure 6",
+    "--epochs 1": "--epochs 0", "--epochs 3": "--epochs 0", "--epochs 20": "--epochs 1", "--epochs 30": "--epochs 1",
+    "--epochs 50": "--epochs 1", "--trials 12": "--trials 2", "--trials 30": "--trials 2", "--trials 60": "--trials 2",
+    "--trials 100": "--trials 3", "--imgsz 320": "--imgsz 160", "--imgsz 640": "--imgsz 160",
+    "--measure 12": "--measure 6", " --set resources.gpus_per_trial=0.5": "",
 }  # fmt: skip
 # What is added for the same reason; the settings of a search hold for what follows on its run.
 ADDED = {
