@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+# A real run on this machine, whose trials may hold a device for long, neither waits for tests nor makes them wait.
+os.environ.setdefault("PARETOPRUNE_LOCK_DIR", tempfile.mkdtemp(prefix="paretoprune-test-locks-"))
 
 StockPython = Callable[..., "subprocess.CompletedProcess[str]"]
 

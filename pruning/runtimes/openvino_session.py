@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class OpenVinoSession(NeedsPackage):
     def __init__(self, network: Network, spec: SessionSpec, exports: ExportCache) -> None:
         import openvino
 
-        core = openvino.Core()
+        core = _core()
         hint = _half_type(core) if spec.half else "f32"
         assert hint is not None, "`check` was not asked"
         settings: dict[str, Any] = {
@@ -55,9 +56,7 @@ class OpenVinoSession(NeedsPackage):
         if on_gpu(device):
             raise PruningError(f"openvino is measured on the CPU, but got '{device}'; use --device cpu, or tensorrt")
         cls.check_package()
-        import openvino
-
-        if half and _half_type(openvino.Core()) is None:
+        if half and _half_type(_core()) is None:
             raise PruningError(
                 "half precision needs a CPU that computes in 16 bits natively, but OpenVINO says this one does not; "
                 "measure without half precision"
@@ -74,6 +73,20 @@ class OpenVinoSession(NeedsPackage):
         self._request.infer()
         found: npt.NDArray[np.float32] = self._request.get_tensor(self._output_port).data.astype(np.float32)
         return found
+
+
+@cache
+def _core() -> Any:
+    """The process's one `openvino.Core`, which lives until the process ends.
+
+    On CPUs with AMX a core's CPU plugin gives the thread an alternate signal stack of its own, and the one from before
+    back when it goes. Two cores that go in the order in which they came leave the thread on a stack that is freed, and
+    the next signal with a handler ends the process: here a loading worker's end (SIGCHLD), by a segmentation fault
+    (OpenVINO 2026.4, Python 3.11).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _half_type(core: Any) -> str | None:

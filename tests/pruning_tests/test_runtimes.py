@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pruning.latency import measure_pair
 from pruning.runtimes import RUNTIMES, ExportCache, OnnxFile, Session, SessionSpec, check_runtime, open_session
 from pruning.runtimes.torch_sessions import TorchSession
 from search.config_sections import LatencySection
+from tests.conftest import ROOT
 from tests.pruning_tests.recovery_material import same_weights, weights
 from tests.pruning_tests.tiny import tiny_model
 
@@ -115,6 +117,35 @@ class TestContract:
         assert content["runtime_version"] == opened().version
         named = {"device_name", "driver", "clock_mhz_start", "clock_mhz_end", "throttled", "throttle_reasons", "host"}
         assert named <= set(content)
+
+
+_A_CHILD_ENDS = """
+import faulthandler, gc, signal, subprocess, time
+import torch
+from pruning.latency import measure_pair
+from tests.pruning_tests.tiny import tiny_model
+
+ended = []
+signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))  # as PyTorch's loading workers have it
+faulthandler.enable()  # its alternate signal stack is what Python's handlers run on
+for _ in range(2):
+    measure_pair(tiny_model(), tiny_model(), 64, "cpu", threads=1, max_seconds=0.1, runtime="openvino")
+    gc.collect()
+ended.clear()
+subprocess.Popen(["true"])
+end = time.monotonic() + 20
+while not ended and time.monotonic() < end:
+    time.sleep(0.05)
+print("seen", ended)
+"""
+
+
+def test_signals_are_survived_after_openvino_has_gone() -> None:
+    """Where the CPU has AMX, two OpenVINO cores that go in the order of their coming leave a freed signal stack."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", _A_CHILD_ENDS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "seen [1]\n"), done.stderr
 
 
 @pytest.mark.parametrize("runtime", FROM_FILES)
