@@ -38,7 +38,9 @@ class Nodes:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return os.environ | PATIENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | variables
+    """This process's own; where it has started a Ray, what keeps that on the loopback would forbid `ray start`."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    return inherited | PATIENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | variables
 
 
 @contextmanager
