@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two test processes: most tests compute with one thread, and each process has a Ray of its own.
+TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 
 .PHONY: demo test lint setup lock clean
@@ -14,7 +16,7 @@ demo: setup
 	$(BIN)/paretoprune demo
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,8 +25,9 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
-# A real run on this machine, whose trials may hold a device for long, neither waits for tests nor makes them wait.
-os.environ.setdefault("PARETOPRUNE_LOCK_DIR", tempfile.mkdtemp(prefix="paretoprune-test-locks-"))
+# A real run on this machine, whose trials may hold a device for long, neither waits for tests nor makes them wait; the
+# same holds between test processes that run side by side, each of which gets here with the first one's environment.
+os.environ["PARETOPRUNE_LOCK_DIR"] = tempfile.mkdtemp(prefix="paretoprune-test-locks-")
 
 StockPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -46,6 +47,13 @@ except ModuleNotFoundError:
 else:
     sys.exit("the project is visible to the stock interpreter")
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, files with slow tests come first: the last ones to run are short, so no process waits for long."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cluster.ray_start import PATIENCE
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from tests.fault_tests.drivers import ROOT, Nursery
-from tests.fault_tests.tools import marks_of
+from tests.fault_tests.tools import AGAIN, END, marks_of
 
 KILLS = 20
 CHAINS = 2  # so many runs share the kills
@@ -35,8 +36,9 @@ SEED = 7
 
 @dataclass
 class Row:
-    """What a scenario found. ``lost``: finished trials that are gone or changed; ``repeated``: done more than once;
-    ``zombies``: trials that the study still calls running."""
+    """What a scenario found. ``lost``: finished trials that are gone or changed; ``repeated``: begun again although
+    their record was there, worked on by two at once, or of a plan that another trial has; ``zombies``: trials that the
+    study still calls running."""
 
     scenario: str
     faults: int
@@ -131,9 +133,19 @@ def count(row: Row, run: Path, trials: int) -> None:
     row.asked += trials
     row.finished += len(records)
     row.failed += sum(record.state is TrialState.FAILED for record in records)
-    ends = [[mark["what"] for mark in marks_of(path)].count("end") for path in (run / "trials").iterdir()]
-    row.repeated += sum(end > 1 for end in ends) + len(records) - len({record.plan_hash for record in records})
+    row.repeated += sum(was_repeated(marks_of(path)) for path in (run / "trials").iterdir())
+    row.repeated += len(records) - len({record.plan_hash for record in records})
     row.zombies += study_states(run).count("RUNNING")
+
+
+def was_repeated(marks: list[dict[str, Any]]) -> bool:
+    """Whether a trial was begun after its record was written, or two workers were at it at once.
+
+    Two ends are neither: a worker that is killed between its last piece of work and its record has not finished.
+    """
+    steps = [(mark["what"], mark["pid"]) for mark in marks]
+    strangers = any(what == END and pid != before for (_, before), (what, pid) in pairwise(steps))
+    return strangers or any(what == AGAIN for what, _ in steps)
 
 
 def records_of(run: Path) -> list[TrialRecord]:
@@ -171,7 +183,7 @@ def _kill_workers(run: Path, kills: int, generator: random.Random, over: threadi
 def _working(run: Path) -> list[tuple[Path, int]]:
     """The trials that are worked on now, with the process that does."""
     last = [(path, marks[-1]) for path in sorted((run / "trials").glob("t*")) if (marks := marks_of(path))]
-    return [(path, int(mark["pid"])) for path, mark in last if mark["what"] == "begin"]
+    return [(path, int(mark["pid"])) for path, mark in last if mark["what"] != END]
 
 
 def _parent(pid: int) -> int:

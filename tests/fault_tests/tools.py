@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from search.config import RunConfig
+from search.request import RECORD_NAME
 from search.trial_tools import DeviceGate
 from tests.search_tests.fakes import FakeTools
 
 MARKS = "marks.jsonl"
+BEGIN = "begin"
+AGAIN = "begin although its record is there"
+END = "end"
 SECONDS_OF_A_TRIAL = 0.4
 
 
@@ -28,7 +32,7 @@ class MarkingTools(FakeTools):
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """The first thing a trial calls, and the only one that says where it lives."""
         self.folder = path.parent
-        self.mark("begin")
+        self.mark(AGAIN if (self.folder / RECORD_NAME).exists() else BEGIN)
         return super().logging(path)
 
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -37,7 +41,7 @@ class MarkingTools(FakeTools):
 
     def save(self, model: Any, path: Path) -> None:
         path.write_bytes(json.dumps(model).encode() + b" " * self.checkpoint_bytes)
-        self.mark("end")
+        self.mark(END)
 
     def mark(self, what: str) -> None:
         line = json.dumps({"what": what, "pid": os.getpid(), "time": time.time()})
