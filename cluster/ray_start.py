@@ -32,7 +32,7 @@ PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
 }
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
-_TOKEN_REMEDY = (
+TOKEN_REMEDY = (
     "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
     "set RAY_AUTH_MODE=token, and use the cluster's version of Ray"
 )
@@ -83,10 +83,15 @@ def connect(
         }
         variables |= _import_path()
     else:
-        _check_answers(wanted)
+        check_answers(wanted)
+        if wanted.startswith("ray://"):
+            raise ClusterError(
+                f"a driver must run inside the cluster, but {wanted} is a client's entry, whose connection a night "
+                "would not survive; give it as --address of `paretoprune search`, resume or finetune, which run there"
+            )
         runtime = _travelling(variables)
     try:
-        with nullcontext() if wanted == LOCAL else _muted():
+        with nullcontext() if wanted == LOCAL else muted():
             ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
     except Exception as error:  # Ray raises a bare one where its processes do not come up in time
         _end_of(ray)
@@ -157,9 +162,9 @@ def _why(address: str, error: BaseException) -> tuple[str, str]:
     """Reason and remedy for a Ray that could not be joined or started."""
     text = str(error)
     if address != LOCAL and "uthenticat" in text:
-        return "this process has no token for it", f"{_TOKEN_REMEDY}"
+        return "this process has no token for it", TOKEN_REMEDY
     if address != LOCAL and text.startswith("Failed to connect to Ray cluster"):  # and yet the port answered
-        return "it lets nobody in with this process's token, or is of another Ray version", _TOKEN_REMEDY
+        return "it lets nobody in with this process's token, or is of another Ray version", TOKEN_REMEDY
     if address != LOCAL and "node" in text and "ip" in text.lower() and "address" in text:
         remedy = f"run `ray start --address={address}` here, or use `paretoprune launch`"
         return "this machine is not one of its nodes", remedy
@@ -167,7 +172,7 @@ def _why(address: str, error: BaseException) -> tuple[str, str]:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """Nothing on stderr: where a token is wrong, Ray's core writes a line per second there for twenty seconds."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -186,8 +191,11 @@ def _end_of(ray: Any) -> None:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself tries for most of a minute before it gives up on a host that does not answer."""
+def check_answers(address: str) -> None:
+    """Ray itself tries for most of a minute before it gives up on a host that does not answer.
+
+    Raises ClusterError for what is no address, RayUnreachableError where nobody listens.
+    """
     if address == "auto":
         return
     match = _HOST_PORT.fullmatch(address)
@@ -200,12 +208,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((match.group(1).strip("[]"), int(match.group(2))), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RayUnreachableError(address, _first_line(error), _remedy(address)) from error
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"a sweep must be driven from inside the cluster, but {address} is a client's entry, whose connection a "
-            "night would not survive; use `paretoprune launch CONFIG --on ray --address http://HEAD:8265`, or this "
-            "command with --address auto on a machine of the cluster"
-        )
 
 
 def _first_line(error: BaseException) -> str:

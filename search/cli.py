@@ -15,6 +15,7 @@ import click
 from cluster.errors import ClusterError
 from pruning.errors import PruningError
 from results.errors import ResultsError
+from search.client_entry import client_address, run_inside
 from search.commands.compare import compare
 from search.commands.export import export
 from search.commands.latency import latency
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        if address := client_address(arguments):
+            return run_inside(arguments, address)
         result = cli.main(args=arguments, prog_name="paretoprune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.UsageError as error:

@@ -40,7 +40,7 @@ format_option: Callable[[Any], Any] = click.option(
 )
 
 address_option: Callable[[Any], Any] = click.option(
-    "--address", help="A Ray cluster to join: auto, host:port; local: this machine alone.  [default: local]"
+    "--address", help="A Ray cluster: auto, host:port, ray://host:10001; local: this machine alone.  [default: local]"
 )
 trust_option: Callable[[Any], Any] = click.option(
     "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."

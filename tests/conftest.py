@@ -23,6 +23,7 @@ for _name, _value in {
     "OMP_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as they come, workers give way to everything else: beside other tests for minutes
 }.items():
     os.environ.setdefault(_name, _value)
 # A real run on this machine, whose trials may hold a device for long, neither waits for tests nor makes them wait; the

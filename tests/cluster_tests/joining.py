@@ -16,13 +16,14 @@ TOKEN = "5" * 32
 
 
 class Nodes:
-    """A cluster of pretended nodes; `address` is what drivers join, `job_server` is there where it was asked for."""
+    """A cluster of pretended nodes; `address` is what drivers join, `entry` is the job server or the client port,
+    where it was asked for."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin
         assert process.stdout
         self._in, self._out = process.stdin, process.stdout
-        self.address, _, self.job_server = self._out.readline().strip().partition(" ")
+        self.address, _, self.entry = self._out.readline().strip().partition(" ")
         assert self.address, "the cluster did not start"
 
     def add(self, cpus: int, gpus: int = 0, *variables: str) -> None:

@@ -168,14 +168,14 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
         assert {"plan.json", "pruned.pt", "events.jsonl", "record.json"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_clients_entry_is_answered_with_the_way_in() -> None:
+def test_no_driver_hangs_on_a_clients_entry() -> None:
     with socket.socket() as entry:
         entry.bind(("127.0.0.1", 0))
         entry.listen()
         address = f"ray://127.0.0.1:{entry.getsockname()[1]}"
         code = f"from cluster.ray_start import connect\ntry: connect({address!r})\nexcept ValueError as e: print(e)"
         (line,) = drive(code).stdout.splitlines()
-    assert "paretoprune launch CONFIG --on ray" in line
+    assert "give it as --address of `paretoprune search`" in line
 
 
 def test_what_is_wrong_with_a_node_comes_with_a_remedy() -> None:

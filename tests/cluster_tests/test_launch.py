@@ -270,7 +270,7 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # As from an activated environment: a job's `python` is the one on the head's PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with nodes(2, 0, "dashboard", PATH=path) as head:
-        yield f"http://{head.job_server}"
+        yield f"http://{head.entry}"
 
 
 SUBMIT = """
