@@ -18,7 +18,8 @@ from tests.cluster_tests.joining import ROOT, Nodes, drive, environment, nodes, 
 pytestmark = pytest.mark.slow
 
 DRIVE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it, and hands that on
 from pathlib import Path
 from cluster.launch.ray_client import drive
 address, files, *command = sys.argv[1:]
