@@ -18,21 +18,18 @@ from torch import nn
 
 from pruning.errors import PlanError
 from pruning.geometry_reading import positions
-from pruning.layers import Group, LayerTable
+from pruning.layers import ALWAYS, Group, LayerTable
 
 _SWEEPS = 6  # rounds of coordinate descent; the widths settle after two or three
 _BISECTIONS = 40
-TRAFFIC = 0.0
 
 
 @dataclass(frozen=True)
 class ConvCost:
-    """One convolution's multiply-adds at full width, for one image, and the activations that it reads and writes."""
+    """One convolution's multiply-adds at full width, for one image."""
 
     name: str
     macs: float
-    read: float
-    written: float
 
 
 def conv_costs(model: nn.Module, table: LayerTable, imgsz: int) -> tuple[ConvCost, ...]:
@@ -41,35 +38,31 @@ def conv_costs(model: nn.Module, table: LayerTable, imgsz: int) -> tuple[ConvCos
     for name, seen in positions(model, list(table.convs), imgsz).items():
         conv: Any = model.get_submodule(name)
         uses = seen.read if isinstance(conv, nn.ConvTranspose2d) else seen.written
-        read, written = float(conv.in_channels * seen.read), float(conv.out_channels * seen.written)
-        found.append(ConvCost(name, float(conv.weight.numel()) * uses, read, written))
+        found.append(ConvCost(name, float(conv.weight.numel()) * uses))
     return tuple(found)
 
 
 class _Network:
-    """Shares of channels that stay, per group, and what the convolutions cost under them.
+    """Shares of channels that stay, per group, and what the convolutions cost under them."""
 
-    Shares `stays` have shape (groups + 1,); the last entry, of the channels that nobody may cut, is 1.
-    """
-
-    def __init__(self, table: LayerTable, costs: tuple[ConvCost, ...], traffic: float = 0.0) -> None:
+    def __init__(self, table: LayerTable, costs: tuple[ConvCost, ...]) -> None:
         group_of_class = np.full(table.class_count, -1)
         for group in table.groups:
             for part in group.parts:
                 group_of_class[part] = group.id
         count = len(table.groups)
-        convs = [table.convs[c.name] for c in costs]
-        fixed = np.eye(count + 1)[-1]
-        self.outputs = np.array([self._shares(conv.outputs, group_of_class, count) for conv in convs])
-        reads = [
-            outputs if conv.depthwise else self._shares(conv.inputs, group_of_class, count)
-            for conv, outputs in zip(convs, self.outputs, strict=True)
-        ]
-        # a depthwise convolution's multiply-adds grow with its channels, not with their square
-        self.inputs = np.array([fixed if conv.depthwise else read for conv, read in zip(convs, reads, strict=True)])
-        self._macs = np.array([c.macs for c in costs])
-        read, written = np.array([c.read for c in costs]), np.array([c.written for c in costs])
-        self._moved = traffic * (read @ np.array(reads) + written @ self.outputs)
+        self.macs = np.array([c.macs for c in costs])
+        self.outputs = np.array([self._shares(table.convs[c.name].outputs, group_of_class, count) for c in costs])
+        self.inputs = np.array(
+            [
+                self._shares(
+                    np.full(1, ALWAYS) if table.convs[c.name].depthwise else table.convs[c.name].inputs,
+                    group_of_class,
+                    count,
+                )
+                for c in costs
+            ]
+        )
 
     @staticmethod
     def _shares(classes: np.ndarray, group_of_class: np.ndarray, count: int) -> np.ndarray:
@@ -77,32 +70,26 @@ class _Network:
         owners = np.where(group_of_class[classes] < 0, count, group_of_class[classes])
         return np.bincount(owners, minlength=count + 1) / len(classes)
 
-    def macs(self, stays: np.ndarray) -> float:
-        """Multiply-adds."""
-        return float(self._macs @ ((self.outputs @ stays) * (self.inputs @ stays)))
+    def cost(self, stays: np.ndarray) -> float:
+        """Multiply-adds when group g keeps the share `stays[g]`; shape (groups + 1,), the last entry 1."""
+        return float(self.macs @ ((self.outputs @ stays) * (self.inputs @ stays)))
 
-    def price(self, group: int, stays: np.ndarray) -> np.ndarray:
-        """Coefficients (c0, c1, c2) of multiply-adds and traffic together as a polynomial of this group's share."""
+    def slope(self, group: int, stays: np.ndarray) -> np.ndarray:
+        """Coefficients (c0, c1, c2) of the cost as a polynomial of this group's share."""
         rest = stays.copy()
         rest[group] = 0
         out0, in0 = self.outputs @ rest, self.inputs @ rest
         out1, in1 = self.outputs[:, group], self.inputs[:, group]
-        return np.array(
-            [
-                self._macs @ (out0 * in0) + self._moved @ rest,
-                self._macs @ (out0 * in1 + out1 * in0) + self._moved[group],
-                self._macs @ (out1 * in1),
-            ]
-        )
+        return np.array([self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)])
 
 
 def share_of_macs(table: LayerTable, costs: tuple[ConvCost, ...], widths: Mapping[int, int]) -> float:
     """Multiply-adds of the network with these widths by group id, over the unpruned network's."""
     network, stays = _Network(table, costs), np.ones(len(table.groups) + 1)
-    whole = network.macs(stays)
+    whole = network.cost(stays)
     for group, width in widths.items():
         stays[group] = width / table.groups[group].channels
-    return network.macs(stays) / whole
+    return network.cost(stays) / whole
 
 
 def allocate(
@@ -112,14 +99,12 @@ def allocate(
     keep: float,
     round_to: int = 8,
     floors: Mapping[int, int] | None = None,
-    traffic: float = TRAFFIC,
 ) -> dict[int, int] | None:
     """Widths by group id whose multiply-adds are at most `keep` times the unpruned network's, at the least loss.
 
     Args:
         scores: loss per class when it is removed, shape (class_count,), on one scale for all layers.
         keep: share of multiply-adds that stays, in (0, 1].
-        traffic: multiply-adds that take as long as one activation read or written; 0: only multiply-adds count.
         floors: smallest width allowed per group id; the smallest of `Group.widths` where not given.
 
     Returns:
@@ -130,18 +115,18 @@ def allocate(
     """
     if not 0 < keep <= 1:
         raise PlanError(f"the share of multiply-adds to keep must lie in (0, 1], but got {keep}.")
-    network = _Network(table, costs, traffic)
+    network = _Network(table, costs)
     options = [_options(g, scores, round_to, (floors or {}).get(g.id, 1)) for g in table.groups]
-    whole = network.macs(np.ones(len(table.groups) + 1))
+    whole = network.cost(np.ones(len(table.groups) + 1))
     at_price = partial(_cheapest, network, options)
     low, high = 0.0, 1e-12
-    while network.macs(at_price(high)) > keep * whole:
+    while network.cost(at_price(high)) > keep * whole:
         high *= 4
         if high > 1e12:
             return None
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if network.macs(at_price(middle)) > keep * whole else (low, middle)
+        low, high = (middle, high) if network.cost(at_price(middle)) > keep * whole else (low, middle)
     stays = at_price(high)
     widths = {g.id: round(float(stays[g.id]) * g.channels) for g in table.groups}
     return {g: w for g, w in widths.items() if w < table.groups[g].channels}
@@ -163,7 +148,7 @@ def _cheapest(network: _Network, options: list[tuple[np.ndarray, np.ndarray]], p
     for _ in range(_SWEEPS):
         before = stays.copy()
         for group, (shares, losses) in enumerate(options):
-            c0, c1, c2 = network.price(group, stays)
+            c0, c1, c2 = network.slope(group, stays)
             stays[group] = shares[np.argmin(losses + price * (c0 + c1 * shares + c2 * shares**2))]
         if np.array_equal(before, stays):
             break
