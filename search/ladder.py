@@ -1,6 +1,6 @@
 """The warm start: plans that are good guesses before anything was tried.
 
-Uniform: one ratio over all layers, climbing from light to heavy. Measured on a synthetic front, this start alone beats
+Uniform: one ratio over all layers. Measured on a synthetic front, this start alone beats
 a sampler without it for the first hundreds of trials; it is also what people do by hand, so it is the comparison that
 a front has to stand.
 
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from search.space import Levels, Space
 
@@ -23,6 +22,8 @@ LIGHTEST, HEAVIEST = 0.1, 0.6
 # with 5 uniform plans, 0.68 and 0.80 with 11.
 MOST_STEPS, MOST_SENSIBLE = 5, 8
 UNIFORM, SENSITIVITY = "ladder", "sensitivity"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,19 @@ class Start:
 
 
 def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
-    """What a run of ``trials`` trials begins with, light to heavy, the two kinds in turn.
+    """What a run of ``trials`` trials begins with: by sensitivity, then uniform; each kind from its middle outwards.
 
     ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials, at most 8, come from
-    them, evenly spread, and a quarter, at most 5, are uniform.
+    them, evenly spread, and a quarter, at most 5, are uniform. A sweep that ends early has the whole front in outline.
     """
-    uniform = [Start(levels, UNIFORM) for levels in ladder_plans(space, trials)]
     rows = _spread(sorted(sensitivity, key=lambda row: -float(row["keep"])), min(MOST_SENSIBLE, round(0.4 * trials)))
     sensible = [Start(space.nearest(row["ratios"]), SENSITIVITY) for row in rows]
-    unpruned, seen, starts = space.uniform(0.0), set(), []
-    for pair in zip_longest(sensible, uniform):
-        for start in pair:
-            if start is not None and start.levels != unpruned and start.levels not in seen:
-                seen.add(start.levels)
-                starts.append(start)
-    return starts[:trials]
+    uniform = [Start(levels, UNIFORM) for levels in ladder_plans(space, trials)]
+    unpruned, starts = space.uniform(0.0), dict[Levels, Start]()
+    for start in (*_halving(sensible), *_halving(uniform)):
+        if start.levels != unpruned:
+            starts.setdefault(start.levels, start)
+    return list(starts.values())[:trials]
 
 
 def ladder_ratios(trials: int) -> list[float]:
@@ -73,3 +72,14 @@ def _spread(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, 
     if count <= 1:
         return [rows[len(rows) // 2]] if count else []
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def _halving(items: Sequence[T]) -> list[T]:
+    """The middle one, then the middle ones of the two halves, the later half first, and so on."""
+    found, parts = [], [(0, len(items))]
+    for low, high in parts:  # grows meanwhile
+        if low < high:
+            middle = (low + high) // 2
+            found.append(items[middle])
+            parts += [(middle + 1, high), (low, middle)]
+    return found

@@ -315,9 +315,7 @@ def _clean_stop(stopper: StopSweep, reporter: Reporter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def outcome_of(
-    records: list[TrialRecord], total: int, interrupted: bool = False, used_up: str = ""
-) -> SweepOutcome:
+def outcome_of(records: list[TrialRecord], total: int, interrupted: bool = False, used_up: str = "") -> SweepOutcome:
     """The counts of ``records``."""
     return SweepOutcome(
         finished=len(records),

@@ -128,11 +128,24 @@ def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
     kinds = [start.provenance for start in starts]
     assert kinds.count("sensitivity") == 8
     assert kinds.count("ladder") == len(ladder_plans(space, 20))
-    assert kinds[0] == "sensitivity" != kinds[1]
+    assert kinds == sorted(kinds, reverse=True)  # what promises more comes first
     assert len({start.levels for start in starts}) == len(starts)
     assert space.uniform(0.0) not in {start.levels for start in starts}
-    heaviest = [start for start in starts if start.provenance == "sensitivity"][-1]
-    assert heaviest.levels == space.nearest(rows[-1]["ratios"])
+    assert space.nearest(rows[-1]["ratios"]) in {start.levels for start in starts}
+
+
+@pytest.mark.parametrize(("trials", "order"), [(12, [2, 4, 1, 3, 0]), (20, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [1, 0])])
+def test_a_warm_start_that_is_cut_off_has_the_front_in_outline(trials: int, order: list[int]) -> None:
+    """The middle, then the middles of what it leaves, the heavier half first: `order` counts from the lightest."""
+    space = build_space(make_table(channels=512), SpaceSection())
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 30)]
+    starts = warm_start(space, trials, rows)
+    by_kind = {
+        kind: [start.levels for start in starts if start.provenance == kind] for kind in ("sensitivity", "ladder")
+    }
+    assert [sorted(by_kind["sensitivity"]).index(levels) for levels in by_kind["sensitivity"]] == order
+    ladder = by_kind["ladder"]
+    assert sorted(ladder).index(ladder[0]) == len(ladder) // 2
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3])
