@@ -168,7 +168,7 @@ def _why(address: str, error: BaseException) -> tuple[str, str]:
     if address != LOCAL and "node" in text and "ip" in text.lower() and "address" in text:
         remedy = f"run `ray start --address={address}` here, or use `paretoprune launch`"
         return "this machine is not one of its nodes", remedy
-    return _first_line(error), _remedy(address)
+    return first_line(error), _remedy(address)
 
 
 @contextmanager
@@ -207,10 +207,11 @@ def check_answers(address: str) -> None:
     try:
         socket.create_connection((match.group(1).strip("[]"), int(match.group(2))), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise RayUnreachableError(address, _first_line(error), _remedy(address)) from error
+        raise RayUnreachableError(address, first_line(error), _remedy(address)) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message without its full stop, its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

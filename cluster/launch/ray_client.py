@@ -7,8 +7,10 @@ command then finds the actor again and shows on.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from typing import Any
 
 from cluster.code import package_directories
 from cluster.errors import RayUnreachableError
-from cluster.ray_start import TOKEN_REMEDY, WORKER_ENVIRONMENT, check_answers, muted
+from cluster.ray_start import TOKEN_REMEDY, WORKER_ENVIRONMENT, check_answers, first_line, muted
 
 NAMESPACE = "paretoprune"
 POLL_SECONDS = 0.5
@@ -52,8 +54,8 @@ class Driver:
     """On the head node: the command's process and what it writes. An actor; ``command`` are Python's arguments."""
 
     def __init__(self, command: tuple[str, ...], address: str) -> None:
-        folder = tempfile.mkdtemp(prefix="paretoprune-driver-")
-        self._paths = (Path(folder, "out"), Path(folder, "err"))
+        self._folder = Path(tempfile.mkdtemp(prefix="paretoprune-driver-"))
+        self._paths = (self._folder / "out", self._folder / "err")
         own = {"RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
         # Ray blocks it in its workers so that a Ctrl-C at a driver's terminal spares them; a child would inherit that.
         blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -82,10 +84,15 @@ class Driver:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGINT)
 
+    def forget(self) -> None:
+        """Remove what it wrote from the head node's disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _leave(self) -> None:
         self._process.wait()
         while time.monotonic() - self._asked < LEFT_ALONE_SECONDS:
             time.sleep(1)
+        self.forget()
         os._exit(0)
 
 
@@ -108,13 +115,15 @@ def drive(address: str, command: tuple[str, ...], files: Path, out: Write, err: 
         driver = _found_or_started(ray, command, err)
         interrupted = False
         seen = [0, 0]
+        texts = [codecs.getincrementaldecoder("utf-8")("replace") for _ in seen]  # an answer may end within a character
         while True:
             try:
                 said = ray.get(driver.said.remote(*seen))
-                out(said.out.decode(errors="replace"))
-                err(said.err.decode(errors="replace"))
+                out(texts[0].decode(said.out))
+                err(texts[1].decode(said.err))
                 seen = [seen[0] + len(said.out), seen[1] + len(said.err)]
                 if said.code is not None:
+                    ray.get(driver.forget.remote())
                     ray.kill(driver)
                     return int(said.code)
                 time.sleep(POLL_SECONDS)
@@ -124,7 +133,7 @@ def drive(address: str, command: tuple[str, ...], files: Path, out: Write, err: 
                 interrupted = True
                 ray.get(driver.interrupt.remote())
             except (ray.exceptions.RayError, ConnectionError) as error:
-                reason = f"the connection broke ({_first_line(error)})"
+                reason = f"the connection broke ({first_line(error)})"
                 raise RayUnreachableError(address, reason, "the work goes on there; repeat this command") from error
 
 
@@ -165,13 +174,9 @@ def _connected(ray: Any, address: str, files: Path) -> Iterator[None]:
                 ray.shutdown()
             if _STILLBORN in str(error) and attempt + 1 < _ATTEMPTS:
                 continue
-            raise RayUnreachableError(address, _first_line(error), TOKEN_REMEDY) from error  # a wrong one times out
+            raise RayUnreachableError(address, first_line(error), TOKEN_REMEDY) from error  # a wrong one times out
     try:
         yield
     finally:
         with muted():
             ray.shutdown()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

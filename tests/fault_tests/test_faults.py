@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_tests.scenarios import KILLS, Row, disk_full, drivers_killed, node_killed, workers_killed
+from tests.fault_tests.scenarios import (
+    KILLS,
+    Row,
+    disk_full,
+    drivers_killed,
+    node_killed,
+    was_repeated,
+    workers_killed,
+)
+from tests.fault_tests.tools import AGAIN, BEGIN, END
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +37,20 @@ def check(record_property: Callable[[str, object], None]) -> Callable[[Row], Non
 def _check(row: Row) -> None:
     assert (row.lost, row.repeated, row.zombies) == (0, 0, 0), row
     assert row.finished == row.asked, row
+
+
+@pytest.mark.parametrize(
+    ("steps", "repeated"),
+    [
+        ([(BEGIN, 1), (END, 1)], False),
+        ([(BEGIN, 1), (BEGIN, 2), (END, 2)], False),  # the first was killed in its work,
+        ([(BEGIN, 1), (END, 1), (BEGIN, 2), (END, 2)], False),  # or in front of its record
+        ([(BEGIN, 1), (END, 1), (AGAIN, 2)], True),
+        ([(BEGIN, 1), (BEGIN, 2), (END, 1), (END, 2)], True),
+    ],
+)
+def test_what_counts_as_repeated(steps: list[tuple[str, int]], repeated: bool) -> None:
+    assert was_repeated([{"what": what, "pid": pid} for what, pid in steps]) == repeated
 
 
 @pytest.mark.usefixtures("ray_session")
