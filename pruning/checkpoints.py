@@ -31,13 +31,13 @@ _MACHINE_KEYS = ("project", "name", "save_dir", "resume", "source", "device")
 def plain_copy(model: nn.Module) -> nn.Module:
     """An independent copy on the CPU, float32, in eval mode, without anything that training or inference left behind.
 
-    Gone are the loss object, a distillation teacher and its hooks, and the head's cached anchors. Gradients are
-    required again, as pruning and training need them.
+    Gone are the loss object, a distillation teacher and its hooks, the head's cached anchors, and training's order of
+    the weights in memory. Gradients are required again, as pruning and training need them.
     """
     from ultralytics.nn.distill_model import DistillationModel, FeatureHook
 
     source = model.student_model if isinstance(model, DistillationModel) else model
-    copy = deepcopy(source).float().cpu().eval()
+    copy = deepcopy(source).float().cpu().eval().to(memory_format=torch.contiguous_format)
     if hasattr(copy, "criterion"):
         copy.criterion = None  # type: ignore[assignment]
     for module in copy.modules():

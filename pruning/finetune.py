@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from pruning.checkpoints import stock_args, task_of
@@ -19,6 +18,7 @@ from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
+from pruning.precision import training_precision
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 from pruning.tasks import kind_of
 
@@ -50,7 +50,7 @@ class FinetuneSettings:
     """Learn from `teacher` too, by Ultralytics' built-in distillation of the head's inputs. Off by default: its
     projections start at random, and over 39 steps it gave 0.584 mAP where plain training gave 0.595."""
     amp: bool = True
-    """Mixed precision (bfloat16) where the device does it natively."""
+    """Mixed precision (bfloat16) where the device gains by it (see `precision.training_precision`)."""
     mosaic: bool | None = None
     """Join four images into one in the earlier epochs; None: only from 10 epochs on. A classifier's never are."""
     weight_decay: float = 0.0005
@@ -76,7 +76,7 @@ class FinetuneResult:
     them. `start_metrics`: the start network's. `epochs`: run; `best_epoch`: that of `model`, 0 for the start itself.
     `history`: a row per epoch (`epoch`, `lr` at its end, losses, the averaged network's metrics, `seconds` so far).
     `epochs`, `seconds` and `history` include those of earlier attempts that this one went on from. `retries`: a line
-    for each remedy that was needed to get to the end (`finetune_remedies`).
+    for each remedy that was needed to get to the end (`finetune_remedies`). `precision`: "bf16" or "fp32".
     """
 
     model: nn.Module
@@ -88,6 +88,7 @@ class FinetuneResult:
     lr: float
     history: list[dict[str, float]] = field(default_factory=list)
     retries: tuple[str, ...] = ()
+    precision: str = "fp32"
 
 
 def finetune(
@@ -155,6 +156,7 @@ def train_here(
         state = StateFile(save_dir, _identity(model, data, settings))
         known = dict(start_metrics) if start_metrics else {}
         job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, heard, known)
+        job.mixed = training_precision(model, device, settings.amp) == "bf16"
         job.remedies = Remedies.from_state((state.load() or {}).get("remedies"))
         while (further := _attempt(job, data, settings, save_dir, device, also)) is not None:
             job.remedies = further
@@ -172,6 +174,7 @@ def train_here(
         lr=job.peak_lr,
         history=job.history,
         retries=job.remedies.notes,
+        precision=training_precision(model, device, settings.amp),
     )
 
 
@@ -243,14 +246,13 @@ def inherited_arguments(model: nn.Module) -> dict[str, Any]:
     return {name: known[name] for name in _INHERITED if known.get(name) is not None}
 
 
-def precision(settings: FinetuneSettings, device: str, model: nn.Module) -> str | bool:
-    """Ultralytics' `amp`: "bf16" where the settings, the model and the GPU allow it natively, else False.
+def stock_amp(model: nn.Module, device: str, wanted: bool) -> str | bool:
+    """Ultralytics' `amp` for `training_precision`: "bf16" on a GPU, else False, since it refuses others.
 
-    fp16 is left out: it is where NaN comes from, and Ultralytics tests for it with a model that it downloads.
+    Not True: that is fp16, and has Ultralytics test for it with a model that it downloads.
     """
     on_gpu = torch_device(device).type == "cuda"
-    wanted = settings.amp and on_gpu and kind_of(model) != "rtdetr"  # RT-DETR's matching of boxes does not bear it
-    return "bf16" if wanted and torch.cuda.is_bf16_supported(including_emulation=False) else False
+    return "bf16" if on_gpu and training_precision(model, device, wanted) == "bf16" else False
 
 
 def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
         "warmup_epochs": 0.0,  # `rate_factor` rises instead, for biases like for all others
         "mosaic": 1.0 if mosaic else 0.0,
         "close_mosaic": settings.epochs - mosaic if mosaic else 0,
-        "amp": precision(settings, device, job.model),
+        "amp": stock_amp(job.model, device, settings.amp),
         "plots": False,
         "save": True,  # of the state between epochs
         "verbose": False,

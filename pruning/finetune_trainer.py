@@ -34,7 +34,8 @@ from pruning.tasks import accuracy_name, kind_of, trainer_of
 class Job:
     """What one fine-tuning is given and what comes out of it, epoch by epoch. Epoch 0 is the start network.
 
-    `saved`: the state that this attempt goes on from, if any; what came before it took `seconds_before`.
+    `saved`: the state that this attempt goes on from, if any; what came before it took `seconds_before`. `mixed`: in
+    bfloat16 where autocast has it so.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Job:
     teacher: nn.Module | None
     on_epoch: OnEpoch
     known_start: dict[str, float]
+    mixed: bool = False
     remedies: Remedies = field(default_factory=Remedies)
     evaluator: Evaluator | None = None
     saved: Mapping[str, Any] | None = None
@@ -85,6 +87,7 @@ class _InPlaceTraining:
     epoch: int
     epochs: int
     accumulate: int
+    amp: bool
     stop: bool
     loss: torch.Tensor
     optimizer: torch.optim.Optimizer
@@ -126,6 +129,8 @@ class _InPlaceTraining:
         if self.job.teacher is not None:
             # Here, not by `distill_model=`: that takes a path, and would load the teacher from disk for every trial
             self.model = DistillationModel(plain_copy(self.job.teacher), self.model)
+        if self.device.type == "cpu":  # a step takes 0.81 of the time in fp32, 0.80 in bf16; on GPUs not measured
+            self.model = self.model.to(memory_format=torch.channels_last)
 
     def build_optimizer(self, model: nn.Module, name: str = "auto", lr: float = 0.0, *rest: Any, **kwargs: Any) -> Any:
         peak = learning_rate(self.total_steps) if self.job.lr is None else self.job.lr
@@ -143,6 +148,10 @@ class _InPlaceTraining:
             finish = device_finisher(self.device)
             if finish is not None:
                 finish()
+        if self.device.type == "cpu":
+            # After the set-up, which allows mixed precision on GPUs only; its loop is for CPUs, too, whose autocast is
+            # to bfloat16 and needs no scaler
+            self.amp = self.job.mixed
         decay, tau = averaging(self.total_steps)
         self.ema = ModelEMA(self.model, decay=decay, tau=tau)
         if self.job.saved is None:

@@ -15,7 +15,7 @@ from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import class_counts, dataset_file
 from pruning.evaluation_gate import Gate
-from pruning.finetune import FinetuneSettings, finetune, precision
+from pruning.finetune import FinetuneSettings, finetune, stock_amp
 from pruning.models import checked_file, load_model
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 from pruning.tasks import accuracy_name, kind_of, metric_keys
@@ -99,8 +99,8 @@ def _train_stock(
                 data=str(dataset_file(data, task_of(model))), epochs=settings.epochs,
                 imgsz=settings.imgsz, batch=settings.batch,
                 patience=settings.patience or settings.epochs, seed=settings.seed, workers=settings.workers,
-                device=device, amp=precision(settings, device, model), project=str(save_dir.resolve()), name="stock",
-                exist_ok=True, plots=False, verbose=False,
+                device=device, amp=stock_amp(model, device, settings.amp), name="stock",
+                project=str(save_dir.resolve()), exist_ok=True, plots=False, verbose=False,
             )  # fmt: skip
         best = Path(yolo.trainer.best)
     if not best.is_file():

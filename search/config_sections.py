@@ -149,7 +149,7 @@ class TrialSection(Section):
     distill: bool = False
     """Let the unpruned model teach."""
     amp: bool = True
-    """Mixed precision, on a GPU that does it natively."""
+    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
 
 
 class FinetuneSection(Section):
@@ -168,7 +168,7 @@ class FinetuneSection(Section):
     distill: bool = False
     """Let the unpruned model teach."""
     amp: bool = True
-    """Mixed precision, on a GPU that does it natively."""
+    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
     gpus_per_pick: int = Field(default=1, ge=1)
     """GPUs of one machine that train a pick together, each with its share of the batch; without GPUs not used."""
 

@@ -136,5 +136,5 @@ def _compare(context: WorkerContext) -> None:
 
 def _lasting(content: Mapping[str, Any]) -> dict[str, Any]:
     """What tuned.json says that belongs into metrics.json."""
-    wanted = ("chosen_as", "settings", "epochs", "best_epoch", "retries", "model", "recipe", "seconds", "tuned_at")
+    wanted = "chosen_as settings epochs best_epoch retries precision model recipe seconds tuned_at".split()
     return {name: content[name] for name in wanted if name in content}

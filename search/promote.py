@@ -194,7 +194,8 @@ def _finetune(context: WorkerContext, job: Job) -> None:
                 tuned = tools.finetune_fully(model, target, on_epoch)
                 shutil.copyfile(context.folder.trial_plan(job.name), target / "plan.json")
             tools.save(tuned.model, target / "best.pt")
-        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries), **extra}
+        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
+        facts |= {**({"precision": tuned.precision} if tuned.precision else {}), **extra}
         said = {"settings": settings, **facts, "seconds": clock.seconds, "tuned_at": time.time()}
         write_json(target / TUNED, said)
     tools.release()

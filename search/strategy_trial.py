@@ -66,10 +66,10 @@ class StrategyTrialTools(PruningTools):
 
         total, place = self._config.trial.epochs, folder / STRATEGY_FOLDER
         place.mkdir(parents=True, exist_ok=True)
-        spent, best_epoch = finished_epochs(place), 0
+        spent, best_epoch, precision = finished_epochs(place), 0, ""
 
         def tune(network: Any, epochs: int, where: Path) -> Any:
-            nonlocal spent, best_epoch
+            nonlocal spent, best_epoch, precision
             before, last = spent, spent + epochs >= total
 
             def heard(epoch: int, metrics: Mapping[str, float]) -> bool:
@@ -78,14 +78,14 @@ class StrategyTrialTools(PruningTools):
             where.mkdir(parents=True, exist_ok=True)
             section = self._config.trial.model_copy(update={"epochs": epochs})
             tuned = self._tune(network, where, heard, section, patience=0)
-            spent, best_epoch = before + tuned.epochs, before + tuned.best_epoch
+            spent, best_epoch, precision = before + tuned.epochs, before + tuned.best_epoch, tuned.precision
             return tuned.model
 
         outcome = self._run(total, place, tune)
         metrics = self.evaluate(outcome.model)
         if (accuracy_of(metrics) or 0.0) < (accuracy_of(start) or 0.0):
-            return Tuned(model, spent, 0, start, start)
-        return Tuned(outcome.model, spent, best_epoch, start, metrics)
+            return Tuned(model, spent, 0, start, start, precision=precision)
+        return Tuned(outcome.model, spent, best_epoch, start, metrics, precision=precision)
 
     def _run(self, epochs: int, folder: Path, tune: Any) -> Any:
         return self._strategy.run(self._bench, self._asked, epochs, folder, tune, self._config.recover.how)

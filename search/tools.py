@@ -277,7 +277,13 @@ class PruningTools:
             start_metrics=start,
         )
         return Tuned(
-            result.model, result.epochs, result.best_epoch, result.start_metrics, result.metrics, result.retries
+            result.model,
+            result.epochs,
+            result.best_epoch,
+            result.start_metrics,
+            result.metrics,
+            result.retries,
+            result.precision,
         )
 
 

@@ -187,6 +187,8 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
         plan.save(work.folder / PLAN_NAME)
     metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
+    if tuned.precision:
+        metrics["training_precision"] = tuned.precision
     cut_short = course.stopped or (settings.epochs > 0 and not worth_training)
     return TrialRecord(
         trial_id=work.request.trial_id,

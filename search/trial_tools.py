@@ -37,7 +37,7 @@ class Tuned:
     """What a fine-tuning gave: the best network, its metrics and the start's, all on the validation split.
 
     ``best_epoch`` 0: no epoch was better than the start, which is what ``model`` then is. ``retries``: what went wrong
-    and was tried again, a line each.
+    and was tried again, a line each. ``precision``: what it was computed in, "bf16" or "fp32".
     """
 
     model: Any
@@ -46,6 +46,7 @@ class Tuned:
     start_metrics: Mapping[str, float]
     metrics: Mapping[str, float]
     retries: Sequence[str] = ()
+    precision: str = ""
 
 
 class Measurement(Protocol):

@@ -13,6 +13,7 @@ import torch
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
+from pruning.precision import half_of_cpu
 from pruning.quiet import quiet_ultralytics
 from pruning.runtimes.base import Network, OnnxFile, SessionSpec, first_tensor, on_gpu, random_images
 from pruning.runtimes.exports import ExportCache
@@ -36,7 +37,7 @@ class TorchSession:
         self._device = torch_device(spec.device)
         self._clock = clock
         gpu = self._device.type == "cuda"
-        dtype = (torch.float16 if gpu else _native_half()) if spec.half else torch.float32
+        dtype = (torch.float16 if gpu else half_of_cpu()) if spec.half else torch.float32
         assert dtype is not None, "`check` was not asked"
         if isinstance(network, OnnxFile):
             raise PruningError("PyTorch runs a network in memory, but got an ONNX file; use the runtime onnx")
@@ -52,7 +53,7 @@ class TorchSession:
     @classmethod
     def check(cls, device: str, half: bool) -> None:
         """See `Session`."""
-        if half and not on_gpu(device) and _native_half() is None:
+        if half and not on_gpu(device) and half_of_cpu() is None:
             raise PruningError(
                 "half precision needs a CPU that computes in 16 bits natively, but PyTorch says this one does not; "
                 "measure without half precision, or on a GPU"
@@ -131,19 +132,6 @@ class CudaGraphSession(TorchSession):
             with torch.cuda.graph(self._graph):
                 output = self._model(self._input)
         return first_tensor(output)
-
-
-def _native_half() -> torch.dtype | None:
-    """The 16-bit type that this CPU computes in natively, fp16 before bf16; None where PyTorch knows of none."""
-    ask = getattr(torch.cpu, "get_capabilities", None)  # older versions do not say
-    flags = ask() if ask is not None else {}
-    for dtype, wanted in (
-        (torch.float16, ("avx512_fp16", "amx_fp16")),
-        (torch.bfloat16, ("avx512_bf16", "amx_bf16")),
-    ):
-        if any(flags.get(flag) for flag in wanted):
-            return dtype
-    return None
 
 
 def _version(gpu: bool) -> str:

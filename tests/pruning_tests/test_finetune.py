@@ -15,6 +15,7 @@ from pruning.errors import PruningError
 from pruning.evaluation import evaluate
 from pruning.finetune import FinetuneResult, FinetuneSettings, finetune
 from pruning.finetune_schedule import averaging, epochs_with_mosaic, learning_rate, rate_factor
+from pruning.precision import training_precision
 from tests.pruning_tests.recovery_material import (
     CountingGate,
     blood_cells,
@@ -114,6 +115,44 @@ def test_same_seed_same_course(pruned: nn.Module, shapes: str, tmp_path: Path) -
     first = course(1)
     assert first == course(1)
     assert first != course(2)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("amx", "amp", "precision"), [(True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")]
+    )
+    def test_a_cpu_with_matrix_units_trains_in_bf16_and_nothing_of_it_is_left(
+        self,
+        pruned: nn.Module,
+        shapes: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        amx: bool,
+        amp: bool,
+        precision: str,
+    ) -> None:
+        monkeypatch.setattr("pruning.precision._cpu_has", lambda *flags: amx and "amx_bf16" in flags)
+        seen: dict[bool, set[tuple[torch.dtype, bool]]] = {True: set(), False: set()}
+
+        def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            if isinstance(module, nn.Conv2d) and module.in_channels > 1 and output.shape[-1] > 1:
+                seen[module.training].add((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+
+        hook = torch.nn.modules.module.register_module_forward_hook(look)
+        try:
+            result = run(pruned, shapes, tmp_path, FinetuneSettings(epochs=1, imgsz=96, batch=4, amp=amp))
+        finally:
+            hook.remove()
+        assert seen[True] == {(torch.bfloat16 if precision == "bf16" else torch.float32, True)}
+        assert {dtype for dtype, _ in seen[False]} == {torch.float32}  # the validation
+        assert result.precision == precision
+        assert all(p.dtype == torch.float32 and p.is_contiguous() for p in result.model.parameters())
+        assert result.metrics == evaluate(result.model, shapes, 96, "cpu")
+
+    def test_matching_of_boxes_stays_in_fp32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pruning.precision._cpu_has", lambda *flags: True)
+        monkeypatch.setattr("pruning.precision.kind_of", lambda model: "rtdetr")
+        assert training_precision(nn.Identity(), "cpu") == "fp32"
 
 
 @pytest.mark.parametrize(("bad_step", "epoch"), [(1, 1), (2, 1), (3, 2), (4, 2)])
