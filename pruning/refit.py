@@ -164,7 +164,11 @@ def refit(
             module = pruned.get_submodule(name)
             if isinstance(module, _LAYERS) and name in targets and _can_refit(module, _norm_of(pruned, name)):
                 hooks.before(module, partial(stop_at, name, module))
+        if device.type == "cpu":  # a fifth faster, and what the layers are fed with lies as `gather_patches` takes it
+            pruned.to(memory_format=torch.channels_last)
+            images = images.to(memory_format=torch.channels_last)
         pruned(images.to(device))
+        pruned.to(memory_format=torch.contiguous_format)
     return missed
 
 
