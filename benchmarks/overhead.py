@@ -27,6 +27,7 @@ from benchmarks.synthetic import SyntheticProblem, make_problem
 from results.atomic import write_json, write_text
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
+from search.events import WAITING
 from search.ladder import warm_start
 from search.request import TrialRequest
 from search.state import SweepState
@@ -41,13 +42,19 @@ RESULTS = Path(__file__).parent / "results"
 def overhead_of(records: Sequence[TrialRecord], slots: int) -> dict[str, float]:
     """Worker time from the first trial's begin to the last one's end, and its share that is no trial's own work.
 
-    The first trial of every worker process also imports torch and loads the baseline, which counts as overhead.
+    ``standing_share`` of it: workers stood still because the device was another trial's for its latency. The rest,
+    ``driver_share``, is what the search itself costs; the first trial of every worker process also imports torch and
+    loads the baseline, which counts there.
     """
     begins = [record.finished_at - sum(record.seconds.values()) for record in records]
     worker_s = slots * (max(record.finished_at for record in records) - min(begins))
     work_s = sum(record.seconds.get(phase, 0.0) for record in records for phase in WORK)
     mean_s = sum(sum(record.seconds.values()) for record in records) / len(records)
-    return {"worker_s": worker_s, "work_s": work_s, "trial_s": mean_s, "overhead_share": 1.0 - work_s / worker_s}
+    standing_s = sum(record.seconds.get(WAITING, 0.0) for record in records)
+    return {
+        "worker_s": worker_s, "work_s": work_s, "trial_s": mean_s, "overhead_share": 1.0 - work_s / worker_s,
+        "standing_share": standing_s / worker_s, "driver_share": 1.0 - (work_s + standing_s) / worker_s,
+    }  # fmt: skip
 
 
 def make_state(problem: SyntheticProblem, folder: RunFolder, trials: int) -> SweepState:
@@ -140,7 +147,8 @@ def main() -> None:
         found = overhead_of(RunFolder(options.run).read_records(), options.slots or 1)
         print(
             f"{found['overhead_share']:.1%} of {found['worker_s']:.0f} s of worker time is no trial's own work "
-            f"(trials of {found['trial_s']:.1f} s)"
+            f"(trials of {found['trial_s']:.1f} s): {found['standing_share']:.1%} is standing still while another "
+            f"trial's latency is measured, {found['driver_share']:.1%} is the search itself and all else"
         )
     if options.pretend:
         with tempfile.TemporaryDirectory() as scratch:

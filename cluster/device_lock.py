@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,13 +31,19 @@ from cluster.devices import device_key
 from cluster.errors import LockOrderError
 from cluster.lock_directory import key_directory
 
-__all__ = ["DeviceLock", "DevicesUsed", "device_key"]
+__all__ = ["DeviceLock", "DevicesUsed", "device_key", "seconds_waited"]
 
 _TICKET_SUFFIX = ".ticket"
 
 # Descriptors that hold a lock in this process, and what the present thread holds, by room.
 _open_fds: set[int] = set()
 _held = threading.local()
+_waited = threading.local()
+
+
+def seconds_waited() -> float:
+    """How long this thread has stood still for others at the doors of all devices, in seconds since it began."""
+    return float(_waited.__dict__.get("seconds", 0.0))
 
 
 @dataclass
@@ -106,7 +113,11 @@ class DeviceLock:
         hold = holds.get(self._room)
         if hold is None:
             with ExitStack() as stack:
-                enter(stack)
+                began = time.monotonic()
+                try:
+                    enter(stack)
+                finally:
+                    _waited.seconds = seconds_waited() + time.monotonic() - began
                 hold = holds[self._room] = _Hold(mode, stack.pop_all())
         elif mode == fcntl.LOCK_EX and hold.mode == fcntl.LOCK_SH:
             raise LockOrderError(

@@ -24,10 +24,21 @@ class Gate(Protocol):
         ...
 
 
+class MeasuringGate(Gate, Protocol):
+    """A gate that one user can close behind it, to have the device alone."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Hold the device alone; entering waits until all shared uses have ended."""
+        ...
+
+
 class NullGate:
     """No locking: for a process that has its device for itself."""
 
     def using(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def measuring(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -15,7 +15,7 @@ import torch
 
 from pruning.device_state import Conditions, Watch, watch
 from pruning.errors import PruningError
-from pruning.evaluation_gate import torch_device
+from pruning.evaluation_gate import MeasuringGate, NullGate, torch_device
 from pruning.latency_stats import Quad, Speedup, across_sessions, inferences_per_block, is_settled, speedup
 from pruning.runtimes import ExportCache, Network, SessionSpec, open_session
 from pruning.steady_memory import freed_memory_kept
@@ -105,13 +105,16 @@ def measure_pair(
     runtime: str = "torch",
     half: bool = False,
     exports: ExportCache | None = None,
+    gate: MeasuringGate | None = None,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
 
     Goes on until the half-width of the session's 95 % interval is at most `target_halfwidth` (a fraction) or
     `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
     measuring (None: torch's, as they are); torch's are put back afterwards. `half`: 16 bits, where the device computes
-    in them natively. The caller keeps the device free of others. Both models are copied; they may be the same object.
+    in them natively. Both models are copied; they may be the same object.
+    `gate` keeps the device free of others while it is timed; making the networks ready shares it, since that takes
+    longer than the timing where a runtime compiles them. Without one, the caller keeps others away.
     `exports` keeps what the runtime needs of a network for the next measurement of the same network.
     Raises PruningError for a runtime, device, precision or bound that is not usable.
     """
@@ -122,8 +125,11 @@ def measure_pair(
         stack.enter_context(freed_memory_kept())
         spec = SessionSpec(imgsz, device, batch, half, torch.get_num_threads())
         kept = exports or ExportCache()
-        second = open_session(baseline, spec, runtime, kept)
-        first = open_session(candidate, spec, runtime, kept)
+        door = gate or NullGate()
+        with door.using():
+            second = open_session(baseline, spec, runtime, kept)
+            first = open_session(candidate, spec, runtime, kept)
+        stack.enter_context(door.measuring())
         stack.enter_context(_no_garbage_collection())
         device_watch = watch(place)
         begun = time.perf_counter()

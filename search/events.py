@@ -8,9 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.device_lock import seconds_waited
+
+WAITING = "wait_for_device"
+"""What stands for the seconds in which a phase stood still for somebody else on the device."""
+
 
 class PhaseClock:
-    """Times named phases; a phase entered twice adds up. ``current`` is the phase that runs, for error lines."""
+    """Times named phases; a phase entered twice adds up. ``current`` is the phase that runs, for error lines.
+
+    The seconds in which the phase's thread stood still at a device's lock are not the phase's own, but those of
+    :data:`WAITING`.
+    """
 
     def __init__(self, events: Path) -> None:
         self._events = events
@@ -22,13 +31,19 @@ class PhaseClock:
         """Time the body as ``name`` and write its begin and end as events."""
         self.current = name
         self.event("phase_started", phase=name)
-        began = time.monotonic()
+        began, waited_before = time.monotonic(), seconds_waited()
         try:
             yield
         finally:
-            spent = time.monotonic() - began
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
-            self.event("phase_ended", phase=name, seconds=round(spent, 4))
+            waited = seconds_waited() - waited_before
+            spent = time.monotonic() - began - waited
+            self._add(name, spent)
+            if waited:
+                self._add(WAITING, waited)
+            self.event("phase_ended", phase=name, seconds=round(spent, 4), waited=round(waited, 4))
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def event(self, kind: str, **values: object) -> None:
         """Append one event with the time (unix seconds)."""

@@ -18,7 +18,6 @@ from results.records import SCHEMA_VERSION
 from results.run_folder import RunFolder
 from search.courier import carried
 from search.joined import MODEL_FOLDER
-from search.measuring import measured_latency
 from search.session_tools import BASELINE, NATIVE
 from search.trial import latency_metrics
 from search.trial_tools import DeviceGate
@@ -91,7 +90,7 @@ def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
 def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any]) -> dict[str, Any]:
     """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
     if not tools.measures_here:
-        return {name: measured_latency(tools, gate, model) for name, model in models.items()}
+        return {name: tools.start_measure(model).result() for name, model in models.items()}
     with gate.measuring():
         return dict(tools.measure_together(models))
 

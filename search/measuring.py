@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from search.progress import note
-from search.trial_tools import DeviceGate, TrialTools
 
 WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
 PATIENCE = 3.0  # times the usual seconds
@@ -31,18 +30,6 @@ def alone_on(device: str) -> Iterator[None]:
             yield
     finally:
         timer.cancel()
-
-
-def device_for_measuring(tools: TrialTools, gate: DeviceGate) -> AbstractContextManager[None]:
-    """The device alone where it is what is measured; beside others where a model is only made ready to be sent away."""
-    return gate.measuring() if tools.measures_here else gate.using()
-
-
-def measured_latency(tools: TrialTools, gate: DeviceGate, model: Any) -> Mapping[str, Any]:
-    """Latency of ``model`` beside the baseline, waited for."""
-    with device_for_measuring(tools, gate):
-        started = tools.start_measure(model)
-    return started.result()
 
 
 def with_patience(measure: Callable[[float], dict[str, Any]], seconds: float) -> dict[str, Any]:

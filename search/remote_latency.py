@@ -87,10 +87,10 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
                 runtime=job.runtime,
                 half=job.half,
                 exports=exports,
+                gate=lock,
             ).to_dict()
 
-        with lock.measuring():
-            return with_patience(measure, job.max_seconds)
+        return with_patience(measure, job.max_seconds)
 
 
 class RemoteMeasurement:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from results.accuracy import accuracies
 from results.comparison import ComparisonFolder
 from search.events import PhaseClock
-from search.measuring import measured_latency
 from search.tools import PruningTools
 from search.trial import latency_metrics
 from search.trial_tools import DeviceGate, TrialTools
@@ -144,16 +143,16 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
     """
     from cluster.environment import describe_environment
 
-    tools, gate = tools_of(context)
+    tools, _ = tools_of(context)
     folder = ComparisonFolder(context.folder.path)
     clock = PhaseClock(folder.strategies / EVENTS)
     found: dict[str, dict[str, Any]] = {}
     with tools.logging(folder.strategies / "measuring.log"):
-        baseline = _measured(tools, gate, tools.baseline, None)
+        baseline = _measured(tools, tools.baseline, None)
         clock.event("measured", strategy="unpruned", speedup=1.0, **accuracies(baseline))
         for name in names:
             model = tools.load(folder.checkpoint(name))  # the file itself, as others will load it
-            found[name] = _measured(tools, gate, model, baseline["latency_ms"])
+            found[name] = _measured(tools, model, baseline["latency_ms"])
             clock.event("measured", strategy=name, speedup=found[name]["speedup"], **accuracies(found[name]))
     tools.release()
     return {
@@ -164,10 +163,10 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
     }
 
 
-def _measured(tools: Any, gate: DeviceGate, model: Any, baseline_ms: float | None) -> dict[str, Any]:
+def _measured(tools: Any, model: Any, baseline_ms: float | None) -> dict[str, Any]:
     """Accuracy, size and latency; ``baseline_ms`` None: the unpruned network itself, whose speed-up is 1."""
     metrics: dict[str, Any] = {**tools.evaluate(model), **tools.stats(model)}
-    measured = measured_latency(tools, gate, model)
+    measured = tools.start_measure(model).result()
     if baseline_ms is None:
         measured, baseline_ms = {**measured, "speedup": 1.0}, float(measured["median_ms"])
     return {**metrics, **latency_metrics(measured, baseline_ms)}

@@ -122,7 +122,8 @@ class PruningTools:
     def start_measure(self, model: Any) -> Measurement:
         """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
         if self._remote is not None:
-            return self._remote.start(model)
+            with self._gate.using():  # only made ready to be sent
+                return self._remote.start(model)
         found = with_patience(partial(self._measured, model), self._config.latency.max_seconds)
         energy = "energy_j" in self._config.search.objectives
         return Measured({**found, "energy_j": self._energy(model)} if energy else found)
@@ -230,6 +231,7 @@ class PruningTools:
             runtime=latency.runtime,
             half=latency.half,
             exports=self._exports,
+            gate=self._gate,
         ).to_dict()
 
     def _energy(self, model: Any) -> float:
@@ -239,7 +241,8 @@ class PruningTools:
 
         latency = self._config.latency
         spec = SessionSpec(self._config.model.imgsz, self.device, latency.batch, latency.half, latency.threads)
-        return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
+        with self._gate.measuring():
+            return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
 
     def _tune(
         self,

@@ -1,9 +1,10 @@
 """One trial: a plan in, a record out. No Ray and no torch here, so that it can be tested alone.
 
-Phases: prune, recover, wait_for_device, latency, evaluate, finetune, wait_for_latency, save. Work on the device is done
-under the gate's ``using()``, the latency under its ``measuring()``: it is never measured beside something else of the
-run. Latency comes before training, since epochs do not change it and the decision to train depends on it; accuracy
-without any epoch is the first rung of the stopping rule.
+Phases: prune, recover, stats, latency, evaluate, finetune, wait_for_latency, save; ``wait_for_device`` gets the seconds
+in which any of them stood still for others. Work on the device is done under the gate's ``using()``, the timing of an
+inference under its ``measuring()``: never beside something else of the run. Latency comes before training, since epochs
+do not change it and the decision to train depends on it; accuracy without any epoch is the first rung of the stopping
+rule.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from results.bounds import NO_BOUNDS, Bounds
 from results.records import TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
-from search.measuring import device_for_measuring
 from search.request import RECORD_NAME, TrialRequest
 from search.rungs import Course, Everyone, Judge
 from search.trial_tools import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
@@ -174,7 +174,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     """The whole trial; what its parts raise is contained by :func:`run_trial`."""
     settings, clock = work.settings, work.clock
     model, plan = _pruned(work)
-    with work.gate.using():
+    with clock.phase("stats"), work.gate.using():
         stats = work.tools.stats(model)
     latency = _start_measuring(work, model)
     costs = {**stats, **_known_latency(latency, settings)}
@@ -226,12 +226,8 @@ def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
 
 
 def _start_measuring(work: Workplace, model: Any) -> Measurement:
-    """Latency alone on the device. The wait for it is a phase of its own: it is not the trial's work."""
-    with ExitStack() as stack:
-        with work.clock.phase("wait_for_device"):
-            stack.enter_context(device_for_measuring(work.tools, work.gate))
-        with work.clock.phase("latency"):
-            return work.tools.start_measure(model)
+    with work.clock.phase("latency"):
+        return work.tools.start_measure(model)
 
 
 def _known_latency(latency: Measurement, settings: TrialSettings) -> dict[str, float]:

@@ -79,15 +79,11 @@ class Measured:
 class TrialTools(Protocol):
     """Everything a trial does to a network.
 
-    ``evaluate`` and ``finetune`` take the device by themselves, batch by batch; the others are called inside the gate.
+    ``evaluate``, ``finetune`` (batch by batch) and ``start_measure`` take the device by themselves; the others are
+    called inside the gate.
     """
 
     device: str
-
-    @property
-    def measures_here(self) -> bool:
-        """Whether ``start_measure`` measures on the trial's own device, so that nobody else may be on it."""
-        ...
 
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """Send the libraries' chatter to ``path`` for a while."""
@@ -110,7 +106,7 @@ class TrialTools(Protocol):
         ...
 
     def start_measure(self, model: Any) -> Measurement:
-        """Measure latency beside the baseline: at once on the own device (the caller has it alone), elsewhere later.
+        """Measure latency beside the baseline: at once on the own device, alone on it; elsewhere later.
 
         ``model`` is trained afterwards: whoever measures it later needs a copy. The values are the fields of
         ``pruning.latency.LatencyResult``.

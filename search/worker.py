@@ -22,7 +22,6 @@ from search.joined import MODEL_FOLDER
 from search.judge import judge_of
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search
-from search.measuring import measured_latency
 from search.request import TrialRequest, left_record
 from search.starts import weights_hash
 from search.stopping import rungs_of
@@ -115,11 +114,11 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     from cluster.environment import describe_environment
 
     config = context.config
-    tools, gate = tools_of(context)
+    tools, _ = tools_of(context)
     model = tools.baseline
     with tools.logging(context.folder.path / "baseline.log"):
         metrics: dict[str, Any] = dict(tools.evaluate(model))
-        measured = measured_latency(tools, gate, model)
+        measured = tools.start_measure(model).result()
         metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
     return {

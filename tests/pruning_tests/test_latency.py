@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from pruning.latency_stats import (
     neighbours_correlation,
     speedup,
 )
+from pruning.runtimes import open_session
 from tests.pruning_tests.recovery_material import fresh_yolov8n, same_weights, weights
 
 
@@ -245,6 +248,37 @@ class TestRealNetwork:
         plain = json.loads(json.dumps(result.to_dict()))
         keys = {"median_ms", "p90_ms", "iterations", "baseline_median_ms", "speedup", "speedup_ci95"}
         assert keys <= plain.keys()
+
+    def test_networks_are_made_ready_beside_others_and_timed_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        states: list[str] = []
+        opened: list[str] = []
+        timed: list[str] = []
+
+        class Door:
+            @contextmanager
+            def held(self, state: str) -> Iterator[None]:
+                states.append(state)
+                yield
+                states.pop()
+
+            def using(self) -> AbstractContextManager[None]:
+                return self.held("shared")
+
+            def measuring(self) -> AbstractContextManager[None]:
+                return self.held("alone")
+
+        def note(kept: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+            def noting(*given: Any, **named: Any) -> Any:
+                kept.append(" ".join(states))
+                return function(*given, **named)
+
+            return noting
+
+        monkeypatch.setattr("pruning.latency.open_session", note(opened, open_session))
+        monkeypatch.setattr("pruning.latency.time_pair", note(timed, time_pair))
+        model = fresh_yolov8n()
+        measure_pair(model, model, imgsz=64, max_seconds=0.1, threads=1, gate=Door())
+        assert (opened, timed, states) == (["shared", "shared"], ["alone"], [])
 
     def test_a_much_smaller_input_network_is_faster(self) -> None:
         from ultralytics.nn.tasks import DetectionModel

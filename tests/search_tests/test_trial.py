@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster.device_lock import DeviceLock
 from results.bounds import Bounds
 from results.records import TrialRecord, TrialState
 from search.config import build_config
@@ -44,14 +46,31 @@ class NotingGate:
         self._calls.append("done")
 
 
-def test_phases_in_order_and_latency_alone_on_the_device(tmp_path: Path) -> None:
+def test_phases_in_order_on_the_device(tmp_path: Path) -> None:
     tools = FakeTools()
     record = run_trial(REQUEST, SETTINGS, tools, NotingGate(tools.calls), tmp_path / "t0001")
-    expected = "use prune leave use recover leave use leave alone measure done evaluate finetune use save leave release"
+    expected = "use prune leave use recover leave use leave measure evaluate finetune use save leave release"
     assert tools.calls == expected.split()
     assert record.state is TrialState.COMPLETED
-    phases = "prune recover wait_for_device latency evaluate finetune wait_for_latency save"
+    phases = "prune recover stats latency evaluate finetune wait_for_latency save"
     assert list(record.seconds) == phases.split()
+
+
+def test_seconds_of_standing_still_for_another_are_no_phases_own(tmp_path: Path) -> None:
+    measured, over = threading.Event(), threading.Event()
+
+    def measure() -> None:
+        with DeviceLock("cpu", tmp_path).measuring():
+            measured.set()
+            over.wait(1.0)
+
+    measurer = threading.Thread(target=measure)
+    measurer.start()
+    measured.wait()
+    record = run_trial(REQUEST, SETTINGS, FakeTools(), DeviceLock("cpu", tmp_path), tmp_path / "t0001")
+    measurer.join()
+    assert record.seconds["wait_for_device"] > 0.5
+    assert record.seconds["prune"] < 0.5  # which is where it stood still
 
 
 def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
