@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.accuracy import accuracy_text
 from results.objectives import DIRECTIONS
-from results.records import TrialRecord, TrialState
+from results.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.budget import Budget
 from search.courier import start_courier
@@ -75,7 +75,8 @@ TUNE_ENVIRONMENT = {
 class SweepOutcome:
     """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept.
 
-    ``infeasible``: trials beyond the bounds. ``used_up``: the budget that ended it, for people.
+    ``infeasible``: trials beyond the bounds, which count as nothing else. ``used_up``: the budget that ended it, for
+    people.
     """
 
     finished: int
@@ -320,8 +321,8 @@ def outcome_of(records: list[TrialRecord], total: int, interrupted: bool = False
     return SweepOutcome(
         finished=len(records),
         failed=sum(record.state is TrialState.FAILED for record in records),
-        stopped=sum(record.state is TrialState.STOPPED for record in records),
-        infeasible=sum(not record.feasible for record in records),
+        stopped=sum(record.ending == TrialState.STOPPED.value for record in records),
+        infeasible=sum(record.ending == BEYOND_BOUNDS for record in records),
         total=total,
         interrupted=interrupted,
         used_up=used_up if len(records) < total else "",
