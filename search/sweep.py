@@ -37,7 +37,7 @@ from search.quiet_ray import quiet_ray
 from search.remote import published, remote_of
 from search.remote_latency import check_target
 from search.request import adopt_records
-from search.starts import OTHER_RUN, read_other_run, starts_of
+from search.starts import OTHER_RUN, changed_plans, read_other_run, starts_of
 from search.state import SweepState
 from search.study import SearchStudy
 from search.telling import Teller
@@ -111,6 +111,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             # The last driver may have died with every record written, but not everything told to the study.
             make_state(prepared, records).close()
             return outcome_of(records, config.search.trials)
+        for line in changed_plans(config.search.plans, prepared.space) if not records else ():
+            note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
             resources, context = start_workers(config, folder, factory)
