@@ -87,7 +87,7 @@ def _scatter_cloud(axes: Axes, figure: FrontFigure) -> None:
         axes.scatter(x, y, s=9 if many else 24, color=palette.DOMINATED, alpha=0.35 if many else 0.6, lw=0, label=label)
     if figure.apart:
         x, y = _columns(figure.apart)
-        axes.scatter(x, y, s=22, marker="x", lw=1, color=palette.APART, label="Stopped or other fidelity")
+        axes.scatter(x, y, s=22, marker="x", lw=1, color=palette.APART, label=figure.apart_label)
 
 
 def _scatter_front(axes: Axes, figure: FrontFigure) -> None:

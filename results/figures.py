@@ -15,7 +15,7 @@ from results.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
 from results.frames import speedup_interval
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from results.pareto import hypervolume, non_dominated
-from results.records import TrialRecord, TrialState
+from results.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from results.run_folder import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
 
@@ -38,8 +38,15 @@ class Point:
     params_m: float | None
     gflops: float | None
     fidelity: str
-    state: str = TrialState.COMPLETED.value
+    ending: str = TrialState.COMPLETED.value
     accuracy_label: str = LABELS[DEFAULT]
+
+    @property
+    def why_apart(self) -> str:
+        """Why it does not compete, of a point that does not."""
+        return {TrialState.STOPPED.value: "stopped early", BEYOND_BOUNDS: BEYOND_BOUNDS}.get(
+            self.ending, "of another fidelity"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class FrontFigure:
 
     front: members of the front over `objectives`. line: the staircase (latency_ms, accuracy) they attain on this plane.
     dominated: completed trials of the same fidelity, at most MOST_DOMINATED of them (a browser draws no more in good
-    time); left_out: how many more there are. apart: stopped trials and those of another fidelity, which do not compete.
+    time); left_out: how many more there are. apart: trials that do not compete: stopped,
+    beyond the bounds, or of another fidelity.
     natives: smaller stock models that were given a pick's budget and measured in the same session.
     """
 
@@ -75,9 +83,14 @@ class FrontFigure:
     natives: tuple[Point, ...] = ()
     left_out: int = 0
 
+    @property
+    def apart_label(self) -> str:
+        """What those that do not compete are, for a legend."""
+        return " or ".join(sorted({item.why_apart for item in self.apart}, reverse=True)).capitalize()
+
 
 def point(
-    name: str, metrics: Mapping[str, Any], base_ms: float, fidelity: str, state: str = "completed"
+    name: str, metrics: Mapping[str, Any], base_ms: float, fidelity: str, ending: str = "completed"
 ) -> Point | None:
     """A point of the plane, or None where accuracy or latency is missing. base_ms: the run's baseline latency, ms.
 
@@ -98,7 +111,7 @@ def point(
         params_m=metrics.get("params_m"),
         gflops=metrics.get("gflops"),
         fidelity=fidelity,
-        state=state,
+        ending=ending,
         accuracy_label=accuracy_label(metrics),
     )
 
@@ -152,7 +165,7 @@ def _native_point(native: Native, base_ms: float) -> Point | None:
 def _trial_point(record: TrialRecord, base_ms: float) -> Point | None:
     if record.state is TrialState.FAILED:
         return None
-    return point(record.trial_id, record.metrics, base_ms, record.fidelity_label, record.state.value)
+    return point(record.trial_id, record.metrics, base_ms, record.fidelity_label, record.ending)
 
 
 def _staircase(points: Sequence[Point]) -> tuple[tuple[float, float], ...]:

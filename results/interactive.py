@@ -11,6 +11,7 @@ from results import palette, wording
 from results.axes import PlaneAxes, label_levels, plane_axes
 from results.course import Course
 from results.figures import FrontFigure, HypervolumeCurve, PickMove, Point
+from results.records import BEYOND_BOUNDS
 from results.sensitivity import SensitivityFigure
 
 Spec = dict[str, Any]
@@ -87,15 +88,11 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
         traces.append(_points(f"Trial ({figure.fidelity})", figure.dominated, texts, marker))
     if figure.apart:
         texts = [
-            hover(item, _apart_word(item), figure.baseline, f"{item.fidelity}, not compared") for item in figure.apart
+            hover(item, item.why_apart, figure.baseline, f"{item.fidelity}, not compared") for item in figure.apart
         ]
         marker = {"size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": palette.APART}}
-        traces.append(_points("Stopped or other fidelity", figure.apart, texts, marker))
+        traces.append(_points(figure.apart_label, figure.apart, texts, marker))
     return traces
-
-
-def _apart_word(item: Point) -> str:
-    return "stopped" if item.state == "stopped" else "other fidelity"
 
 
 def _front(figure: FrontFigure) -> list[Spec]:
@@ -302,7 +299,12 @@ def hypervolume_layout() -> Spec:
     }
 
 
-_ENDS = {"completed": (palette.FRONT, "solid"), "stopped": (palette.KNEE, "dash"), "failed": (palette.PICK, "dot")}
+_ENDS = {
+    "completed": (palette.FRONT, "solid"),
+    "stopped": (palette.KNEE, "dash"),
+    BEYOND_BOUNDS: (palette.APART, "dashdot"),
+    "failed": (palette.PICK, "dot"),
+}
 
 
 def course_spec(course: Course) -> Spec:
@@ -310,11 +312,11 @@ def course_spec(course: Course) -> Spec:
     hours = [round(value, 4) for value in course.hours]
     traces = [
         {
-            "type": "scatter", "mode": "lines", "name": state.value, "x": hours, "y": list(counts),
-            "line": {"color": _ENDS[state.value][0], "dash": _ENDS[state.value][1], "width": 2, "shape": "hv"},
-            "hovertemplate": f"%{{y:,d}} {state.value} after %{{x:.2f}} h<extra></extra>",
+            "type": "scatter", "mode": "lines", "name": ending, "x": hours, "y": list(counts),
+            "line": {"color": _ENDS[ending][0], "dash": _ENDS[ending][1], "width": 2, "shape": "hv"},
+            "hovertemplate": f"%{{y:,d}} {ending} after %{{x:.2f}} h<extra></extra>",
         }
-        for state, counts in course.counts
+        for ending, counts in course.counts
     ]  # fmt: skip
     return {
         "data": traces,

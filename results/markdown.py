@@ -27,6 +27,8 @@ def markdown(run: Summary, figures: str) -> str:
         _facts(run),
         f"![{_FIGURES['front']}]({figures}/front.png)",
     ]
+    if run.excluded:
+        parts.append(f"Shown apart and not compared: {plain_cell('; '.join(run.excluded))}.")
     if any(row.at for row in run.finished[1:]):
         parts += [
             "## Finished networks",
@@ -68,9 +70,9 @@ def _finished_head(run: Summary) -> Sequence[str]:
 
 def _facts(run: Summary) -> str:
     size = f"{run.imgsz} px" if run.imgsz else wording.DASH
-    states = ", ".join(f"{number:,} {state}" for state, number in run.counts.items() if number)
     return table(
-        ("model", "data", "input", "device", "trials"), [(run.model, run.data, size, run.device, states or "none yet")]
+        ("model", "data", "input", "device", "trials"),
+        [(run.model, run.data, size, run.device, run.ends or "none yet")],
     )
 
 

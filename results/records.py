@@ -22,6 +22,8 @@ SCHEMA_VERSION = 1
 RECORD_VERSION = 2
 """Of a trial's record; 1 has no `history` and no `violations`. Both are read, this one is written."""
 FIDELITIES = ("refit", "epochs", "full")
+BEYOND_BOUNDS = "beyond the bounds"
+ACCURACY_BOUNDS = frozenset({"min_map", "max_drop"})
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,10 @@ class TrialState(str, Enum):
     COMPLETED = "completed"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+ENDINGS = (TrialState.COMPLETED.value, TrialState.STOPPED.value, BEYOND_BOUNDS, TrialState.FAILED.value)
+"""What `TrialRecord.ending` can be, in the order in which people are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,15 @@ class TrialRecord:
     def feasible(self) -> bool:
         """Whether the trial keeps to the run's bounds."""
         return not self.violations
+
+    @property
+    def ending(self) -> str:
+        """How the trial ended, in words for people: its state, or that it is beyond the run's bounds.
+
+        The accuracy of a stopped trial is not its last one, so a bound on accuracy does not yet speak against it.
+        """
+        held = ACCURACY_BOUNDS if self.state is TrialState.STOPPED else frozenset()
+        return BEYOND_BOUNDS if self.violations.keys() - held else self.state.value
 
     def number(self, name: str) -> float | None:
         """A metric as a float, or None where the record does not have it as a number."""

@@ -23,7 +23,7 @@ from results.figures import (
 )
 from results.finished import FinishedRow, Rivalry, finished_rows, rivalries
 from results.insight import Insight, insight
-from results.records import TrialRecord, TrialState
+from results.records import ENDINGS, TrialRecord, TrialState
 from results.run_folder import RunFolder, Selected
 from results.selection import choose, comparable, front, lead_pick
 from results.sensitivity import SensitivityFigure, sensitivity_figure
@@ -89,6 +89,11 @@ class Summary:
     environment: Mapping[str, str]
 
     @property
+    def ends(self) -> str:
+        """How many trials ended how: "12 completed, 3 stopped"; "" before the first one."""
+        return ", ".join(f"{number:,} {ending}" for ending, number in self.counts.items() if number)
+
+    @property
     def has_test(self) -> bool:
         """Whether finished networks were also evaluated on a test split."""
         return any(row.test is not None for row in self.finished)
@@ -117,7 +122,7 @@ def summarise(folder: RunFolder) -> Summary:
         device=str(baseline.get("device") or ""),
         imgsz=baseline.get("imgsz"),
         headline=headline(figure, lead_pick(selected), Path(model).stem, len(records)),
-        counts={state.value: sum(record.state is state for record in records) for state in TrialState},
+        counts={ending: sum(record.ending == ending for record in records) for ending in ENDINGS},
         excluded=_excluded(figure),
         front=figure,
         finished=finished_rows(figure, selected, natives),
@@ -174,12 +179,10 @@ def _won(item: Point, baseline: Point, model: str) -> str:
 
 def _excluded(figure: FrontFigure) -> tuple[str, ...]:
     """One line for each kind of trial that is shown but does not compete."""
-    kinds = Counter((item.state, item.fidelity) for item in figure.apart)
-    lines = []
-    for (state, fidelity), number in sorted(kinds.items()):
-        why = "stopped early" if state == TrialState.STOPPED.value else "of another fidelity"
-        lines.append(f"{wording.count(number, 'trial')} {why} ({fidelity})")
-    return tuple(lines)
+    kinds = Counter((item.why_apart, item.fidelity) for item in figure.apart)
+    return tuple(
+        f"{wording.count(number, 'trial')} {why} ({fidelity})" for (why, fidelity), number in sorted(kinds.items())
+    )
 
 
 def _failures(records: Sequence[TrialRecord]) -> tuple[Failure, ...]:

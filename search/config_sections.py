@@ -91,7 +91,7 @@ class SearchSection(Section):
     from_run: str | None = None
     """Folder of another run on the same model, whose trials the sampler is told."""
     stopping: bool = True
-    """End trials early that others of like latency have left behind; the first decision is before the first epoch."""
+    """End trials early that others of like cost have left behind; the first decision is before the first epoch."""
     reduction: float = Field(default=3.0, gt=1.0)
     """About one trial in this many goes on from a rung; also the step from rung to rung."""
     rungs: list[int] | None = None

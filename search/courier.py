@@ -18,6 +18,7 @@ from search.joined import MODEL_FOLDER
 from search.judge import judge_of
 from search.request import RECORD_NAME
 from search.rungs import RungReport
+from search.stopping import StoppingRule
 
 if TYPE_CHECKING:
     from search.worker import WorkerContext
@@ -46,9 +47,9 @@ class Courier:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(target, files[name])
 
-    def stops(self, report: RungReport, reduction: float) -> bool:
+    def stops(self, report: RungReport, rule: StoppingRule) -> bool:
         """The decision about a trial at a rung, from what the run folder holds (see :mod:`search.judge`)."""
-        return judge_of(RunFolder(self._root), reduction).stops(report)
+        return judge_of(RunFolder(self._root), rule).stops(report)
 
 
 def start_courier(root: Path) -> Any:

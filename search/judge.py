@@ -52,10 +52,10 @@ class FolderJudge:
 class CarriedJudge:
     """For a worker that does not see the run folder: the courier, on the driver's machine, decides there."""
 
-    def __init__(self, courier: Any, folder: RunFolder, reduction: float) -> None:
+    def __init__(self, courier: Any, folder: RunFolder, rule: StoppingRule) -> None:
         self._courier = courier
         self._folder = folder
-        self._reduction = reduction
+        self._rule = rule
 
     def stops(self, report: RungReport) -> bool:
         """See :class:`search.rungs.Judge`. Where the driver's machine does not answer, the trial goes on."""
@@ -65,23 +65,23 @@ class CarriedJudge:
         events = (self._folder.trial_dir(report.trial_id) / EVENTS_NAME).read_bytes()
         try:
             ray.get(self._courier.deliver.remote({name: events}))
-            return bool(ray.get(self._courier.stops.remote(report, self._reduction)))
+            return bool(ray.get(self._courier.stops.remote(report, self._rule)))
         except ray.exceptions.RayError:
             return False
 
 
-def judge_of(folder: RunFolder, reduction: float, courier: Any = None) -> Judge:
+def judge_of(folder: RunFolder, rule: StoppingRule, courier: Any = None) -> Judge:
     """This process's judge for the run; it remembers what it read of finished trials."""
     if courier is not None:
-        return CarriedJudge(courier, folder, reduction)
-    key = (str(folder.path), reduction)
+        return CarriedJudge(courier, folder, rule)
+    key = (str(folder.path), rule)
     if key not in _JUDGES:
         _JUDGES.clear()  # a worker serves one run at a time
-        _JUDGES[key] = FolderJudge(folder.trials_dir, StoppingRule(reduction))
+        _JUDGES[key] = FolderJudge(folder.trials_dir, rule)
     return _JUDGES[key]
 
 
-_JUDGES: dict[tuple[str, float], FolderJudge] = {}
+_JUDGES: dict[tuple[str, StoppingRule], FolderJudge] = {}
 
 
 def rung_reports(events: Path, trial_id: str) -> list[RungReport]:

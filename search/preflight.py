@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 # Which exactly exist, Ultralytics says; anything else need not wait for it to be loaded.
 OFFICIAL_NAME = re.compile(r"(yolo|rtdetr)[\w.-]*\.pt", re.IGNORECASE)
 
+_NO_ENERGY = (
+    "search.objectives: energy_j needs a GPU that counts its energy, but trials would run on the CPU; take energy_j out"
+)
+
 MOST_THREADS = 8  # small detectors gain nothing from more
 
 
@@ -73,6 +77,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     """
     config = _decided(config)
     check_files(config)
+    check_energy(config)
     check_device(config)
     check_loggers(config.search.loggers)
     check_runtime_here(config)
@@ -123,17 +128,28 @@ def check_natives(config: RunConfig, natives: Sequence[str]) -> None:
             check_native(path, task)
 
 
+def check_energy(config: RunConfig) -> None:
+    """Energy, where it is an objective, is counted on the GPU on which a trial runs and measures its latency."""
+    if "energy_j" not in config.search.objectives:
+        return
+    target = config.latency.target
+    if target != "own":
+        raise ConfigError(
+            "search.objectives: energy_j is counted on the trial's own GPU while latency is measured there, but "
+            f"latency.target is {target}; take energy_j out, or set latency.target to own"
+        )
+    if config.model.device == "cpu" or config.resources.gpus_per_trial == 0:
+        raise ConfigError(_NO_ENERGY)
+
+
 def check_device(config: RunConfig) -> None:
     """A GPU that was asked for is there; a cluster's nodes are looked at when it is joined."""
     if is_joined(config):
         return
     from cluster.devices import CudaDriver
 
-    if "energy_j" in config.search.objectives and (config.model.device == "cpu" or CudaDriver().uuid(0) is None):
-        raise ConfigError(
-            "search.objectives: energy_j needs a GPU that counts its energy, but trials would run on the CPU; "
-            "take energy_j out"
-        )
+    if "energy_j" in config.search.objectives and CudaDriver().uuid(0) is None:
+        raise ConfigError(_NO_ENERGY)
     wanted = config.model.device == "cuda" or bool(config.resources.gpus_per_trial)
     if wanted and CudaDriver().uuid(0) is None:
         raise ConfigError(

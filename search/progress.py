@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from results.accuracy import accuracy_text, missing_metric
-from results.records import TrialRecord, TrialState
+from results.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from results.selection import front
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. ``left`` counts the running ones; ``eta_seconds`` is None before the first trial."""
+    """Where a run stands. ``left`` counts the running ones; ``eta_seconds`` is None before the first trial.
+
+    ``infeasible``: trials beyond the bounds; they count neither as stopped nor as failed.
+    """
 
     total: int
     done: int
@@ -45,8 +48,8 @@ def progress_of(
         total=total,
         done=len(records),
         failed=sum(record.state is TrialState.FAILED for record in records),
-        stopped=sum(record.state is TrialState.STOPPED for record in records),
-        infeasible=sum(not record.feasible for record in records),
+        stopped=sum(record.ending == TrialState.STOPPED.value for record in records),
+        infeasible=sum(record.ending == BEYOND_BOUNDS for record in records),
         running=running,
         left=left,
         front_size=len(on_front),
@@ -57,7 +60,7 @@ def progress_of(
 
 def summary_line(progress: Progress) -> str:
     """``12/20 done, 2 running, 8 left, 1 failed; front 5: ...; about 4 min left``."""
-    kinds = {"stopped": progress.stopped, "failed": progress.failed, "beyond the bounds": progress.infeasible}
+    kinds = {"stopped": progress.stopped, "failed": progress.failed, BEYOND_BOUNDS: progress.infeasible}
     told = "".join(f", {count} {name}" for name, count in kinds.items() if count)
     counts = f"{progress.done}/{progress.total} done, {progress.running} running, {progress.left} left{told}"
     ends = f"; front {progress.front_size}: {progress.best}" if progress.front_size else ""
@@ -77,7 +80,7 @@ def trial_line(record: TrialRecord) -> str:
         cells.append(f"({metrics['speedup']:.2f}x)")
     if "params_m" in metrics:
         cells.append(f"parameters {metrics['params_m']:6.2f} M")
-    if record.state is TrialState.STOPPED:
+    if record.ending == TrialState.STOPPED.value:
         cells.append(f"stopped: {record.fidelity_label}")
     if record.violations:
         cells.append(f"beyond {', '.join(record.violations)}")

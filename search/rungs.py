@@ -19,7 +19,8 @@ RUNG_EVENT = "rung"
 class RungReport:
     """A trial after ``epochs`` epochs: its best ``accuracy`` so far (higher is better) and what it costs.
 
-    ``costs``: ``params_m``, ``gflops``, and ``latency_ms`` where it is known by now; none changes with epochs.
+    ``costs``: ``params_m``, ``gflops``, ``size_mb``, and ``latency_ms`` (in a run that counts it ``energy_j``, too)
+    where it is known by now; none changes with epochs.
     """
 
     trial_id: str

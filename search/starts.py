@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ PLAN, OTHER_RUN = "plan", "from-run"
 # What a trial's figures depend on, beside its plan and the model: equal settings, equal figures.
 _DECISIVE = ("model.imgsz", "data.", "recover.", "trial.", "latency.", "space.round_to")
 _WITHOUT_EFFECT = ("trial.workers",)
+_SAME_RATIO = 1e-4  # ratios in plan files are rounded
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,34 @@ def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
                 f"search.plans: {path} must be of this model, but it prunes {unknown[0]}, which the model does not "
                 "have; give a plan of this model"
             )
+
+
+def changed_plans(paths: Sequence[str], space: Space) -> list[str]:
+    """A line for each plan that the space does not hold as it is: what it is tried with in place of it."""
+    lines = []
+    for path, ratios in zip(paths, read_plans(paths), strict=True):
+        tried = space.ratios(space.nearest(ratios))
+        changed = [f"{name} {old:g} -> {new:g}" for name, old, new in _differences(ratios, tried, space)]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            lines.append(
+                f"search.plans: {path} lies outside the search space and is tried with {', '.join(changed[:3])}{more}; "
+                "to try it as it is, widen space.max_ratio, space.exclude, space.blocks, or lower space.round_to"
+            )
+    return lines
+
+
+def _differences(
+    given: Mapping[str, float], tried: Mapping[str, float], space: Space
+) -> Iterator[tuple[str, float, float]]:
+    """Layer, ratio given, ratio tried, where they differ. A ratio given for any layer of a group is that of all."""
+    groups = [group.layers for axis in space.axes for group in axis.groups]
+    free = {layer for layers in groups for layer in layers}
+    for layers in [*groups, *((layer,) for layer in given if layer not in free)]:
+        name = next((layer for layer in layers if layer in given), layers[0])
+        old, new = given.get(name, 0.0), tried.get(name, 0.0)
+        if abs(old - new) > _SAME_RATIO:
+            yield name, old, new
 
 
 def weights_hash(model: Path) -> str:

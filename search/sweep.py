@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.accuracy import accuracy_text
 from results.objectives import DIRECTIONS
-from results.records import TrialRecord, TrialState
+from results.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.budget import Budget
 from search.courier import start_courier
@@ -37,7 +37,7 @@ from search.quiet_ray import quiet_ray
 from search.remote import published, remote_of
 from search.remote_latency import check_target
 from search.request import adopt_records
-from search.starts import OTHER_RUN, read_other_run, starts_of
+from search.starts import OTHER_RUN, changed_plans, read_other_run, starts_of
 from search.state import SweepState
 from search.study import SearchStudy
 from search.telling import Teller
@@ -75,7 +75,8 @@ TUNE_ENVIRONMENT = {
 class SweepOutcome:
     """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept.
 
-    ``infeasible``: trials beyond the bounds. ``used_up``: the budget that ended it, for people.
+    ``infeasible``: trials beyond the bounds, which count as nothing else. ``used_up``: the budget that ended it, for
+    people.
     """
 
     finished: int
@@ -110,6 +111,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             # The last driver may have died with every record written, but not everything told to the study.
             make_state(prepared, records).close()
             return outcome_of(records, config.search.trials)
+        for line in changed_plans(config.search.plans, prepared.space) if not records else ():
+            note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
             resources, context = start_workers(config, folder, factory)
@@ -320,8 +323,8 @@ def outcome_of(records: list[TrialRecord], total: int, interrupted: bool = False
     return SweepOutcome(
         finished=len(records),
         failed=sum(record.state is TrialState.FAILED for record in records),
-        stopped=sum(record.state is TrialState.STOPPED for record in records),
-        infeasible=sum(not record.feasible for record in records),
+        stopped=sum(record.ending == TrialState.STOPPED.value for record in records),
+        infeasible=sum(record.ending == BEYOND_BOUNDS for record in records),
         total=total,
         interrupted=interrupted,
         used_up=used_up if len(records) < total else "",

@@ -177,7 +177,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     with clock.phase("stats"), work.gate.using():
         stats = work.tools.stats(model)
     latency = _start_measuring(work, model)
-    costs = {**stats, **_known_latency(latency, settings)}
+    costs = {**stats, **_known_costs(latency, settings)}
     course = Course(work.request.trial_id, settings.rungs, judge, settings.accuracy, costs, clock)
     worth_training = settings.epochs > 0 and not _violations(settings.bounds, costs)
     tuned = _tuned(work, model, course, worth_training)
@@ -230,10 +230,11 @@ def _start_measuring(work: Workplace, model: Any) -> Measurement:
         return work.tools.start_measure(model)
 
 
-def _known_latency(latency: Measurement, settings: TrialSettings) -> dict[str, float]:
-    """``latency_ms`` where it is known before training, else nothing. Where it is bounded, it is waited for."""
+def _known_costs(latency: Measurement, settings: TrialSettings) -> dict[str, float]:
+    """Of what was measured, the costs that are known before training. Where latency is bounded, it is waited for."""
     known = latency.known() if settings.bounds.max_latency_ms is None else latency.result()
-    return {} if known is None else {"latency_ms": latency_metrics(known, settings.baseline_latency_ms)["latency_ms"]}
+    figures = {} if known is None else latency_metrics(known, settings.baseline_latency_ms)
+    return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
 
 
 def _violations(bounds: Bounds, metrics: Mapping[str, Any]) -> dict[str, float]:

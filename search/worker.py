@@ -24,7 +24,7 @@ from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search
 from search.request import TrialRequest, left_record
 from search.starts import weights_hash
-from search.stopping import rungs_of
+from search.stopping import StoppingRule, rungs_of
 from search.trial import TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
 
@@ -76,7 +76,7 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
     config, folder = context.config, context.folder.trial_dir(request.trial_id)
     tools, gate = tools_of(context)
     settings = trial_settings(config, context.baseline_latency_ms)
-    judge = judge_of(context.folder, config.search.reduction, context.courier) if settings.rungs else None
+    judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
     clock = PhaseClock(folder / "events.jsonl")
     with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
         return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
@@ -96,6 +96,12 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
         ingredients=ingredients(config),
         bounds=bounds_of_search(search),
     )
+
+
+def stopping_rule(config: RunConfig) -> StoppingRule:
+    """Trials are compared by what the run is to make small."""
+    costs = tuple(name for name in config.search.objectives if DIRECTIONS[name] == "min")
+    return StoppingRule(config.search.reduction, costs)
 
 
 def ingredients(config: RunConfig) -> dict[str, str | bool]:

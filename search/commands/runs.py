@@ -153,13 +153,14 @@ def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str])
 def sweep(prepared: Prepared) -> int:
     """Run the sweep, print the front, say what comes next."""
     from results.frames import front_rows
+    from results.records import BEYOND_BOUNDS
     from search.sweep import run_sweep
 
     outcome = run_sweep(prepared)
     say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
     emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives))
-    counts = {"stopped": outcome.stopped, "failed": outcome.failed, "beyond the bounds": outcome.infeasible}
+    counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
     click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
     if outcome.used_up:

@@ -25,7 +25,7 @@ def test_every_measured_trial_is_on_the_plane_once(records: list[TrialRecord], b
     names = [item.name for group in (figure.front, figure.dominated, figure.apart) for item in group]
     assert sorted(names) == sorted(record.trial_id for record in records if record.state.value != "failed")
     assert {item.name for item in figure.front} == {record.trial_id for record in front(records)}
-    assert {item.state for item in figure.apart} == {"stopped"}
+    assert {item.ending for item in figure.apart} == {"stopped"}
     assert figure.fidelity == "3 epochs"
     assert figure.knee is not None
     assert figure.knee in figure.front

@@ -16,7 +16,7 @@ from results.course import course
 from results.errors import ResultsError
 from results.overlay import overlay
 from results.overlay_page import curves_spec, runs_spec, write_overlay
-from results.records import TrialRecord, TrialState
+from results.records import TrialRecord
 from results.run_folder import RunFolder
 from results.selection import front
 
@@ -104,11 +104,33 @@ def test_the_course_counts_every_end(record: Build) -> None:
     found = course(told)
     assert found.hours == pytest.approx((100 / 3600, 3700 / 3600, 5500 / 3600, 7300 / 3600))
     assert dict(found.counts) == {
-        TrialState.COMPLETED: (0, 1, 1, 1),
-        TrialState.STOPPED: (1, 1, 1, 2),
-        TrialState.FAILED: (0, 0, 1, 1),
+        "completed": (0, 1, 1, 1),
+        "stopped": (1, 1, 1, 2),
+        "failed": (0, 0, 1, 1),
     }
     assert found.stopping == (
         "2 of 4 trials stopped early (1 after 0 epochs, 1 after 1 epoch), which spared 7 of 16 epochs."
     )
     assert course([]).stopping == "No trial was stopped early."
+
+
+def test_trials_beyond_the_bounds_are_not_counted_as_stopped(record: Build) -> None:
+    slow: dict[str, Any] = {"state": "stopped", "epochs": 0, "violations": {"max_latency_ms": 0.5}}
+    told = [
+        record("a", epochs=4, fidelity="epochs"),
+        record("b", **slow),
+        record("c", **slow),
+        # Stopped by its rivals: the floor on accuracy would be judged at the end only.
+        record("d", state="stopped", epochs=1, fidelity="epochs", violations={"min_map": 0.1}),
+        record("e", epochs=4, fidelity="epochs", violations={"min_map": 0.1}),
+    ]
+    found = course(told)
+    assert {ending: counts[-1] for ending, counts in found.counts} == {
+        "completed": 1,
+        "stopped": 1,
+        "beyond the bounds": 3,
+    }
+    assert found.stopping == (
+        "1 of 5 trials stopped early (1 after 1 epoch), which spared 3 of 20 epochs. "
+        "2 trials were not trained, being beyond the bounds."
+    )

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.image import imread
 
 from results.errors import RunFolderError
+from results.frames import trials_frame
 from results.interactive import front_spec, hypervolume_spec, script_json
 from results.records import TrialRecord
 from results.report import write_report
@@ -198,8 +199,34 @@ def test_different_fidelities_are_told_apart(record: Build, make_run: MakeRun) -
     text = write_report(make_run(records).path).read_text(encoding="utf-8")
     assert "Shown apart and not compared: 1 trial of another fidelity (9 epochs)." in Page(text).words
     names = {trace["name"]: trace["x"] for trace in specs(text)["front"]["data"] if "name" in trace}
-    assert names["Stopped or other fidelity"] == [3.0]
+    assert names["Of another fidelity"] == [3.0]
     assert len(names["Front (refit only)"]) == 4
+
+
+def test_trials_beyond_the_bounds_have_their_own_word(record: Build, make_run: MakeRun) -> None:
+    """They were neither stopped by rivals nor taken to another fidelity, also where both are the case elsewhere."""
+    done: dict[str, Any] = {"epochs": 3, "fidelity": "epochs"}
+    records = [record(f"t{n}", 0.5 + n / 100, 8.0 + n, **done) for n in range(4)]
+    records += [record("slow", 0.4, 30.0, state="stopped", violations={"max_latency_ms": 1.0})]
+    records += [record("poor", 0.1, 7.0, violations={"min_map": 0.3}, **done)]
+    records += [record("behind", 0.2, 9.0, state="stopped", epochs=1, fidelity="epochs")]
+    folder = make_run(records)
+    text = write_report(folder.path).read_text(encoding="utf-8")
+    apart = (
+        "Shown apart and not compared: 1 trial beyond the bounds (3 epochs); 1 trial beyond the bounds (refit only); "
+        "1 trial stopped early (1 epoch)."
+    )
+    for words in (Page(text).words, folder.report_markdown.read_text(encoding="utf-8")):
+        assert apart in words
+        assert "4 completed, 1 stopped, 2 beyond the bounds" in words
+        assert "1 trial was not trained, being beyond the bounds." in words
+        assert "another fidelity" not in words
+    traces = {trace["name"]: trace for trace in specs(text)["front"]["data"] if "name" in trace}
+    hover = traces["Stopped early or beyond the bounds"]["hovertext"]
+    assert ["beyond the bounds" in line for line in hover] == [True, True, False]
+    assert "beyond the bounds" in [trace["name"] for trace in specs(text)["course"]["data"]]
+    frame = trials_frame(folder.read_records(), folder.read_baseline())
+    assert frame.loc[~frame.feasible, "trial_id"].tolist() == ["slow", "poor"]
 
 
 def test_three_objectives_are_named(records: list[TrialRecord], make_run: MakeRun) -> None:

@@ -14,6 +14,7 @@ from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SpaceError
 from search.preflight import (
     check_device,
+    check_energy,
     check_files,
     check_model,
     check_run_folder,
@@ -49,6 +50,26 @@ def test_a_gpu_that_is_not_there(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"the settings ask for a GPU .* but this machine shows none"):
         check_device(make_config(**setting))
     check_device(make_config(**{**setting, "resources.address": "auto"}))
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"latency.target": "cpu:2"}, r"but latency.target is cpu:2; take energy_j out, or set latency.target to own"),
+        ({"latency.target": "node:orin"}, r"but latency.target is node:orin; take energy_j out"),
+        ({"model.device": "cpu"}, "trials would run on the CPU; take energy_j out"),
+        ({"resources.gpus_per_trial": 0}, "trials would run on the CPU; take energy_j out"),
+    ],
+)
+def test_energy_that_no_gpu_would_count(
+    setting: dict[str, object], line: str, address: str | None, tmp_path: Path
+) -> None:
+    settings = {**setting, "resources.address": address, "search.objectives": ["map50_95", "energy_j"]}
+    with pytest.raises(ConfigError, match=f"^search.objectives: energy_j .*{line}") as error:
+        prepare(make_config(**{**settings, "model.path": "yolov8n.pt", "data.path": "coco8.yaml"}), tmp_path / "run")
+    assert one_line(error)
+    check_energy(make_config(**setting))  # without the objective there is nothing against it
 
 
 def test_run_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:

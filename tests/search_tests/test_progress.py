@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_counts_front_and_time_left() -> None:
         "4/10 done, 2 running, 6 left, 1 failed; front 2: mAP50-95 0.500 at 2.00x ... mAP50-95 0.300 at 4.00x; "
         "about 60 s left"
     )
+
+
+def test_a_trial_that_the_bounds_kept_from_training_counts_once() -> None:
+    beyond = replace(RECORDS[1], trial_id="t0003", state=TrialState.STOPPED, violations={"max_latency_ms": 0.5})
+    line = summary_line(progress_of([*RECORDS, beyond], 10, 0, 1, OBJECTIVES))
+    assert "6 left, 1 beyond the bounds;" in line
+    assert "beyond max_latency_ms" in trial_line(beyond)
+    assert "stopped" not in trial_line(beyond)
 
 
 def test_before_the_first_trial_nothing_is_promised() -> None:

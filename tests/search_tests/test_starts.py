@@ -11,7 +11,7 @@ from pruning.plan import Plan
 from results.run_folder import RunFolder
 from search.config import RunConfig
 from search.errors import ConfigError
-from search.starts import PLAN, check_other_run, check_plans, starts_of, weights_hash
+from search.starts import PLAN, changed_plans, check_other_run, check_plans, starts_of, weights_hash
 from tests.search_tests.fakes import make_config, make_space
 
 METRICS = {"map50_95": 0.6, "latency_ms": 10.0}
@@ -46,6 +46,22 @@ def test_a_plan_of_another_model_is_refused_by_its_layer(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"a\.json must be of this model, but it prunes model\.99\.conv"):
         check_plans([file], ["model.0.conv"])
     check_plans([file], ["model.99.conv"])
+
+
+def test_a_plan_outside_the_space_is_said_to_be_changed_and_into_what(tmp_path: Path) -> None:
+    space = make_space()  # ratios up to 0.7, in steps of 8 of 64 channels
+    inside = saved(tmp_path / "in.json", space.ratios(space.uniform(0.5)))
+    alone = saved(tmp_path / "alone.json", {"model.0.d0": 0.5})  # its twin c0 moves with it
+    beyond = saved(tmp_path / "out.json", {"model.0.c0": 0.875, "model.1.c0": 0.3, "model.1.c1": 0.5})
+    fixed = saved(tmp_path / "fixed.json", {"model.9.head": 0.5})
+    assert changed_plans([inside, alone], space) == []
+    lines = changed_plans([inside, beyond, fixed], space)
+    assert len(lines) == 2
+    assert "out.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625, " in lines[0]
+    assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.max_ratio" in lines[0]
+    assert "is tried with model.9.head 0.5 -> 0;" in lines[1]
+    tried = starts_of(make_config(**{"search.plans": [beyond], "search.warm_start": False}), space, {})[0]
+    assert space.ratios(tried.levels)["model.0.d0"] == 0.625
 
 
 def other_run(tmp_path: Path, imgsz: int, baseline: dict[str, Any] | None) -> tuple[RunConfig, Path]:

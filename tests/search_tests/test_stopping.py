@@ -12,80 +12,141 @@ from search.events import PhaseClock
 from search.judge import FolderJudge, rung_reports
 from search.rungs import Course, RungReport
 from search.stopping import StoppingRule, rungs_of
+from search.worker import stopping_rule
+from tests.search_tests.fakes import make_config
 
 RULE = StoppingRule()
 
 
-def report(name: str, accuracy: float, latency: float, epochs: int = 0) -> RungReport:
-    return RungReport(name, epochs, accuracy, {"latency_ms": latency, "gflops": 8.0})
+COSTS = ("latency_ms", "params_m", "gflops", "size_mb", "energy_j")
 
 
-def crowd(seed: int, count: int = 30) -> list[RungReport]:
-    """Trials scattered below a front on which accuracy grows with latency."""
+@pytest.fixture(params=COSTS)
+def cost(request: pytest.FixtureRequest) -> str:
+    """The run's objective of economy: every promise holds by it, whatever the other figures say."""
+    return str(request.param)
+
+
+def report(name: str, accuracy: float, value: float, epochs: int = 0, cost: str = "latency_ms") -> RungReport:
+    """A trial of which ``cost`` has the value; its other costs are in the opposite order."""
+    return RungReport(name, epochs, accuracy, {other: value if other == cost else 1000.0 - value for other in COSTS})
+
+
+def crowd(seed: int, count: int = 30, cost: str = "latency_ms") -> list[RungReport]:
+    """Trials scattered below a front on which accuracy grows with cost."""
     generator = random.Random(seed)
-    latencies = [generator.uniform(5.0, 20.0) for _ in range(count)]
+    values = [generator.uniform(5.0, 20.0) for _ in range(count)]
     return [
-        report(f"t{i:02d}", 0.6 * latency / 20.0 * generator.uniform(0.3, 1.0), latency)
-        for i, latency in enumerate(latencies)
+        report(f"t{i:02d}", 0.6 * value / 20.0 * generator.uniform(0.3, 1.0), value, cost=cost)
+        for i, value in enumerate(values)
     ]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_dominates_all_goes_on(seed: int) -> None:
-    others = crowd(seed)
-    best = report("new", max(o.accuracy for o in others) + 0.01, min(o.costs["latency_ms"] for o in others) - 0.1)
-    assert not RULE.stops(best, others)
+def test_who_dominates_all_goes_on(seed: int, cost: str) -> None:
+    others = crowd(seed, cost=cost)
+    best = report("new", max(o.accuracy for o in others) + 0.01, min(o.costs[cost] for o in others) - 0.1, cost=cost)
+    assert not StoppingRule(costs=(cost,)).stops(best, others)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_is_dominated_by_nearly_all_is_stopped(seed: int) -> None:
-    others = crowd(seed)
+def test_who_is_dominated_by_nearly_all_is_stopped(seed: int, cost: str) -> None:
+    others = crowd(seed, cost=cost)
     accuracies = sorted(o.accuracy for o in others)
-    latencies = sorted(o.costs["latency_ms"] for o in others)
-    # one trial may be slower, another less accurate
-    worst = report("new", (accuracies[0] + accuracies[1]) / 2, (latencies[-1] + latencies[-2]) / 2)
-    assert RULE.stops(worst, others)
+    values = sorted(o.costs[cost] for o in others)
+    # one trial may be costlier, another less accurate
+    worst = report("new", (accuracies[0] + accuracies[1]) / 2, (values[-1] + values[-2]) / 2, cost=cost)
+    assert StoppingRule(costs=(cost,)).stops(worst, others)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_front_goes_on_its_fast_and_inaccurate_end_too(seed: int) -> None:
-    others = crowd(seed)
+def test_the_front_goes_on_its_cheap_and_inaccurate_end_too(seed: int, cost: str) -> None:
+    rule, others = StoppingRule(costs=(cost,)), crowd(seed, cost=cost)
     for one in others:
         rest = [other for other in others if other is not one]
-        dominated = any(
-            other.accuracy >= one.accuracy and other.costs["latency_ms"] <= one.costs["latency_ms"] for other in rest
-        )
+        dominated = any(other.accuracy >= one.accuracy and other.costs[cost] <= one.costs[cost] for other in rest)
         if not dominated:
-            assert not RULE.stops(one, rest)
-    fastest = report("new", 0.001, min(o.costs["latency_ms"] for o in others) - 0.1)
-    assert not RULE.stops(fastest, others)
+            assert not rule.stops(one, rest)
+    cheapest = report("new", 0.001, min(o.costs[cost] for o in others) - 0.1, cost=cost)
+    assert not rule.stops(cheapest, others)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_among_the_fast_some_of_the_dominated_go_on_and_among_the_slow_some_are_stopped(seed: int) -> None:
-    others = crowd(seed, 60)
-    by_latency = sorted(others, key=lambda one: one.costs["latency_ms"])
-    for third in (by_latency[:20], by_latency[20:40], by_latency[40:]):
-        kept = [one for one in third if not RULE.stops(one, [other for other in others if other is not one])]
+def test_among_the_cheap_some_of_the_dominated_go_on_and_among_the_costly_some_are_stopped(
+    seed: int, cost: str
+) -> None:
+    rule, others = StoppingRule(costs=(cost,)), crowd(seed, 60, cost)
+    by_cost = sorted(others, key=lambda one: one.costs[cost])
+    for third in (by_cost[:20], by_cost[20:40], by_cost[40:]):
+        kept = [one for one in third if not rule.stops(one, [other for other in others if other is not one])]
         assert 3 <= len(kept) <= 14
 
 
+@pytest.mark.parametrize("costs", [("latency_ms",), ("params_m",), ("latency_ms", "params_m"), ()])
 @pytest.mark.parametrize("seed", range(10))
-def test_order_plays_no_part_and_a_second_question_has_the_same_answer(seed: int) -> None:
-    others = crowd(seed)
+def test_order_plays_no_part_and_a_second_question_has_the_same_answer(seed: int, costs: tuple[str, ...]) -> None:
+    rule, others = StoppingRule(costs=costs), crowd(seed)
     shuffled = list(others)
     random.Random(seed + 1).shuffle(shuffled)
     for new in crowd(seed + 100, 10):
         one = report("new", new.accuracy, new.costs["latency_ms"])
-        assert RULE.stops(one, others) == RULE.stops(one, shuffled) == RULE.stops(one, [*shuffled, one])
+        assert rule.stops(one, others) == rule.stops(one, shuffled) == rule.stops(one, [*shuffled, one])
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_more_accuracy_at_equal_latency_never_hurts(seed: int) -> None:
-    others = crowd(seed)
-    for latency in (6.0, 12.0, 18.0):
-        decisions = [RULE.stops(report("new", accuracy / 50, latency), others) for accuracy in range(35)]
+def test_more_accuracy_at_equal_cost_never_hurts(seed: int, cost: str) -> None:
+    rule, others = StoppingRule(costs=(cost,)), crowd(seed, cost=cost)
+    for value in (6.0, 12.0, 18.0):
+        decisions = [rule.stops(report("new", accuracy / 50, value, cost=cost), others) for accuracy in range(35)]
         assert decisions == sorted(decisions, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_over_two_costs_the_front_of_all_three_goes_on_and_who_is_worst_in_all_is_stopped(seed: int) -> None:
+    generator = random.Random(seed)
+    rule = StoppingRule(costs=("latency_ms", "params_m"))
+    others = [
+        RungReport(
+            f"t{i}", 0, generator.random(), {"latency_ms": 5 + generator.random(), "params_m": generator.random()}
+        )
+        for i in range(30)
+    ]
+    for one in others:
+        rest = [other for other in others if other is not one]
+        dominated = any(
+            other.accuracy >= one.accuracy and all(other.costs[name] <= one.costs[name] for name in rule.costs)
+            for other in rest
+        )
+        if not dominated:
+            assert not rule.stops(one, rest)
+    assert rule.stops(RungReport("new", 0, -1.0, {"latency_ms": 9.0, "params_m": 9.0}), others)
+    small = RungReport("new", 0, -1.0, {"latency_ms": 9.0, "params_m": -1.0})
+    assert not rule.stops(small, others)
+    assert StoppingRule(costs=("latency_ms",)).stops(small, others)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cost_that_all_share_changes_no_decision(seed: int) -> None:
+    others = [RungReport(o.trial_id, 0, o.accuracy, {**o.costs, "params_m": 3.0}) for o in crowd(seed)]
+    for one in others:
+        rest = [other for other in others if other is not one]
+        assert StoppingRule(costs=("latency_ms", "params_m")).stops(one, rest) == RULE.stops(one, rest)
+
+
+def test_without_a_cost_the_most_accurate_third_goes_on() -> None:
+    rule, others = StoppingRule(costs=()), [report(f"t{i}", i / 30, 10.0) for i in range(30)]
+    kept = [one.accuracy for one in others if not rule.stops(one, [other for other in others if other is not one])]
+    assert kept == [i / 30 for i in range(20, 30)]
+
+
+def test_a_run_compares_by_its_own_objectives() -> None:
+    def rule(*objectives: str) -> StoppingRule:
+        return stopping_rule(make_config(**{"search.objectives": list(objectives), "search.reduction": 4.0}))
+
+    assert rule("map50_95", "latency_ms") == StoppingRule(4.0, ("latency_ms",))
+    assert rule("map50_95", "size_mb") == StoppingRule(4.0, ("size_mb",))
+    assert rule("gflops", "map50_95", "params_m") == StoppingRule(4.0, ("gflops", "params_m"))
+    assert rule("map50_95", "map50") == StoppingRule(4.0, ())
 
 
 def test_few_others_stop_nobody() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.resources import ClusterInfo
+from pruning.plan import Plan
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialState
@@ -251,6 +252,19 @@ def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> No
     assert 0 < outcome.finished < 6
     assert outcome.used_up == "the 1e-09 GPU hours of the run"
     assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
+
+
+def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Plan({"model.0.c0": 0.875}).save(tmp_path / "mine.json")
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 1, "search.plans": [str(tmp_path / "mine.json")]})
+    run_sweep(prepared, quick_tools)
+    told = capsys.readouterr().err
+    assert "mine.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625;" in told
+    assert told.index("lies outside") < told.index("starting Ray")
+    (record,) = prepared.folder.read_records()
+    assert (record.provenance, record.ratios) == ("plan", {"model.0.c0": 0.625, "model.0.d0": 0.625})
 
 
 def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
