@@ -13,6 +13,7 @@ import torch
 
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import image_files
+from pruning.export_answers import Layout, differences, layout_of
 from pruning.latency import time_pair, timing_conditions
 from pruning.quiet import quiet_ultralytics
 
@@ -28,9 +29,10 @@ IMAGES = 8
 class ExportCheck:
     """How far the exported network's answers are from the checkpoint's on real images, up to the decoded boxes.
 
-    score_difference: the largest absolute one of any class score (of any value, for a network without boxes).
-    box_difference: the largest one of any coordinate as a fraction of the image's side, among boxes that the checkpoint
-    gives a score above 0.25; 0 where it finds none. objects: how many those are.
+    score_difference: the largest absolute one of any class score, visibility of a keypoint or mask (of any value, for
+    a network without boxes). box_difference: the largest one of any coordinate, keypoints' too, as a fraction of the
+    image's side, among boxes that the checkpoint gives a score above 0.25; 0 where it finds none. objects: how many
+    those are.
     """
 
     images: int
@@ -93,13 +95,21 @@ class Backend:
                 ) from error
 
     @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """(1, 3, imgsz, imgsz) in [0, 1] -> the first output, (1, values, boxes) for a detector."""
+    def __call__(self, images: torch.Tensor) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """(1, 3, imgsz, imgsz) in [0, 1] -> the outputs that are used, (1, values, boxes) for a detector.
+
+        A checkpoint gives them together with what only its loss looks at.
+        """
         answer = self._model(images.to(self._device))
-        while isinstance(answer, (list, tuple)):
-            answer = answer[0]
-        found: np.ndarray[Any, np.dtype[np.float32]] = torch.as_tensor(answer).float().cpu().numpy()
-        return found
+        outputs = list(answer) if isinstance(answer, (list, tuple)) else [answer]
+        if isinstance(outputs[0], (list, tuple)):
+            outputs = list(outputs[0])
+        used = [output for output in outputs if isinstance(output, (torch.Tensor, np.ndarray))]
+        return [torch.as_tensor(output).float().cpu().numpy() for output in used]
+
+    def layout(self) -> Layout:
+        """What a checkpoint's outputs mean; of an exported network nobody knows."""
+        return layout_of(self._model.model, int(self._input.shape[-1]))
 
     def time_ms(self) -> float:
         """One inference to its end: the answer is brought to the CPU."""
@@ -114,7 +124,8 @@ def check_export(
     """Compare both on real images: of the dataset's validation split, else the two that Ultralytics brings along."""
     pair = Backend(original, imgsz, device), Backend(exported, imgsz, device)
     images = [_letterboxed(path, imgsz) for path in _real_images(data)]
-    rows = [_differences(pair[0](image), pair[1](image), imgsz) for image in images]
+    layout = pair[0].layout()
+    rows = [differences(pair[0](image), pair[1](image), layout) for image in images]
     objects, scores, boxes = (list(column) for column in zip(*rows, strict=True))
     return ExportCheck(len(images), sum(objects), max(scores), max(boxes))
 
@@ -163,20 +174,3 @@ def _letterboxed(path: Path, imgsz: int) -> torch.Tensor:
 
     picture = LetterBox((imgsz, imgsz))(image=cv2.imread(str(path)))
     return torch.from_numpy(np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
-
-
-def _differences(
-    ours: np.ndarray[Any, np.dtype[np.float32]], theirs: np.ndarray[Any, np.dtype[np.float32]], imgsz: int
-) -> tuple[int, float, float]:
-    """(objects, largest score difference, largest box difference); end-to-end heads give (1, boxes, 6)."""
-    if ours.shape != theirs.shape:
-        raise PruningError(f"both must answer alike, but the checkpoint gives {ours.shape}, the export {theirs.shape}")
-    if ours.ndim != 3:
-        return 0, float(np.abs(ours - theirs).max()), 0.0
-    end_to_end = ours.shape[2] == 6
-    first, second = (row[0] if end_to_end else row[0].T for row in (ours, theirs))  # (boxes, 4 + scores)
-    scores = slice(4, 5) if end_to_end else slice(4, None)
-    confident = first[:, scores].max(axis=1) > 0.25
-    moved = np.abs(first[confident, :4] - second[confident, :4])
-    boxes = float(moved.max()) / imgsz if confident.any() else 0.0
-    return int(confident.sum()), float(np.abs(first[:, scores] - second[:, scores]).max()), boxes

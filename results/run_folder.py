@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Selected:
 
     seconds: of the fine-tuning, on its share of the machine; 0 where it was not noted.
     before: the trial's metrics. after: measured after the full fine-tuning. baseline: measured in the same session.
+    settings: of the fine-tuning, as the run's config names them.
     """
 
     trial_id: str
@@ -34,6 +35,7 @@ class Selected:
     best_epoch: int | None
     directory: Path
     seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def _selected(path: Path) -> Selected:
         best_epoch=content.get("best_epoch"),
         directory=path.parent,
         seconds=sum((content.get("seconds") or {}).values()),
+        settings=content.get("settings") or {},
     )
 
 

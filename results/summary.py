@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from results import wording
+from results.commands import Commands, commands
 from results.course import Course, course
 from results.figures import (
     FrontFigure,
@@ -50,14 +49,6 @@ class Failure:
     reason: str
     count: int
     trial_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Shell commands that belong together, each with what it is for: (purpose, line)."""
-
-    title: str
-    lines: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ def summarise(folder: RunFolder) -> Summary:
         course=course(records),
         time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),
         failures=_failures(records),
-        commands=_commands(folder, baseline, figure),
+        commands=commands(folder, baseline, figure, selected),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
     )
 
@@ -193,36 +184,3 @@ def _failures(records: Sequence[TrialRecord]) -> tuple[Failure, ...]:
             reasons[record.error or ""].append(record.trial_id)
     ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
     return tuple(Failure(reason, len(ids), tuple(ids[:_IDS_SHOWN])) for reason, ids in ordered)
-
-
-def _commands(folder: RunFolder, baseline: Mapping[str, Any], figure: FrontFigure) -> tuple[Commands, ...]:
-    """Shell-safe commands that repeat the run and, for each pick, its network and its check in stock Ultralytics."""
-    config = folder.read_config()
-    model = str((config.get("model") or {}).get("path") or baseline.get("model") or "MODEL")
-    data = str((config.get("data") or {}).get("path") or baseline.get("data") or "DATA")
-    again = ["paretoprune", "search", model, data, "--config", str(folder.config), "--run", f"{folder.path}-again"]
-    size = [f"imgsz={baseline['imgsz']}"] if baseline.get("imgsz") else []
-    groups = [Commands("The whole run", (("the same search in a new folder", shlex.join(again)),))]
-    for move in figure.picks:
-        plan = str(folder.trial_plan(move.trial_id))
-        prune = ["paretoprune", "prune", model, "--plan", plan, "--data", data, "-o", f"{move.trial_id}.pt"]
-        lines = [("prune the model by the pick's plan", shlex.join(prune))]
-        lines += _finished(folder, move, model, data, size) if move.after else _waiting(folder, move)
-        groups.append(Commands(move.trial_id, tuple(lines)))
-    return tuple(groups)
-
-
-def _waiting(folder: RunFolder, move: PickMove) -> list[tuple[str, str]]:
-    """What to do with a pick that was not fully fine-tuned yet."""
-    finetune = ["paretoprune", "finetune", str(folder.path), "--trial", move.trial_id]
-    return [("fine-tune it fully", shlex.join(finetune))]
-
-
-def _finished(folder: RunFolder, move: PickMove, model: str, data: str, size: list[str]) -> list[tuple[str, str]]:
-    """What to do with a pick that is ready."""
-    best = str(folder.selected_checkpoint(move.trial_id))
-    return [
-        ("validate it in stock Ultralytics", shlex.join(["yolo", "val", f"model={best}", f"data={data}", *size])),
-        ("measure its latency beside the baseline", shlex.join(["paretoprune", "latency", best, "--against", model])),
-        ("export it", shlex.join(["paretoprune", "export", best, "--format", "onnx"])),
-    ]

@@ -31,4 +31,5 @@ def test_the_wheel_holds_every_file_and_the_command(tmp_path: Path) -> None:
         (entry,) = (name for name in packed if name.endswith("entry_points.txt"))
         assert "paretoprune = search.cli:main" in archive.read(entry).decode()
     ours = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()}
+    assert {f"{room}/py.typed" for room in ROOMS} <= packed  # whoever imports us has our types checked
     assert {name for name in ours if "__pycache__" not in name} - packed == set()

@@ -21,8 +21,8 @@ ELSEWHERE = {
     "make demo": "tests/search_tests/test_real_sweep.py",
     "make test": "tests/test_conventions.py",  # this very run
     "pip install .": "tests/test_packaging.py",
-    "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_loggers.py",
-    "optuna-dashboard runs/my/study.journal": "tests/search_tests/test_sweep.py",
+    "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_real_sweep.py",
+    "optuna-dashboard runs/my/study.journal": "tests/search_tests/test_real_sweep.py",
     "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
         "tests/cluster_tests/test_joined.py"
     ),

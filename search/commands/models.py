@@ -64,6 +64,10 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
 @click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option(
+    "--calibration-images", type=click.IntRange(min=1), default=128, show_default=True, help="Images looked at."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: say what the plan brings.")
 @click.option("--measure", type=click.IntRange(min=6), help="Dry run: foretell latency from so many plans timed now.")
@@ -81,6 +85,8 @@ def prune(
     strategy: str,
     round_to: int,
     imgsz: int,
+    calibration_images: int,
+    seed: int,
     output: Path | None,
     dry_run: bool,
     measure: int | None,
@@ -108,8 +114,17 @@ def prune(
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
     usual = "reconstruction" if data and not dry_run else "l2"
     criterion = importance or ("separability" if ratio == AUTO else usual)
-    settings: dict[str, Any] = {"importance": criterion, "round_to": round_to, "trust_checkpoint": trust_checkpoint}
-    bench = Workbench(model, data, imgsz, _device(device), **settings)
+    bench = Workbench(
+        model,
+        data,
+        imgsz,
+        _device(device),
+        calibration_images=calibration_images,
+        importance=criterion,
+        round_to=round_to,
+        seed=seed,
+        trust_checkpoint=trust_checkpoint,
+    )
     if data is not None:
         check_dataset(data, bench.model)
     wanted = bench.propose_ratios() if wanted is None else wanted

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pruning.builtin import BASELINE, IMGSZ
@@ -14,7 +13,7 @@ from pruning.builtin.dataset import build_dataset
 from pruning.checkpoints import save_checkpoint
 from pruning.errors import PruningError
 from pruning.export import export_model, trained_size
-from pruning.export_check import Backend, ExportCheck, _differences, check_export, measure_export
+from pruning.export_check import Backend, check_export, measure_export
 from pruning.workbench import Workbench
 from search.cli import run
 
@@ -59,19 +58,6 @@ def test_an_export_is_timed_beside_its_checkpoint(pair: tuple[Path, Path]) -> No
     assert found.against == "pruned.pt"
     assert found.speedup_ci95[0] <= found.speedup <= found.speedup_ci95[1]
     assert 0 < found.median_ms <= found.p90_ms
-
-
-def test_differences_are_the_largest_ones() -> None:
-    ours = np.zeros((1, 6, 3), np.float32)
-    ours[0, 4, 1] = 0.9  # one confident box
-    theirs = ours.copy()
-    theirs[0, 0, 1] = 8.0
-    theirs[0, 0, 2] = 99.0  # of a box that nobody sees
-    theirs[0, 5, 0] = 0.25
-    assert _differences(ours, theirs, 160) == (1, 0.25, 0.05)
-    assert not ExportCheck(1, 1, 0.25, 0.0).ok
-    with pytest.raises(PruningError, match="both must answer alike"):
-        _differences(ours, theirs[..., :2], 160)
 
 
 def test_what_cannot_be_run_is_one_line(tmp_path: Path) -> None:

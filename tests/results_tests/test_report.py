@@ -273,6 +273,32 @@ def test_commands_are_safe_to_paste(records: list[TrialRecord], make_run: MakeRu
     assert line.startswith("paretoprune search 'my model; rm -rf x.pt' d.yaml --config")
 
 
+def test_a_pick_that_waits_has_the_command_that_finishes_it(records: list[TrialRecord], make_run: MakeRun) -> None:
+    folder = make_run(records)
+    _, *picks = summarise(folder).commands
+    assert len(picks) == 3
+    for group in picks:
+        prune, finetune = (line for _, line in group.lines)
+        assert prune.endswith(f"--device cpu -o {group.title}.pt")
+        assert finetune == f"paretoprune finetune {folder.path} --trial {group.title}"
+
+
+def test_latency_meant_for_another_device_is_measured_there(records: list[TrialRecord], make_run: MakeRun) -> None:
+    def printed(latency: dict[str, Any]) -> tuple[str, str]:
+        config = {"model": {"path": "n.pt"}, "data": {"path": "d.yaml"}, "latency": latency}
+        folder.config.write_text(json.dumps(config))
+        folder.write_baseline({**folder.read_baseline(), "device": "cuda:0"})
+        (found,) = [line for line in summarise(folder).commands[1].lines if " latency " in line[1]]
+        return found
+
+    folder = make_run(records, {records[0].trial_id: "knee"})
+    assert printed({"target": "own"})[1].endswith("best.pt --against n.pt --device cuda:0")
+    assert printed({"target": "cpu:4", "threads": 4, "half": False})[1].endswith("--threads 4 --device cpu")
+    purpose, line = printed({"target": "node:edge", "runtime": "onnx", "half": True, "max_seconds": 4.0})
+    assert purpose.endswith(", on the node with edge")
+    assert line.endswith("--runtime onnx --half --max-seconds 16")
+
+
 @pytest.mark.slow
 def test_five_thousand_trials(
     make_many: Callable[[int], list[TrialRecord]], make_run: MakeRun, drawn_by_browser: Callable[..., str]

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from results.records import TrialState
 from results.run_folder import RunFolder
@@ -21,9 +27,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a test split: what neither training nor the choice of picks has looked at; here, the first images again."""
     from pruning.builtin.dataset import build_dataset
 
-    return build_dataset(tmp_path_factory.mktemp("data") / "digits", train=48, val=24)
+    data = build_dataset(tmp_path_factory.mktemp("data") / "digits", train=48, val=24)
+    described = yaml.safe_load(data.read_text())
+    listed = sorted((data.parent / "images" / "train").glob("*.jpg"))[:20]
+    (data.parent / "test.txt").write_text("".join(f"{path}\n" for path in listed))
+    path = data.with_name("with_test.yaml")
+    path.write_text(yaml.safe_dump({**described, "path": str(data.parent), "test": "test.txt"}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +115,84 @@ def test_picks_native_and_baseline_are_judged_in_one_session(real_run: RunFolder
         assert after["speedup_ci95"][0] <= after["speedup"] <= after["speedup_ci95"][1]
     assert native.after["params_m"] == pytest.approx(selected.baseline["params_m"])
     assert real_run.read_baseline()["noise"]["map50_95_std"] > 0
+
+
+def test_finished_networks_are_also_judged_on_the_test_split(real_run: RunFolder, dataset: Path) -> None:
+    from pruning.builtin import IMGSZ
+    from pruning.evaluation import evaluate
+    from pruning.models import load_model
+    from results.report import write_report
+
+    (selected,), (native,) = real_run.read_selected(), real_run.read_natives()
+    for figures, checkpoint in (
+        (selected.after, real_run.selected_checkpoint(selected.trial_id)),
+        (native.after, real_run.native_dir(native.name) / "best.pt"),
+    ):
+        alone = evaluate(load_model(checkpoint), str(dataset), IMGSZ, "cpu", split="test")
+        assert figures["test_map50_95"] == pytest.approx(alone["map50_95"], abs=1e-6)
+        assert figures["test_map50_95"] != figures["map50_95"]
+        low, high = figures["test_map50_95_change_ci95"]
+        assert low <= figures["test_map50_95"] - selected.baseline["test_map50_95"] <= high
+    page = write_report(real_run.path).read_text(encoding="utf-8")
+    assert "test split</th>" in page
+    for figures in (selected.baseline, selected.after, native.after):
+        assert f'<td class="n">{figures["test_map50_95"]:.3f}</td>' in page
+
+
+def test_tensorboard_reads_what_a_run_wrote(real_run: RunFolder) -> None:
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed: only tensorboardX's own reading of its files is tested (test_loggers.py)",
+    )
+    for record in real_run.read_records():
+        events = reading.EventAccumulator(str(real_run.path / "tensorboard" / record.trial_id))
+        events.Reload()
+        (shown,) = events.Scalars("trial/map50_95")
+        assert shown.value == pytest.approx(record.metrics["map50_95"])
+
+
+def test_the_study_opens_as_optuna_dashboard_opens_it(real_run: RunFolder) -> None:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(real_run.study)))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    ended = [trial for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]
+    known = [real_run.read_baseline()["metrics"], *(record.metrics for record in real_run.read_records())]
+    figures = sorted((metrics["map50_95"], metrics["latency_ms"]) for metrics in known)
+    assert sorted(tuple(trial.values) for trial in ended) == [pytest.approx(pair) for pair in figures]
+
+
+def test_optuna_dashboard_serves_the_study(real_run: RunFolder) -> None:
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed: its server was not started")
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), str(real_run.study), "--port", str(port)]
+    with subprocess.Popen(command) as server:
+        try:
+            answer = asked_until_it_answers(f"http://127.0.0.1:{port}/api/studies")
+        finally:
+            server.terminate()
+    assert len(json.loads(answer)["study_summaries"]) == 1
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def asked_until_it_answers(url: str, seconds: float = 60.0) -> bytes:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                content: bytes = answer.read()
+                return content
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def test_report_front_and_status_of_a_real_run(real_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
