@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,12 +271,16 @@ def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
 def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
     first = make_prepared(tmp_path / "first", **{"search.trials": 5})
     run_sweep(first, quick_tools)
+    lost, *rest = first.folder.read_records()  # the warm start's first plan, which the second run would begin with
+    first.folder.trials_file.unlink()
+    for record in (replace(lost, state=TrialState.FAILED, error="no", metrics={}), *rest):
+        first.folder.store.append(record)
     settings = {"search.trials": 4, "search.from_run": str(first.folder.path)}
     run_sweep(make_prepared(tmp_path / "second", **settings), quick_tools)
     before, after = first.folder.read_records(), RunFolder(tmp_path / "second").read_records()
     assert not {record.plan_hash for record in before} & {record.plan_hash for record in after}
     told = study_values(tmp_path / "second")
-    assert {f"from-run/{record.trial_id}" for record in before} <= set(told)
+    assert {f"from-run/{record.trial_id}" for record in rest} <= set(told)
 
     other = {**settings, "trial.epochs": 1}  # other figures: the front's plans are tried again
     run_sweep(make_prepared(tmp_path / "third", **other), quick_tools)
