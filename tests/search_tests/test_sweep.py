@@ -26,6 +26,7 @@ from tests.search_tests.fakes import (
     make_prepared,
     no_tools,
     process_tools,
+    profiled_tools,
     quick_tools,
 )
 
@@ -253,6 +254,21 @@ def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> No
     assert 0 < outcome.finished < 6
     assert outcome.used_up == "the 1e-09 GPU hours of the run"
     assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
+
+
+def test_the_sensitivity_profile_is_made_once_and_then_read_from_the_run(tmp_path: Path) -> None:
+    run, model = tmp_path / "run", {"model.path": str(tmp_path / "model.pt")}
+    run_sweep(make_prepared(run, **model, **{"search.trials": 3}), profiled_tools)
+    folder = RunFolder(run)
+    (found,) = [record for record in folder.read_records() if record.provenance == "sensitivity"]
+    assert found.ratios == {"model.0.c0": 0.25, "model.0.d0": 0.25}
+    stored = dict.fromkeys(("model.2.c1", "model.2.d1"), 0.5)
+    folder.write_baseline({**folder.read_baseline(), "sensitivity": [{"keep": 0.8, "ratios": stored}]})
+
+    run_sweep(make_prepared(run, **model, **{"search.trials": 4}), profiled_tools)
+    assert (tmp_path / "profiles").read_text() == "profiled\n"
+    last = folder.read_records()[-1]
+    assert (last.provenance, last.ratios) == ("sensitivity", stored)
 
 
 def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
