@@ -119,9 +119,11 @@ def _front(run: Summary) -> str:
         tied = ", ".join(standing.tied_with) if standing else ""
         beaten = ", ".join(standing.beaten_by) if standing else ""
         cells = (item.name, wording.plain(item.accuracy), wording.milliseconds(item.latency_ms), _speedup(item))
-        rows.append((*cells, f"{wording.plain(item.params_m, 2)} M", tied, beaten))
-    label = run.front.baseline.accuracy_label
-    return table(("trial", label, "latency", "speed-up", "parameters", "tied with", "beaten by"), rows)
+        costs = (f"{wording.plain(item.params_m, 2)} M", wording.plain(item.gflops, 2))
+        others = (wording.plain(item.others.get(name)) for name in run.front.others)
+        rows.append((*cells, *costs, *others, tied, beaten))
+    head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", "parameters", "GFLOPs")
+    return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by"), rows)
 
 
 def _layers(found: Insight) -> str:
