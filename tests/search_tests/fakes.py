@@ -105,7 +105,8 @@ class FakeTools:
         self._note("recover", model)
 
     def stats(self, model: Any) -> dict[str, float]:
-        return {"params_m": 3.0 - 0.1 * sum(model.values()), "gflops": 8.0, "size_mb": 12.0}
+        params_m = 3.0 - 0.1 * sum(model.values())
+        return {"params_m": params_m, "gflops": 8.0, "size_mb": 4 * params_m}
 
     def evaluate(self, model: Any) -> dict[str, float]:
         self._note("evaluate", model)

@@ -13,6 +13,7 @@ from pruning.plan import Plan
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialState
+from results.report import write_report
 from results.run_folder import RunFolder
 from results.selection import front
 from search.driver_lock import DriverLock, alive_driver
@@ -269,6 +270,21 @@ def test_the_sensitivity_profile_is_made_once_and_then_read_from_the_run(tmp_pat
     assert (tmp_path / "profiles").read_text() == "profiled\n"
     last = folder.read_records()[-1]
     assert (last.provenance, last.ratios) == ("sensitivity", stored)
+
+
+def test_three_objectives_are_told_in_their_order_and_all_reported(tmp_path: Path) -> None:
+    own = ["map50_95", "latency_ms", "size_mb"]
+    run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 4, "search.objectives": own}), quick_tools)
+    folder = RunFolder(tmp_path / "run")
+    told, records = study_values(folder.path), folder.read_records()
+    for record in records:
+        assert told[record.trial_id] == pytest.approx([record.metrics[name] for name in own])
+    smallest = min(records, key=lambda record: record.metrics["size_mb"])
+    assert smallest in front(records, own)
+    write_report(folder.path)
+    text = folder.report_markdown.read_text()
+    assert "size, MB" in text
+    assert f"{smallest.metrics['size_mb']:.3f}" in text
 
 
 def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
