@@ -63,7 +63,7 @@ def show_tables(run: RunFolder) -> None:
     frame = trials_frame(records, baseline, run.objectives())
     print(frame[["trial_id", "map50_95", "latency_ms", "speedup", "params_m", "on_front"]].to_string(index=False))
     print(front_frame(run)[["trial_id", "map50_95", "latency_ms", "tied_with"]].to_string(index=False))
-    print(hypervolume_frame(records, baseline).to_string(index=False))
+    print(hypervolume_frame(records, baseline, run.objectives()).to_string(index=False))
     print("front:", [row["trial_id"] for row in front_rows(run)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,7 @@ from results.run_folder import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
 
 MOST_DOMINATED = 2000
+_SHOWN = (*LABELS, "latency_ms", "params_m", "gflops")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Point:
     fidelity: str
     ending: str = TrialState.COMPLETED.value
     accuracy_label: str = LABELS[DEFAULT]
+    others: Mapping[str, float] = field(default_factory=dict)
+    """Whatever else can be an objective, as far as it was measured."""
 
     @property
     def why_apart(self) -> str:
@@ -84,6 +87,11 @@ class FrontFigure:
     left_out: int = 0
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The objectives that have no place of their own in tables: they are given a column each."""
+        return tuple(name for name in self.objectives if name not in _SHOWN)
+
+    @property
     def apart_label(self) -> str:
         """What those that do not compete are, for a legend."""
         return " or ".join(sorted({item.why_apart for item in self.apart}, reverse=True)).capitalize()
@@ -113,6 +121,7 @@ def point(
         fidelity=fidelity,
         ending=ending,
         accuracy_label=accuracy_label(metrics),
+        others={name: float(metrics[name]) for name in DIRECTIONS if name not in _SHOWN and name in metrics},
     )
 
 

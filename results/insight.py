@@ -1,8 +1,8 @@
-"""What a run's trials say about the layers: which cost accuracy, which buy latency; and how the front grew.
+"""What a run's trials say about the layers: which cost accuracy, which buy latency or size.
 
 An additive model, ratio by ratio, fitted to all trials of one fidelity. Importances of the usual kind (functional
 ANOVA, PED-ANOVA) rank axes by spread of the outcome over the space; here the question is what a tenth of a layer's
-channels costs and brings, in mAP and in milliseconds, with the uncertainty that some dozen trials leave. Both rank
+channels costs and brings, in each of the run's objectives, with the uncertainty that some dozen trials leave. Both rank
 alike where the outcome is about additive, and how well it is says `explained`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from results.accuracy import accuracy_name
+from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, TITLES
 from results.records import TrialRecord, TrialState
 from results.selection import comparable
 
@@ -27,74 +27,82 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LayerInsight:
-    """What removing a tenth of a layer's channels does, by the trials: mean and standard deviation.
+class Effect:
+    """What removing a tenth of a layer's channels does to one objective, by the trials: mean and standard deviation.
 
-    `accuracy_per_tenth` (mAP50-95 or top-1) and `latency_per_tenth_ms`: below 0 is a loss of accuracy, a gain in speed.
-    `accuracy_share`, `latency_share`: of the modelled spread over the trials, in [0, 1], summing to 1 over all layers.
+    In the objective's unit: below 0 is a loss of accuracy, or a gain in latency, size or work. `share`: of the modelled
+    spread over the trials, in [0, 1], summing to 1 over all layers.
     """
+
+    per_tenth: float
+    per_tenth_sd: float
+    share: float
+
+
+@dataclass(frozen=True)
+class LayerInsight:
+    """One layer, with its effect on each objective of the run."""
 
     layer: str
     block: int | None
     mean_ratio: float
-    accuracy_per_tenth: float
-    accuracy_per_tenth_sd: float
-    accuracy_share: float
-    latency_per_tenth_ms: float
-    latency_per_tenth_sd_ms: float
-    latency_share: float
+    effects: Mapping[str, Effect]
 
 
 @dataclass(frozen=True)
 class Insight:
-    """All layers that the trials varied, those that cost most accuracy first.
+    """All layers that the trials varied, those that cost most of the first accuracy among the objectives first.
 
-    `accuracy_explained`, `latency_explained`: share of the spread that the additive model foretells for trials left out
-    (at most 1; around 0 or below: the layers' figures mean nothing). `trials`: that it was fitted to.
+    `explained`: objective -> share of its spread that the additive model foretells for trials left out (at most 1;
+    around 0 or below: the layers' figures mean nothing). `trials`: completed ones that it was fitted to.
     """
 
     layers: tuple[LayerInsight, ...]
-    accuracy_explained: float
-    latency_explained: float
+    explained: Mapping[str, float]
     trials: int
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the layers' effects are on, in the run's order."""
+        return tuple(self.explained)
 
     @property
     def reading(self) -> str:
         """How far the layers' figures can be trusted, in one or two sentences."""
-        shares = {"accuracy": self.accuracy_explained, "latency": self.latency_explained}
-        told = " and ".join(f"{max(0.0, share):.0%} of the spread in {name}" for name, share in shares.items())
+        told = " and ".join(
+            f"{max(0.0, share):.0%} of the spread in {TITLES[name][0]}" for name, share in self.explained.items()
+        )
         text = f"Layer by layer, the trials foretell {told} of trials left out."
-        weak = [name for name, share in shares.items() if share < TRUSTED]
+        weak = [TITLES[name][0] for name, share in self.explained.items() if share < TRUSTED]
         return f"{text} The figures for {' and '.join(weak)} are not to be relied on." if weak else text
 
 
-def insight(records: Sequence[TrialRecord], baseline: Mapping[str, Any]) -> Insight | None:
-    """By the comparable trials and those that were stopped, for latency.
+def insight(
+    records: Sequence[TrialRecord], baseline: Mapping[str, Any], objectives: Sequence[str] = DEFAULT_OBJECTIVES
+) -> Insight | None:
+    """By the comparable trials and, for what epochs do not change, those that were stopped or beyond the bounds too.
 
-    None below `FEWEST_TRIALS` completed and measured ones, or where they all leave every layer whole.
+    None below `FEWEST_TRIALS` completed ones, or where they all leave every layer whole.
     """
-    trained = comparable(records)
-    measured = [r for r in records if r.state is not TrialState.FAILED and r.number("latency_ms") is not None]
-    leaders = _leaders(measured, baseline)
-    if min(len(trained), len(measured)) < FEWEST_TRIALS or not leaders:
+    trained = [r for r in comparable(records) if all(r.number(name) is not None for name in objectives)]
+    alive = [record for record in records if record.state is not TrialState.FAILED]
+    leaders = _leaders(alive, baseline)
+    if len(trained) < FEWEST_TRIALS or not leaders:
         return None
-    name = accuracy_name(trained[0].metrics)
-    accuracy = _fit(_ratios(trained, leaders), np.array([r.metrics[name] for r in trained]))
-    latency = _fit(_ratios(measured, leaders), np.array([r.metrics["latency_ms"] for r in measured]))
+    fits = {}
+    for name in objectives:
+        pairs = [(r, r.number(name)) for r in (trained if DIRECTIONS[name] == "max" else alive)]
+        known = [(record, value) for record, value in pairs if value is not None]
+        fits[name] = _fit(_ratios([r for r, _ in known], leaders), np.array([value for _, value in known]))
     blocks = {row["layer"]: row.get("block") for row in baseline.get("layers") or []}
-    means = _ratios(measured, leaders).mean(axis=0)
+    means = _ratios(alive, leaders).mean(axis=0)
     layers = [
-        LayerInsight(
-            layer=layer, block=blocks.get(layer), mean_ratio=float(means[i]),
-            accuracy_per_tenth=TENTH * float(accuracy.weights[i]), accuracy_share=float(accuracy.shares[i]),
-            accuracy_per_tenth_sd=TENTH * float(accuracy.spreads[i]),
-            latency_per_tenth_ms=TENTH * float(latency.weights[i]), latency_share=float(latency.shares[i]),
-            latency_per_tenth_sd_ms=TENTH * float(latency.spreads[i]),
-        )
+        LayerInsight(layer, blocks.get(layer), float(means[i]), {name: fit.effect(i) for name, fit in fits.items()})
         for i, layer in enumerate(leaders)
-    ]  # fmt: skip
-    ordered = tuple(sorted(layers, key=lambda item: item.accuracy_per_tenth))
-    return Insight(ordered, accuracy.explained, latency.explained, len(trained))
+    ]
+    first = next((name for name in objectives if DIRECTIONS[name] == "max"), objectives[0])
+    ordered = tuple(sorted(layers, key=lambda item: item.effects[first].per_tenth))
+    return Insight(ordered, {name: fit.explained for name, fit in fits.items()}, len(trained))
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,10 @@ class _Fit:
     spreads: Array
     shares: Array
     explained: float
+
+    def effect(self, index: int) -> Effect:
+        """Of one ratio."""
+        return Effect(TENTH * float(self.weights[index]), TENTH * float(self.spreads[index]), float(self.shares[index]))
 
 
 def _fit(ratios: Array, values: Array) -> _Fit:

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import astuple
 from typing import Any
 
 import pandas as pd
 
+from results.accuracy import LABELS
 from results.figures import hypervolume_curve
-from results.insight import LayerInsight, insight
-from results.objectives import DEFAULT_OBJECTIVES
+from results.insight import insight
+from results.objectives import DEFAULT_OBJECTIVES, TITLES
 from results.records import TrialRecord
 from results.selection import comparable
 
 
-def layers_frame(records: Sequence[TrialRecord], baseline: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a layer that the trials varied (see `insight.LayerInsight` for the columns), costly ones first.
+def layers_frame(
+    records: Sequence[TrialRecord], baseline: Mapping[str, Any], objectives: Sequence[str] = DEFAULT_OBJECTIVES
+) -> pd.DataFrame:
+    """One row a layer that the trials varied, costly ones first; see `insight.Effect`.
 
-    Empty below `insight.FEWEST_TRIALS` completed trials. `attrs`: accuracy_explained, latency_explained, trials.
+    Columns: layer, block, mean_ratio, and for each objective what a tenth of the layer's channels does to it, the
+    standard deviation of that, and the layer's share: `latency_per_tenth_ms`, `latency_per_tenth_sd_ms`,
+    `latency_share`; the task's own accuracy is called `accuracy`. Empty below `insight.FEWEST_TRIALS` completed trials.
+    `attrs`: trials, and for each objective how much is explained (`latency_explained`).
     """
-    found = insight(records, baseline)
-    frame = pd.DataFrame(
-        [asdict(layer) for layer in found.layers] if found else [], columns=[item.name for item in fields(LayerInsight)]
-    )
+    found = insight(records, baseline, objectives)
+    columns = ["layer", "block", "mean_ratio", *(column for name in objectives for column in _effect_columns(name))]
+    rows = []
+    for layer in found.layers if found else ():
+        row = {"layer": layer.layer, "block": layer.block, "mean_ratio": layer.mean_ratio}
+        for name, effect in layer.effects.items():
+            row.update(zip(_effect_columns(name), astuple(effect), strict=True))
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=columns)
     if found:
-        frame.attrs = {name: getattr(found, name) for name in ("accuracy_explained", "latency_explained", "trials")}
+        frame.attrs = {f"{_quantity(name)[0]}_explained": share for name, share in found.explained.items()}
+        frame.attrs["trials"] = found.trials
     return frame
+
+
+def _effect_columns(name: str) -> tuple[str, str, str]:
+    quantity, unit = _quantity(name)
+    return f"{quantity}_per_tenth{unit}", f"{quantity}_per_tenth_sd{unit}", f"{quantity}_share"
+
+
+def _quantity(name: str) -> tuple[str, str]:
+    """An objective's name without its unit, and the unit as columns end in it."""
+    unit = f"_{TITLES[name][1].lower()}" if TITLES[name][1] else ""
+    return "accuracy" if name in LABELS else name.removesuffix(unit), unit
 
 
 def hypervolume_frame(

@@ -8,6 +8,7 @@ from results import wording
 from results.figures import Point
 from results.finished import FinishedRow
 from results.insight import Insight
+from results.objectives import title
 from results.summary import Summary
 
 _FIGURES = {
@@ -47,7 +48,7 @@ def markdown(run: Summary, figures: str) -> str:
     if run.course.hours:
         parts.append(run.course.stopping)
     if run.insight:
-        parts += ["## What the layers cost and bring", run.insight.reading, _layers(run, run.insight)]
+        parts += ["## What the layers cost and bring", run.insight.reading, _layers(run.insight)]
     for name, content in drawn.items():
         parts += [f"![{_FIGURES[name]}]({figures}/{name}.png)"] if content else []
     for group in run.commands:
@@ -118,23 +119,26 @@ def _front(run: Summary) -> str:
         tied = ", ".join(standing.tied_with) if standing else ""
         beaten = ", ".join(standing.beaten_by) if standing else ""
         cells = (item.name, wording.plain(item.accuracy), wording.milliseconds(item.latency_ms), _speedup(item))
-        rows.append((*cells, f"{wording.plain(item.params_m, 2)} M", tied, beaten))
-    label = run.front.baseline.accuracy_label
-    return table(("trial", label, "latency", "speed-up", "parameters", "tied with", "beaten by"), rows)
+        costs = (f"{wording.plain(item.params_m, 2)} M", wording.plain(item.gflops, 2))
+        others = (wording.plain(item.others.get(name)) for name in run.front.others)
+        rows.append((*cells, *costs, *others, tied, beaten))
+    head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", "parameters", "GFLOPs")
+    return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by"), rows)
 
 
-def _layers(run: Summary, found: Insight) -> str:
-    rows = (
+def _layers(found: Insight) -> str:
+    rows = [
         (
             item.layer,
             wording.plain(item.mean_ratio, 2),
-            f"{wording.signed(item.accuracy_per_tenth, 4)} ± {wording.plain(item.accuracy_per_tenth_sd, 4)}",
-            f"{wording.signed(item.latency_per_tenth_ms)} ± {wording.plain(item.latency_per_tenth_sd_ms)}",
+            *(
+                f"{wording.signed(effect.per_tenth, 4)} ± {wording.plain(effect.per_tenth_sd, 4)}"
+                for effect in item.effects.values()
+            ),
         )
         for item in found.layers
-    )
-    label = run.front.baseline.accuracy_label
-    return table(("layer", "mean ratio", f"{label} by a tenth of its channels", "latency by a tenth, ms"), rows)
+    ]
+    return table(("layer", "mean ratio", *(f"{title(name)}, by a tenth" for name in found.objectives)), rows)
 
 
 def _speedup(item: Point) -> str:

@@ -28,9 +28,33 @@ DIRECTIONS: dict[str, str] = {
     "size_mb": "min",
     "energy_j": "min",
 }
+TITLES: dict[str, tuple[str, str]] = {
+    "map50_95": ("mAP50-95", ""),
+    "map50": ("mAP50", ""),
+    "map50_95_mask": ("mask mAP50-95", ""),
+    "map50_mask": ("mask mAP50", ""),
+    "map50_95_pose": ("pose mAP50-95", ""),
+    "map50_pose": ("pose mAP50", ""),
+    "map50_95_box": ("box mAP50-95", ""),
+    "map50_box": ("box mAP50", ""),
+    "top1": ("top-1 accuracy", ""),
+    "top5": ("top-5 accuracy", ""),
+    "latency_ms": ("latency", "ms"),
+    "params_m": ("parameters", "M"),
+    "gflops": ("GFLOPs", ""),
+    "size_mb": ("size", "MB"),
+    "energy_j": ("energy", "J"),
+}
+"""Objective -> what people call it, and its unit."""
 DEFAULT_OBJECTIVES: tuple[str, ...] = ("map50_95", "latency_ms")
 
 Losses = NDArray[np.float64]
+
+
+def title(name: str) -> str:
+    """An objective with its unit, for the head of a column: "latency, ms"."""
+    word, unit = TITLES[name]
+    return f"{word}, {unit}" if unit else word
 
 
 def check_objectives(names: Sequence[str]) -> tuple[str, ...]:

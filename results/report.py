@@ -23,6 +23,7 @@ from results.frames import front_frame, trials_frame
 from results.insight_frames import hypervolume_frame, layers_frame
 from results.interactive import course_spec, front_spec, hypervolume_spec, script_json, sensitivity_spec
 from results.markdown import markdown
+from results.objectives import title
 from results.run_folder import RunFolder
 from results.summary import Summary, summarise
 
@@ -54,7 +55,7 @@ def write_tables(folder: RunFolder) -> None:
     """front.csv, trials.csv and trials.parquet; what the trials say of the layers, and how the front grew."""
     write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
     records, baseline, objectives = folder.read_records(), folder.read_baseline(), folder.objectives()
-    write_text(folder.report_dir / "layers.csv", layers_frame(records, baseline).to_csv(index=False))
+    write_text(folder.report_dir / "layers.csv", layers_frame(records, baseline, objectives).to_csv(index=False))
     growth = hypervolume_frame(records, baseline, objectives)
     write_text(folder.report_dir / "hypervolume.csv", growth.to_csv(index=False))
     trials = trials_frame(records, baseline, objectives)
@@ -112,7 +113,7 @@ def render_page(template: str, specs: Mapping[str, Any], comparison: Comparison 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(wording=wording, palette=palette)
+    environment.globals.update(wording=wording, palette=palette, title=title)
     environment.globals.update(accuracy_of=accuracy_of, accuracy_name=accuracy_name, accuracy_label=accuracy_label)
     if comparison is not None:
         specs = {**specs, "comparison": figure_spec(comparison)}

@@ -127,7 +127,7 @@ def summarise(folder: RunFolder) -> Summary:
             for move in figure.picks
             if layers and move.trial_id in ratios
         ),
-        insight=insight(records, baseline),
+        insight=insight(records, baseline, objectives),
         hypervolume=hypervolume_curve(records, baseline, objectives),
         course=course(records),
         time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),

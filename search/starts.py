@@ -12,6 +12,7 @@ from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.errors import ConfigError
 from search.ladder import Start, warm_start
+from search.limits import bounds_of_search
 from search.space import Space
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _SAME_RATIO = 1e-4  # ratios in plan files are rounded
 
 @dataclass(frozen=True)
 class OtherRun:
-    """Trials of a finished run. ``told``: of equal settings and on the same device, so that their figures are ours;
+    """Trials of a finished run. ``told``: of equal settings and on the same device, so that their figures are ours,
+    stopped and failed ones among them, whose plans would end no better;
     ``retried``: plans of its front that are tried again, since theirs would not be."""
 
     told: tuple[TrialRecord, ...]
@@ -137,9 +139,20 @@ def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun |
     records, theirs = folder.read_records(), load_config(folder.config)
     if same_settings(config, theirs) and _hardware(folder.read_baseline()) == _hardware(baseline):
         base_ms = float(baseline["metrics"]["latency_ms"])
-        completed = [record for record in records if record.state is TrialState.COMPLETED]
-        return OtherRun(tuple(_rebased(record, base_ms) for record in completed), ())
+        rebased = [_rebased(record, base_ms) for record in records]
+        return OtherRun(tuple(record for record in rebased if _ends_here_too(record, config, theirs)), ())
     return OtherRun((), tuple(front(records, folder.objectives())))
+
+
+def _ends_here_too(record: TrialRecord, ours: RunConfig, theirs: RunConfig) -> bool:
+    """Whether the trial would have ended the same way in our run. Under other objectives or wider bounds, one that was
+    cut short might go on."""
+    if record.state is not TrialState.STOPPED:
+        return True
+    if record.ending == TrialState.STOPPED.value:
+        return ours.search.stopping and ours.search.objectives == theirs.search.objectives
+    costs = {name: value for name, value in record.metrics.items() if name in ("latency_ms", "params_m", "gflops")}
+    return any(value > 0 for value in bounds_of_search(ours.search).violations(costs, {}).values())
 
 
 def same_settings(one: RunConfig, other: RunConfig) -> bool:

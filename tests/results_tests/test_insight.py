@@ -41,24 +41,24 @@ def test_known_effects_are_found_within_their_uncertainty(record: Build) -> None
     found = insight(trials(record, 60), BASELINE)
     assert found is not None
     by_name = {layer.layer: layer for layer in found.layers}
-    assert list(by_name) == sorted(by_name, key=lambda name: by_name[name].accuracy_per_tenth)
+    assert list(by_name) == sorted(by_name, key=lambda name: by_name[name].effects["map50_95"].per_tenth)
     assert set(by_name) == set(LAYERS)  # a group's second layer moves with the first
     for index, name in enumerate(LAYERS):
-        layer = by_name[name]
-        assert abs(layer.accuracy_per_tenth - COST[index] / 10) < 4 * layer.accuracy_per_tenth_sd
-        assert abs(layer.latency_per_tenth_ms - GAIN_MS[index] / 10) < 4 * layer.latency_per_tenth_sd_ms
+        for objective, truth in (("map50_95", COST), ("latency_ms", GAIN_MS)):
+            effect = by_name[name].effects[objective]
+            assert abs(effect.per_tenth - truth[index] / 10) < 4 * effect.per_tenth_sd
     assert found.layers[0].layer == LAYERS[0]
-    assert max(found.layers, key=lambda layer: layer.latency_share).layer == LAYERS[1]
-    assert sum(layer.accuracy_share for layer in found.layers) == pytest.approx(1.0)
-    assert found.accuracy_explained > 0.95
+    assert max(found.layers, key=lambda layer: layer.effects["latency_ms"].share).layer == LAYERS[1]
+    assert sum(layer.effects["map50_95"].share for layer in found.layers) == pytest.approx(1.0)
+    assert found.explained["map50_95"] > 0.95
 
 
 def test_chance_explains_nothing(record: Build) -> None:
     found = insight(trials(record, 30, noise=5.0), BASELINE)
     assert found is not None
-    assert found.accuracy_explained < 0.3
-    assert "The figures for accuracy are not to be relied on." in found.reading
-    assert found.latency_explained > 0.95
+    assert found.explained["map50_95"] < 0.3
+    assert "The figures for mAP50-95 are not to be relied on." in found.reading
+    assert found.explained["latency_ms"] > 0.95
 
 
 def test_stopped_trials_say_something_about_latency_only(record: Build) -> None:
@@ -70,7 +70,39 @@ def test_stopped_trials_say_something_about_latency_only(record: Build) -> None:
     found = insight([*made[:20], *stopped], BASELINE)
     assert found is not None
     assert found.trials == 20
-    assert found.accuracy_explained > 0.8
+    assert found.explained["map50_95"] > 0.8
+
+
+def test_the_runs_own_objectives_are_explained(record: Build) -> None:
+    """Size follows the second layer alone and latency another: whoever looked at latency would name the wrong one."""
+    own = ("size_mb", "map50", "params_m")
+    made = [
+        record(
+            item.trial_id,
+            ratios=item.ratios,
+            metrics={
+                **item.metrics,
+                "map50": 0.9 - 0.5 * item.ratios[LAYERS[3]],
+                "size_mb": 6.0 - 2.0 * item.ratios[LAYERS[2]],
+                "params_m": 3.0 - 1.5 * item.ratios[LAYERS[4]],
+            },
+        )
+        for item in trials(record, 40)
+    ]
+    found = insight(made, BASELINE, own)
+    assert found is not None
+    assert found.objectives == own
+    assert min(found.explained.values()) > 0.95
+    assert found.layers[0].layer == LAYERS[3]  # by the accuracy among the objectives, wherever it stands
+    by_name = {layer.layer: layer.effects for layer in found.layers}
+    assert by_name[LAYERS[2]]["size_mb"].per_tenth == pytest.approx(-0.2, rel=0.05)
+    assert by_name[LAYERS[4]]["params_m"].per_tenth == pytest.approx(-0.15, rel=0.05)
+    assert "size and" in found.reading
+    frame = layers_frame(made, BASELINE, own).set_index("layer")
+    assert frame["size_per_tenth_mb"].idxmin() == LAYERS[2]
+    assert frame["params_share"].idxmax() == LAYERS[4]
+    assert frame["map50_share"].idxmax() == LAYERS[3]
+    assert not any("latency" in column or "accuracy" in column for column in frame.columns)
 
 
 def test_with_few_trials_there_is_no_insight_but_an_empty_frame(record: Build) -> None:

@@ -235,6 +235,30 @@ def test_three_objectives_are_named(records: list[TrialRecord], make_run: MakeRu
     assert "found over map50_95, latency_ms, params_m" in Page(write_report(folder.path).read_text()).words
 
 
+def test_every_objective_has_a_column_with_its_figures(record: Build, make_run: MakeRun) -> None:
+    own = [("a", 5.1, 0.711), ("b", 4.2, 0.622), ("c", 3.3, 0.533)]
+    records = [
+        record(name, metrics={"map50_95": 0.5, "latency_ms": 8.0, "size_mb": size, "map50_95_mask": mask})
+        for name, size, mask in own
+    ]
+    folder = make_run(records)
+    content = folder.read_baseline()
+    content["metrics"].update(size_mb=6.0, map50_95_mask=0.8)
+    folder.write_baseline(content)
+    folder.config.write_text("search: {objectives: [map50_95_mask, latency_ms, size_mb]}")
+    page = Page(write_report(folder.path).read_text(encoding="utf-8"))
+    text = folder.report_markdown.read_text(encoding="utf-8")
+    for words in (page.words, text):
+        assert "mask mAP50-95" in words
+        assert "size, MB" in words
+        for _, size, mask in own:
+            assert f"{size:.3f}" in words
+            assert f"{mask:.3f}" in words
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
+    assert "0.711 | 5.100" in rows["a"]
+    assert "0.533 | 3.300" in rows["c"]
+
+
 def test_names_cannot_become_markup(records: list[TrialRecord], make_run: MakeRun) -> None:
     harmless = NASTY.replace("/", "|")  # a slash is refused in a trial id
     renamed = [TrialRecord.from_json({**item.to_json(), "trial_id": f"{item.trial_id}{harmless}"}) for item in records]

@@ -105,7 +105,8 @@ class FakeTools:
         self._note("recover", model)
 
     def stats(self, model: Any) -> dict[str, float]:
-        return {"params_m": 3.0 - 0.1 * sum(model.values()), "gflops": 8.0, "size_mb": 12.0}
+        params_m = 3.0 - 0.1 * sum(model.values())
+        return {"params_m": params_m, "gflops": 8.0, "size_mb": 4 * params_m}
 
     def evaluate(self, model: Any) -> dict[str, float]:
         self._note("evaluate", model)
@@ -197,6 +198,25 @@ def make_space() -> Space:
 
 
 # Factories for workers: importable functions, since they cross processes.
+
+
+class ProfiledTools(FakeTools):
+    """Finds one plan by sensitivity, and leaves a line in ``profiles`` beside the model whenever it looks for it."""
+
+    profiles: Path
+
+    def describe(self) -> dict[str, Any]:
+        with self.profiles.open("a") as file:
+            file.write("profiled\n")
+        ratios = dict.fromkeys(("model.0.c0", "model.0.d0"), 0.25)
+        return {**super().describe(), "sensitivity": [{"keep": 0.9, "ratios": ratios}]}
+
+
+def profiled_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
+    """See :class:`ProfiledTools`."""
+    tools = ProfiledTools()
+    tools.profiles = Path(config.model.path).parent / "profiles"
+    return tools
 
 
 def quick_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:

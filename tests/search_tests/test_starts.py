@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pruning.plan import Plan
+from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.config import RunConfig
 from search.errors import ConfigError
-from search.starts import PLAN, changed_plans, check_other_run, check_plans, starts_of, weights_hash
+from search.starts import PLAN, changed_plans, check_other_run, check_plans, read_other_run, starts_of, weights_hash
 from tests.search_tests.fakes import make_config, make_space
 
 METRICS = {"map50_95": 0.6, "latency_ms": 10.0}
@@ -95,6 +96,39 @@ def test_a_run_of_before_hashes_were_kept_is_judged_by_its_checkpoint(tmp_path: 
     theirs.unlink()
     with pytest.raises(ConfigError, match="its model has the hash unknown"):
         check_other_run(config)
+
+
+def plan_ids(config: RunConfig) -> list[str]:
+    """Of the other run's trials those whose plans are settled for ours."""
+    other = read_other_run(config, {"metrics": METRICS})
+    assert other is not None
+    assert other.retried == ()
+    return [record.trial_id for record in other.told]
+
+
+def test_stopped_and_failed_trials_count_unless_ours_would_let_them_go_on(tmp_path: Path) -> None:
+    config, _ = other_run(tmp_path, 320, {})
+    folder = RunFolder(tmp_path / "run")
+    slow: dict[str, Any] = {"metrics": {"map50_95": 0.1, "latency_ms": 9.0, "latency_ratio": 0.9}}
+    for trial_id, state, more in (
+        ("done", TrialState.COMPLETED, {}),
+        ("stopped", TrialState.STOPPED, {}),
+        ("failed", TrialState.FAILED, {"metrics": {}, "error": "out of memory"}),
+        ("slow", TrialState.STOPPED, {**slow, "violations": {"max_latency_ms": 0.5}}),
+    ):
+        values: dict[str, Any] = {"ratios": {"model.0.c0": 0.5}, "metrics": METRICS, "plan_hash": trial_id, **more}
+        folder.store.append(
+            TrialRecord(trial_id=trial_id, state=state, epochs=0, fidelity="refit", finished_at=1.0, **values)
+        )
+    assert plan_ids(config) == ["done", "stopped", "failed"]
+
+    def ours(**settings: Any) -> RunConfig:
+        return config.model_copy(update={"search": config.search.model_copy(update=settings)})
+
+    assert plan_ids(ours(max_latency_ms=8.0)) == ["done", "stopped", "failed", "slow"]
+    assert plan_ids(ours(max_latency_ms=9.5)) == ["done", "stopped", "failed"]
+    assert plan_ids(ours(objectives=["map50_95", "params_m"])) == ["done", "failed"]
+    assert plan_ids(ours(stopping=False)) == ["done", "failed"]
 
 
 def test_a_run_at_another_size_and_what_is_no_run_are_refused(tmp_path: Path) -> None:

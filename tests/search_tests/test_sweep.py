@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pruning.plan import Plan
 from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import TrialState
+from results.report import write_report
 from results.run_folder import RunFolder
 from results.selection import front
 from search.driver_lock import DriverLock, alive_driver
@@ -25,6 +27,7 @@ from tests.search_tests.fakes import (
     make_prepared,
     no_tools,
     process_tools,
+    profiled_tools,
     quick_tools,
 )
 
@@ -254,6 +257,36 @@ def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> No
     assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
 
 
+def test_the_sensitivity_profile_is_made_once_and_then_read_from_the_run(tmp_path: Path) -> None:
+    run, model = tmp_path / "run", {"model.path": str(tmp_path / "model.pt")}
+    run_sweep(make_prepared(run, **model, **{"search.trials": 3}), profiled_tools)
+    folder = RunFolder(run)
+    (found,) = [record for record in folder.read_records() if record.provenance == "sensitivity"]
+    assert found.ratios == {"model.0.c0": 0.25, "model.0.d0": 0.25}
+    stored = dict.fromkeys(("model.2.c1", "model.2.d1"), 0.5)
+    folder.write_baseline({**folder.read_baseline(), "sensitivity": [{"keep": 0.8, "ratios": stored}]})
+
+    run_sweep(make_prepared(run, **model, **{"search.trials": 4}), profiled_tools)
+    assert (tmp_path / "profiles").read_text() == "profiled\n"
+    last = folder.read_records()[-1]
+    assert (last.provenance, last.ratios) == ("sensitivity", stored)
+
+
+def test_three_objectives_are_told_in_their_order_and_all_reported(tmp_path: Path) -> None:
+    own = ["map50_95", "latency_ms", "size_mb"]
+    run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 4, "search.objectives": own}), quick_tools)
+    folder = RunFolder(tmp_path / "run")
+    told, records = study_values(folder.path), folder.read_records()
+    for record in records:
+        assert told[record.trial_id] == pytest.approx([record.metrics[name] for name in own])
+    smallest = min(records, key=lambda record: record.metrics["size_mb"])
+    assert smallest in front(records, own)
+    write_report(folder.path)
+    text = folder.report_markdown.read_text()
+    assert "size, MB" in text
+    assert f"{smallest.metrics['size_mb']:.3f}" in text
+
+
 def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,12 +303,16 @@ def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
 def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
     first = make_prepared(tmp_path / "first", **{"search.trials": 5})
     run_sweep(first, quick_tools)
+    lost, *rest = first.folder.read_records()  # the warm start's first plan, which the second run would begin with
+    first.folder.trials_file.unlink()
+    for record in (replace(lost, state=TrialState.FAILED, error="no", metrics={}), *rest):
+        first.folder.store.append(record)
     settings = {"search.trials": 4, "search.from_run": str(first.folder.path)}
     run_sweep(make_prepared(tmp_path / "second", **settings), quick_tools)
     before, after = first.folder.read_records(), RunFolder(tmp_path / "second").read_records()
     assert not {record.plan_hash for record in before} & {record.plan_hash for record in after}
     told = study_values(tmp_path / "second")
-    assert {f"from-run/{record.trial_id}" for record in before} <= set(told)
+    assert {f"from-run/{record.trial_id}" for record in rest} <= set(told)
 
     other = {**settings, "trial.epochs": 1}  # other figures: the front's plans are tried again
     run_sweep(make_prepared(tmp_path / "third", **other), quick_tools)
