@@ -28,15 +28,28 @@ def non_dominated(losses: ArrayLike) -> NDArray[np.bool_]:
     """
     points = _matrix(losses)
     mask = np.zeros(len(points), dtype=bool)
-    front = np.empty((0, points.shape[1]))
+    order = np.lexsort(points.T[::-1])
     # In lexicographic order a row can only be dominated by an earlier one: comparing with the front so far is enough.
-    for index in np.lexsort(points.T[::-1]):
+    if len(points) and points.shape[1] == 2:  # which the lowest second loss so far stands for; a search asks often
+        mask[order] = _descends(points[order])
+        return mask
+    front = np.empty((0, points.shape[1]))
+    for index in order:
         row = points[index]
         dominating = (front <= row).all(axis=1) & (front < row).any(axis=1)
         if not dominating.any():
             mask[index] = True
             front = np.vstack([front, row])
     return mask
+
+
+def _descends(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Of rows (n, 2) in lexicographic order: whose second value is below all before; of equal rows all or none."""
+    lowest = np.minimum.accumulate(rows[:, 1])
+    new = np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)]  # differs from the row before
+    below = np.r_[True, rows[1:, 1] < lowest[:-1]]
+    firsts: NDArray[np.bool_] = (below & new)[np.maximum.accumulate(np.where(new, np.arange(len(rows)), 0))]
+    return firsts
 
 
 def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:

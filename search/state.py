@@ -51,6 +51,7 @@ class SweepState:
         ``predictor``: learns latency from the records; ``budget``: None is without limit.
         """
         self.folder = folder
+        self._store = folder.store  # one for all: each would read the whole file at its first append
         self.records = list(records)
         self.total = total
         self._space = space
@@ -110,7 +111,7 @@ class SweepState:
         if self.broken or record.trial_id not in self._running:
             return
         try:
-            self.folder.store.append(record)
+            self._store.append(record)
             self._running.pop(record.trial_id)
             self.budget.ended(record.trial_id)
             self.records.append(record)
