@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pruning.checkpoints import save_checkpoint
@@ -89,6 +90,39 @@ class TestWholeSearch:
         page = folder.report_html.read_text().split("<script>")[0]
         assert "top-1 accuracy" in page
         assert "mAP" not in page
+
+    def test_masks_latency_and_size_are_three_objectives_at_once(self, tmp_path: Path, capsys: Captured) -> None:
+        model = build("yolov8n-seg")
+        model.names = dict(enumerate(("square", "disc", "bar")))
+        save_checkpoint(model, tmp_path / "masks.pt")
+        data, folder = shapes_dataset(tmp_path / "polygons", polygons=True), RunFolder(tmp_path / "run")
+        command = ["search", str(tmp_path / "masks.pt"), str(data), "--run", str(folder.path), "--imgsz", "64"]
+        command += ["--trials", "3", "--epochs", "0", *QUICK]
+        command += ["--set", "search.objectives=[map50_95_mask, latency_ms, size_mb]"]
+        assert run([*command, "--set", "recover.importance=l2", "--set", "space.granularity=block"]) == 0
+        assert folder.objectives() == ("map50_95_mask", "latency_ms", "size_mb")
+        records = folder.read_records()
+        assert [record.state for record in records] == [TrialState.COMPLETED] * 3, [r.error for r in records]
+        sizes = [record.metrics["size_mb"] for record in records]
+        written = [folder.trial_checkpoint(record.trial_id).stat().st_size / 1e6 for record in records]
+        assert np.argsort(sizes).tolist() == np.argsort(written).tolist()
+        assert max(sizes) < folder.read_baseline()["metrics"]["size_mb"]
+        assert all(0 <= record.metrics["map50_95_mask"] <= 1 for record in records)
+        capsys.readouterr()
+        assert run(["front", str(folder.path), "--format", "json"]) == 0
+        front = [row["trial_id"] for row in json.loads(capsys.readouterr().out)]
+        losses = {
+            r.trial_id: (-r.metrics["map50_95_mask"], r.metrics["latency_ms"], r.metrics["size_mb"]) for r in records
+        }
+        dominated = {
+            one for one, mine in losses.items()
+            if any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in losses.values())
+        }  # fmt: skip
+        assert set(front) == losses.keys() - dominated
+        assert run(["report", str(folder.path)]) == 0
+        page = folder.report_html.read_text().split("<script>")[0]
+        assert "mask mAP50-95" in page
+        assert "size" in page
 
     def test_sequences_of_sessions_are_searched_and_resumed(self, tmp_path: Path, capsys: Captured) -> None:
         save_checkpoint(tiny_model(), tmp_path / "tiny.pt")
