@@ -135,23 +135,13 @@ def measure_pair(
         begun = time.perf_counter()
         times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch)
         seconds, conditions = time.perf_counter() - begun, device_watch.finish()
-    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return LatencyResult(
-        median_ms=float(np.median(own)),
-        p90_ms=float(np.quantile(own, 0.9)),
-        iterations=len(own),
-        baseline_median_ms=float(np.median(times.all_ms("baseline"))),
-        speedup=times.speedup.value,
-        speedup_ci95=(interval.low, interval.high),
-        session_halfwidth=times.speedup.halfwidth,
-        blocks=4 * len(times.quads),
+        **_figures(times),
         device=conditions.device_name if place.type == "cuda" else place.type,
         threads=first.threads,
         imgsz=imgsz,
         batch=batch,
         runtime=runtime,
-        converged=times.converged,
-        warmup_iterations=times.warmup_iterations,
         precision=first.precision,
         runtime_version=first.version,
         host=platform.node(),
@@ -159,6 +149,23 @@ def measure_pair(
         target_halfwidth=target_halfwidth,
         conditions=conditions,
     )
+
+
+def _figures(times: PairedTimes) -> dict[str, Any]:
+    """What a LatencyResult says of the times themselves."""
+    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
+    return {
+        "median_ms": float(np.median(own)),
+        "p90_ms": float(np.quantile(own, 0.9)),
+        "iterations": len(own),
+        "baseline_median_ms": float(np.median(times.all_ms("baseline"))),
+        "speedup": times.speedup.value,
+        "speedup_ci95": (interval.low, interval.high),
+        "session_halfwidth": times.speedup.halfwidth,
+        "blocks": 4 * len(times.quads),
+        "converged": times.converged,
+        "warmup_iterations": times.warmup_iterations,
+    }
 
 
 def time_pair(

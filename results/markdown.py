@@ -66,7 +66,8 @@ def finished_table(run: Summary, rows: Sequence[FinishedRow]) -> str:
 
 def _finished_head(run: Summary) -> Sequence[str]:
     label = run.front.baseline.accuracy_label
-    return ("network", "chosen as", label, "against the baseline", "test split", "latency", "speed-up", "parameters")
+    head = ("network", "chosen as", label, "against the baseline", "test split", "latency", "speed-up", "parameters")
+    return (*head, *(title(name) for name in run.front.others))
 
 
 def _facts(run: Summary) -> str:
@@ -79,7 +80,7 @@ def _facts(run: Summary) -> str:
 
 def _finished_cells(row: FinishedRow, run: Summary) -> Sequence[str]:
     if row.at is None:
-        return (row.name, row.chosen_as, "not yet", "", "", "", "", "")
+        return (row.name, row.chosen_as, "not yet", *[""] * (len(_finished_head(run)) - 3))
     change = row.at.accuracy - run.front.baseline.accuracy
     interval = row.change_ci95
     around = f" ({wording.signed(interval[0])} to {wording.signed(interval[1])})" if interval else ""
@@ -93,6 +94,7 @@ def _finished_cells(row: FinishedRow, run: Summary) -> Sequence[str]:
         wording.milliseconds(row.at.latency_ms),
         "1" if row.kind == "baseline" else _speedup(row.at),
         f"{wording.plain(row.at.params_m, 2)} M",
+        *(wording.plain(row.at.others.get(name)) for name in run.front.others),
     )
 
 

@@ -99,11 +99,7 @@ def prune(
     if (ratio is None) == (plan is None):
         raise click.UsageError("give either --ratio or --plan")
     _check_dry_run(dry_run, measure, run, strategy, output)
-    recover = recover or ("refit" if data else "none")
-    if recover != "none" and data is None:
-        raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
-    if ratio == AUTO and data is None:
-        raise click.UsageError("--ratio auto looks at images: give --data")
+    recover = _recovery(recover, ratio, data)
     wanted = None if ratio == AUTO else _ratios(ratio, plan)
     from search.preflight import check_model_file
 
@@ -137,6 +133,15 @@ def prune(
     pruned, applied = bench.prune(wanted)
     bench.recover(pruned, applied, how=recover)
     emit_one(_written(bench, pruned, applied, imgsz, output), form)
+
+
+def _recovery(recover: str | None, ratio: float | str | None, data: str | None) -> str:
+    """How to recover; what looks at images is refused without data."""
+    if recover not in (None, "none") and data is None:
+        raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
+    if ratio == AUTO and data is None:
+        raise click.UsageError("--ratio auto looks at images: give --data")
+    return recover or ("refit" if data else "none")
 
 
 def _ratios(ratio: float | str | None, plan: Path | None) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from search.errors import RunFolderError, SearchError
 from search.strategy_tools import StrategyJob, StrategyTools, measure_strategies
 from search.trial import Tuned
 from search.worker import WorkerContext
-from tests.search_tests.fakes import make_config
+from tests.search_tests.fakes import NoGate, make_config
 from tests.search_tests.strategy_fakes import FIRST_SESSION, FakeStrategyTools, fake_strategies
 
 Captured = pytest.CaptureFixture[str]
@@ -148,24 +147,16 @@ def test_a_folder_that_another_driver_holds_is_refused(tmp_path: Path) -> None:
         compare(prepared, fake_strategies)
 
 
-def test_only_latencies_are_measured_with_the_device_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_network_and_the_baseline_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = FakeStrategyTools()
-
-    class Gate:
-        @contextmanager
-        def measuring(self) -> Iterator[None]:
-            tools.calls.append("alone")
-            yield
-            tools.calls.append("shared")
-
-    monkeypatch.setattr("search.strategy_tools.tools_of", lambda context: (tools, Gate()))
+    monkeypatch.setattr("search.strategy_tools.tools_of", lambda context: (tools, NoGate()))
     folder = ComparisonFolder(tmp_path)
     folder.strategies.mkdir()
     folder.strategy_dir("skip").mkdir()
     folder.checkpoint("skip").write_text('{"model.0": 0.5}')
     context = WorkerContext(make_config().model_dump(mode="json"), str(tmp_path), 1, 0.0, fake_strategies)
     measured = measure_strategies(context, ["skip"])
-    assert tools.calls == [*2 * ["evaluate", "alone", "measure", "shared"], "release"]
+    assert tools.calls == [*2 * ["evaluate", "measure"], "release"]
     assert set(measured["strategies"]) == {"skip"}
     assert measured["baseline"]["latency_ratio"] == 1.0
 

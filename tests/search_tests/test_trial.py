@@ -144,7 +144,7 @@ def test_a_judge_that_lets_it_pass_is_asked_at_every_rung_and_only_there(tmp_pat
     start = accuracy_of(REQUEST.ratios)
     assert [report.epochs for report in judge.reports] == [0, 1, 3]
     assert [report.accuracy for report in judge.reports] == pytest.approx([start, start + 0.05, start + 0.15])
-    costs = {"params_m": 2.9, "gflops": 8.0, "size_mb": 12.0, "latency_ms": 10.0 / 1.125}
+    costs = {"params_m": 2.9, "gflops": 8.0, "size_mb": 11.6, "latency_ms": 10.0 / 1.125}
     assert judge.reports[0].costs == pytest.approx(costs)
     assert (record.state, record.epochs) == (TrialState.COMPLETED, 4)
     assert [row["epochs"] for row in record.history] == [0, 1, 2, 3, 4]
