@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from results.accuracy import LABELS
 from results.errors import ObjectiveError
 from results.records import TrialRecord
 
@@ -29,7 +30,7 @@ DIRECTIONS: dict[str, str] = {
     "energy_j": "min",
 }
 TITLES: dict[str, tuple[str, str]] = {
-    "map50_95": ("mAP50-95", ""),
+    **{name: (label, "") for name, label in LABELS.items()},
     "map50": ("mAP50", ""),
     "map50_95_mask": ("mask mAP50-95", ""),
     "map50_mask": ("mask mAP50", ""),
@@ -37,7 +38,6 @@ TITLES: dict[str, tuple[str, str]] = {
     "map50_pose": ("pose mAP50", ""),
     "map50_95_box": ("box mAP50-95", ""),
     "map50_box": ("box mAP50", ""),
-    "top1": ("top-1 accuracy", ""),
     "top5": ("top-5 accuracy", ""),
     "latency_ms": ("latency", "ms"),
     "params_m": ("parameters", "M"),

@@ -1,15 +1,78 @@
-"""A person who measures is told where others keep the device."""
+"""Latency is timed with the device alone, whoever asks; a person is told where others keep the device."""
 
 from __future__ import annotations
 
+import fcntl
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.device_lock import DeviceLock
+from pruning.builtin import BASELINE, IMGSZ
 from search import measuring
+from search.config import build_config, nest
 from search.measuring import alone_on
+from search.remote_latency import MeasuringJob, measure_there
+from search.tools import PruningTools
+from tests.pruning_tests.recovery_material import shapes_dataset
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the kernel says of the CPU's room at each opening of a network and each timing: free, shared or alone."""
+    monkeypatch.setenv("PARETOPRUNE_LOCK_DIR", str(tmp_path))
+    room = DeviceLock("cpu").directory / "room"
+    found: dict[str, list[str]] = {"open_session": [], "time_pair": [], "energy_per_inference": []}
+
+    def state() -> str:
+        with room.open("a") as file:
+            for mode, name in ((fcntl.LOCK_EX, "free"), (fcntl.LOCK_SH, "shared")):
+                try:
+                    fcntl.flock(file, mode | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                return name
+        return "alone"
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any, **named: Any) -> Any:
+            found[name].append(state())
+            return function(*given, **named)
+
+        return noted
+
+    from pruning import latency
+
+    for name in ("open_session", "time_pair"):
+        monkeypatch.setattr(latency, name, noting(name, getattr(latency, name)))
+    monkeypatch.setattr("pruning.energy.energy_per_inference", noting("energy_per_inference", lambda *given: 1.0))
+    return found
+
+
+def test_a_trial_makes_networks_ready_beside_others_and_times_alone(
+    states: dict[str, list[str]], tmp_path: Path
+) -> None:
+    settings = {
+        "model.path": str(BASELINE), "model.imgsz": IMGSZ, "latency.max_seconds": 0.2, "latency.threads": 1,
+        "data.path": str(shapes_dataset(tmp_path / "shapes")), "search.objectives": ["map50_95", "energy_j"],
+    }  # fmt: skip
+    tools = PruningTools(build_config(nest(settings)), "cpu", DeviceLock("cpu"))
+    tools.start_measure(tools.baseline)
+    assert set(states["open_session"]) == {"shared"}
+    assert set(states["time_pair"]) == set(states["energy_per_inference"]) == {"alone"}
+
+
+def test_a_target_elsewhere_is_alone_while_it_times(states: dict[str, list[str]]) -> None:
+    job = MeasuringJob(
+        suffix=".pt", channels=3, baseline_key="its hash", imgsz=IMGSZ, batch=1, threads=1, max_seconds=0.2,
+        target_halfwidth=0.01, runtime="torch", half=False, cpu=True,
+    )  # fmt: skip
+    measure_there(job, BASELINE.read_bytes(), BASELINE.read_bytes())
+    assert set(states["open_session"]) == {"shared"}
+    assert set(states["time_pair"]) == {"alone"}
 
 
 def test_waiting_for_the_device_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

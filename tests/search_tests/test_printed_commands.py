@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from results.commands import SESSION_FACTOR
 from results.run_folder import RunFolder
 from results.summary import summarise
 from search.cli import cli, run
+from search.session_tools import SECONDS_FACTOR
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +44,10 @@ def printed(folder: RunFolder) -> dict[str, list[list[str]]]:
     """Title of a group -> its commands, as a shell would take them apart."""
     groups = summarise(folder).commands
     return {group.title: [shlex.split(line) for _, line in group.lines] for group in groups}
+
+
+def test_latency_is_given_the_seconds_that_the_final_session_had_for_a_pair() -> None:
+    assert SESSION_FACTOR == 2 * SECONDS_FACTOR
 
 
 def test_every_printed_command_is_one(finished: tuple[RunFolder, str]) -> None:
