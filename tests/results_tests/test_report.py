@@ -320,7 +320,7 @@ def test_latency_meant_for_another_device_is_measured_there(records: list[TrialR
     assert printed({"target": "cpu:4", "threads": 4, "half": False})[1].endswith("--threads 4 --device cpu")
     purpose, line = printed({"target": "node:edge", "runtime": "onnx", "half": True, "max_seconds": 4.0})
     assert purpose.endswith(", on the node with edge")
-    assert line.endswith("--runtime onnx --half --max-seconds 16")
+    assert line.endswith("--runtime onnx --half --max-seconds 32")
 
 
 @pytest.mark.slow
