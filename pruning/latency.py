@@ -23,6 +23,9 @@ from pruning.steady_memory import freed_memory_kept
 _FEWEST_QUADS = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
 _WARMUP_SHARE = 0.3  # of max_seconds, at most
+_LAZY = 2  # inferences in which a runtime allocates memory and chooses kernels: they need no device of their own
+PATIENCE = 4.0  # times the usual seconds, for a measurement that a noisy machine would make useless
+USEFUL_HALFWIDTH = 0.1  # of an interval that tells something, as a fraction of the speed-up
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def measure_pair(
     half: bool = False,
     exports: ExportCache | None = None,
     gate: MeasuringGate | None = None,
+    patience: float = 1.0,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
 
@@ -113,6 +117,8 @@ def measure_pair(
     `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
     measuring (None: torch's, as they are); torch's are put back afterwards. `half`: 16 bits, where the device computes
     in them natively. Both models are copied; they may be the same object.
+    `patience`: times `max_seconds` that it may take in all while the published interval's half-width is above
+    `USEFUL_HALFWIDTH`, since a figure that a busy machine blurs misleads a search for good.
     `gate` keeps the device free of others while it is timed; making the networks ready shares it, since that takes
     longer than the timing where a runtime compiles them. Without one, the caller keeps others away.
     `exports` keeps what the runtime needs of a network for the next measurement of the same network.
@@ -129,6 +135,8 @@ def measure_pair(
         with door.using():
             second = open_session(baseline, spec, runtime, kept)
             first = open_session(candidate, spec, runtime, kept)
+            for _ in range(_LAZY):
+                second.time_ms(), first.time_ms()
             finish = device_finisher(place)
             if finish is not None:
                 finish()  # what the GPU still has to do would run on beside another's timing
@@ -136,7 +144,7 @@ def measure_pair(
         stack.enter_context(_no_garbage_collection())
         device_watch = watch(place)
         begun = time.perf_counter()
-        times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch)
+        times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch, patience=patience)
         seconds, conditions = time.perf_counter() - begun, device_watch.finish()
     return LatencyResult(
         **_figures(times),
@@ -178,12 +186,14 @@ def time_pair(
     target_halfwidth: float,
     clock: Callable[[], float] = time.perf_counter,
     device_watch: Watch | None = None,
+    patience: float = 1.0,
 ) -> PairedTimes:
     """Warm both sessions up, then time quads A B B A until the target or the time is reached; at least two quads.
 
-    `device_watch` is looked at between quads, where it delays no timed inference.
+    `device_watch` is looked at between quads, where it delays no timed inference. `patience`: see `measure_pair`.
     """
-    end = clock() + max_seconds
+    begun = clock()
+    end, latest = begun + max_seconds, begun + patience * max_seconds
     warm = _warm_up(candidate, baseline, clock() + _WARMUP_SHARE * max_seconds, clock)
     counts = [inferences_per_block(float(np.median(series[-3:]))) for series in warm]
     candidate.time_ms()  # the warm-up ended with the baseline
@@ -192,13 +202,15 @@ def time_pair(
         quads.append(_time_quad(candidate, baseline, counts))
         if device_watch is not None and len(quads) % _LOOK_EVERY == 1:
             device_watch.look()
-        time_is_up = len(quads) >= 2 and clock() >= end
-        look = len(quads) >= _FEWEST_QUADS and len(quads) % _LOOK_EVERY == 0
+        overtime = len(quads) >= 2 and clock() >= end
+        time_is_up = overtime and clock() >= latest
+        look = len(quads) % _LOOK_EVERY == 0 and (overtime or len(quads) >= _FEWEST_QUADS)
         if not (time_is_up or look):
             continue
         result = speedup(quads)
         converged = len(quads) >= _FEWEST_QUADS and result.halfwidth <= target_halfwidth
-        if converged or time_is_up:
+        useful = overtime and across_sessions(result).halfwidth <= USEFUL_HALFWIDTH
+        if converged or useful or time_is_up:
             return PairedTimes(tuple(quads), result, converged, warmup_iterations=len(warm[0]))
 
 

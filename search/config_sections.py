@@ -187,8 +187,9 @@ class LatencySection(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an inference; none given: all cores but one, at most 8."""
     max_seconds: float = Field(default=2.0, gt=0)
-    """Longest time one measurement may take, seconds; other trials on the device stand still meanwhile. The final
-    comparison takes four times as long for each network."""
+    """Longest time one measurement may take, seconds; other trials on the device stand still meanwhile. Up to four
+    times as long where the interval would otherwise be wider than ±10 %; the final comparison takes four times as long
+    for each network."""
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
     runtime: Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"] = "torch"

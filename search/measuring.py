@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from search.progress import note
 
-WIDEST_USEFUL = 0.1  # half width of the speed-up's interval, as a fraction of it
-PATIENCE = 3.0  # times the usual seconds
 SAID_AFTER_S = 5.0  # of waiting
 
 
@@ -30,19 +27,3 @@ def alone_on(device: str) -> Iterator[None]:
             yield
     finally:
         timer.cancel()
-
-
-def with_patience(measure: Callable[[float], dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """``measure(seconds)``; where the machine was so busy that the interval is useless, once more with more time.
-
-    Such a figure would mislead the search for good.
-    """
-    first = measure(seconds)
-    if first["converged"] or _halfwidth(first) <= WIDEST_USEFUL:
-        return first
-    return min(first, measure(PATIENCE * seconds), key=_halfwidth)
-
-
-def _halfwidth(measured: Mapping[str, Any]) -> float:
-    low, high = measured["speedup_ci95"]
-    return float((high - low) / 2 / measured["speedup"])

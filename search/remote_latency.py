@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from search.errors import ConfigError, TrialError
 from search.latency_target import LatencyTarget
-from search.measuring import with_patience
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -65,7 +64,7 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
     pin_threads(threads)
     with tempfile.TemporaryDirectory(prefix="paretoprune-latency-") as folder:
         with lock.using():
-            from pruning.latency import measure_pair
+            from pruning.latency import PATIENCE, measure_pair
             from pruning.runtimes import ExportCache
 
             if job.baseline_key not in _KEPT:
@@ -74,23 +73,21 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
             unpruned, exports = _KEPT[job.baseline_key]
             model = unpruned if candidate == baseline else _network(job, candidate, Path(folder) / "candidate")
 
-        def measure(seconds: float) -> dict[str, Any]:
-            return measure_pair(
-                model,
-                unpruned,
-                job.imgsz,
-                device=device,
-                batch=job.batch,
-                threads=threads,
-                max_seconds=seconds,
-                target_halfwidth=job.target_halfwidth,
-                runtime=job.runtime,
-                half=job.half,
-                exports=exports,
-                gate=lock,
-            ).to_dict()
-
-        return with_patience(measure, job.max_seconds)
+        return measure_pair(
+            model,
+            unpruned,
+            job.imgsz,
+            device=device,
+            batch=job.batch,
+            threads=threads,
+            max_seconds=job.max_seconds,
+            target_halfwidth=job.target_halfwidth,
+            runtime=job.runtime,
+            half=job.half,
+            exports=exports,
+            gate=lock,
+            patience=PATIENCE,
+        ).to_dict()
 
 
 class RemoteMeasurement:

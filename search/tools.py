@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config_sections import STRUCTURAL
 from search.latency_target import LatencyTarget
-from search.measuring import with_patience
 from search.remote_latency import RemoteMeasurer
 from search.session_tools import evaluate_together, measure_together
 from search.trial_tools import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
@@ -124,7 +122,7 @@ class PruningTools:
         if self._remote is not None:
             with self._gate.using():  # only made ready to be sent
                 return self._remote.start(model)
-        found = with_patience(partial(self._measured, model), self._config.latency.max_seconds)
+        found = self._measured(model)
         energy = "energy_j" in self._config.search.objectives
         return Measured({**found, "energy_j": self._energy(model)} if energy else found)
 
@@ -215,8 +213,8 @@ class PruningTools:
             rows.append({"keep": keep, "ratios": ratios})
         return rows
 
-    def _measured(self, model: Any, max_seconds: float) -> dict[str, Any]:
-        from pruning.latency import measure_pair
+    def _measured(self, model: Any) -> dict[str, Any]:
+        from pruning.latency import PATIENCE, measure_pair
 
         latency = self._config.latency
         return measure_pair(
@@ -226,12 +224,13 @@ class PruningTools:
             device=self.device,
             batch=latency.batch,
             threads=latency.threads,
-            max_seconds=max_seconds,
+            max_seconds=latency.max_seconds,
             target_halfwidth=latency.target_halfwidth,
             runtime=latency.runtime,
             half=latency.half,
             exports=self._exports,
             gate=self._gate,
+            patience=PATIENCE,
         ).to_dict()
 
     def _energy(self, model: Any) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pruning.errors import PruningError
-from pruning.latency import measure_pair, time_pair
+from pruning.latency import USEFUL_HALFWIDTH, PairedTimes, measure_pair, time_pair
 from pruning.latency_stats import (
     SESSION_SD,
     Quad,
@@ -209,6 +209,24 @@ class TestMeasuring:
         assert not times.converged
         assert 5 <= world.now_s < 6
         assert times.speedup.halfwidth > 0.001
+
+    def test_patience_lasts_until_the_interval_tells_something(self) -> None:
+        def of(noise: float, patience: float) -> tuple[PairedTimes, float]:
+            world, generator = FakeTime(), np.random.default_rng(0)
+
+            def noisy(_: int) -> float:
+                return float(30 * np.exp(noise * generator.normal()))
+
+            a, b = FakeSession(world, "A", noisy), FakeSession(world, "B", noisy)
+            return time_pair(a, b, 2, 0.001, clock=world.clock, patience=patience), world.now_s
+
+        (_, calm_s), (busy, busy_s), (wild, wild_s) = of(0.02, 4), of(0.15, 4), of(2.0, 4)
+        assert 2 <= calm_s < 3  # one look past the time: three quads at most
+        assert calm_s + 0.5 < busy_s < 8
+        assert across_sessions(busy.speedup).halfwidth <= USEFUL_HALFWIDTH
+        assert 8 <= wild_s < 9
+        assert across_sessions(wild.speedup).halfwidth > USEFUL_HALFWIDTH
+        assert 2 <= of(0.15, 1)[1] < 2.4
 
     def test_even_no_time_gives_a_figure(self) -> None:
         world = FakeTime()
