@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 
 # Command -> the tests of what it does, or why there is none.
 ELSEWHERE = {
-    "make demo": "tests/search_tests/test_real_sweep.py",
+    "make demo": "tests/test_readme.py",  # the last test
     "make test": "tests/test_conventions.py",  # this very run
     "pip install .": "tests/test_packaging.py",
     "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_real_sweep.py",
@@ -125,3 +125,22 @@ def test_every_command_runs(stand_ins: Path, ray_session: object, capsys: pytest
         shown = capsys.readouterr()
         assert code == 0, f"{line}\n{shown.out}\n{shown.err}"
         assert shown.out.strip(), f"{line} printed nothing"
+
+
+@pytest.mark.slow
+def test_the_demo_does_the_whole_job(
+    tmp_path: Path, ray_session: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.cli import run
+
+    monkeypatch.setattr("search.demo.FULL_EPOCHS", 1)  # twenty take minutes; all else is the command as it stands
+    folder = RunFolder(tmp_path / "runs" / "demo")
+    assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0
+    unpruned, pick, report = capsys.readouterr().out.splitlines()[-3:]
+    (best, *_) = sorted(item.trial_id for item in folder.read_selected() if pick.startswith(item.trial_id))
+    assert unpruned.startswith("unpruned ")
+    assert best in pick
+    assert "speed-up" in pick
+    assert report.split() == ["report", str(folder.report_html)]
+    assert folder.report_html.is_file()
+    assert len(folder.read_records()) == 2
