@@ -11,6 +11,7 @@ from results import palette, wording
 from results.axes import PlaneAxes, label_levels, plane_axes
 from results.course import Course
 from results.figures import FrontFigure, HypervolumeCurve, PickMove, Point
+from results.objectives import title
 from results.records import BEYOND_BOUNDS
 from results.sensitivity import SensitivityFigure
 
@@ -26,8 +27,9 @@ def script_json(content: Any) -> str:
     return text
 
 
-def hover(item: Point, heading: str, baseline: Point, note: str = "") -> str:
-    """The hover label of a point. Plotly reads a little HTML in it, so names are escaped."""
+def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str:
+    """The hover label of a point in ``figure``. Plotly reads a little HTML in it, so names are escaped."""
+    baseline = figure.baseline
     lines = [
         f"<b>{escape(item.name)}</b>  {escape(heading)}",
         f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({wording.signed(item.accuracy - baseline.accuracy)})",
@@ -40,6 +42,8 @@ def hover(item: Point, heading: str, baseline: Point, note: str = "") -> str:
         lines.append(f"{item.params_m:.2f} M parameters  ({wording.change(item.params_m, baseline.params_m)})")
     if item.gflops is not None:
         lines.append(f"{item.gflops:.2f} GFLOPs  ({wording.change(item.gflops, baseline.gflops)})")
+    measured = ((title(name), item.others.get(name)) for name in figure.others)
+    lines += [f"{escape(label)}  {wording.plain(value)}" for label, value in measured if value is not None]
     lines.append(f"<i>{escape(note or item.fidelity)}</i>")
     return "<br>".join(lines)
 
@@ -82,13 +86,13 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
     """The trials that are not on the front, hidden behind the rest."""
     traces = []
     if figure.dominated:
-        texts = [hover(item, "dominated", figure.baseline) for item in figure.dominated]
+        texts = [hover(item, "dominated", figure) for item in figure.dominated]
         size = 7 if len(figure.dominated) < 500 else 5
         marker = {"size": size, "color": palette.DOMINATED, "opacity": 0.6 if size == 7 else 0.4}
         traces.append(_points(f"Trial ({figure.fidelity})", figure.dominated, texts, marker))
     if figure.apart:
         texts = [
-            hover(item, item.why_apart, figure.baseline, f"{item.fidelity}, not compared") for item in figure.apart
+            hover(item, item.why_apart, figure, f"{item.fidelity}, not compared") for item in figure.apart
         ]
         marker = {"size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": palette.APART}}
         traces.append(_points(figure.apart_label, figure.apart, texts, marker))
@@ -111,7 +115,7 @@ def _front(figure: FrontFigure) -> list[Spec]:
         "showlegend": False,
         "legendgroup": "front",
     }
-    texts = [hover(item, "on the front", figure.baseline) for item in figure.front]
+    texts = [hover(item, "on the front", figure) for item in figure.front]
     marker = {"size": 10, "color": palette.FRONT, "line": {"width": 1.2, "color": "#FFFFFF"}}
     members = _points(
         f"Front ({figure.fidelity})", figure.front, texts, marker, legendgroup="front", error_x=_error_x(figure.front)
@@ -136,25 +140,25 @@ def _marks(figure: FrontFigure) -> list[Spec]:
     traces = []
     if figure.knee:
         marker = {"size": 19, "symbol": "circle-open", "color": palette.KNEE, "line": {"width": 2.6}}
-        text = hover(figure.knee, "knee of the front", figure.baseline)
+        text = hover(figure.knee, "knee of the front", figure)
         traces.append(_points("Knee", [figure.knee], [text], marker))
     waiting = [move for move in figure.picks if not move.after]
     if waiting:
-        texts = [hover(move.before, "suggested pick", figure.baseline, _why(move)) for move in waiting]
+        texts = [hover(move.before, "suggested pick", figure, _why(move)) for move in waiting]
         marker = {"size": 14, "symbol": "star-open", "color": palette.PICK, "line": {"width": 1.8}}
         traces.append(_points("Suggested pick", [move.before for move in waiting], texts, marker))
     pairs = [(move, move.after) for move in figure.picks if move.after]
     if pairs:
-        texts = [hover(after, "after full fine-tuning", figure.baseline, _why(move)) for move, after in pairs]
+        texts = [hover(after, "after full fine-tuning", figure, _why(move)) for move, after in pairs]
         marker = {"size": 16, "symbol": "star", "color": palette.PICK, "line": {"width": 1, "color": "#FFFFFF"}}
         finished = [after for _, after in pairs]
         traces.append(_points("Pick after full fine-tuning", finished, texts, marker, error_x=_error_x(finished)))
     if figure.natives:
-        texts = [hover(item, "native model", figure.baseline) for item in figure.natives]
+        texts = [hover(item, "native model", figure) for item in figure.natives]
         marker = {"size": 13, "symbol": "square", "color": palette.NATIVE, "line": {"width": 1, "color": "#FFFFFF"}}
         traces.append(_points("Native model", figure.natives, texts, marker, error_x=_error_x(figure.natives)))
     marker = {"size": 13, "symbol": "diamond", "color": palette.BASELINE, "line": {"width": 1, "color": "#FFFFFF"}}
-    text = hover(figure.baseline, "unpruned", figure.baseline)
+    text = hover(figure.baseline, "unpruned", figure)
     return [*traces, _points("Baseline (unpruned)", [figure.baseline], [text], marker)]
 
 

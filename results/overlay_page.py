@@ -73,7 +73,7 @@ def _points(run: RunLine, items: Sequence[Point], heading: str) -> dict[str, Any
         "showlegend": bool(items),
         "x": [round(item.latency_ms, 5) for item in items],
         "y": [round(item.accuracy, 5) for item in items],
-        "hovertext": [hover(item, f"{heading} of {run.name}", run.figure.baseline) for item in items],
+        "hovertext": [hover(item, f"{heading} of {run.name}", run.figure) for item in items],
         "hoverinfo": "text",
     }
 

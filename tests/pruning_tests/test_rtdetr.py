@@ -13,6 +13,7 @@ from torch import nn
 from pruning.checkpoints import save_checkpoint
 from pruning.evaluation import evaluate
 from pruning.export import export_model
+from pruning.export_answers import differences, layout_of
 from pruning.finetune import FinetuneSettings, finetune
 from pruning.models import load_model
 from pruning.workbench import Workbench
@@ -77,6 +78,8 @@ def test_onnx_runtime_computes_the_same(tmp_path: Path) -> None:
     size, places = 96, 12 * 12 + 6 * 6 + 3 * 3
     model: Any = build("rtdetr-l", 1)
     model.model[-1].num_queries = places
+    for scores in model.model[-1].dec_score_head:
+        scores.bias.data.fill_(0.0)  # a fresh head sees no object
     save_checkpoint(model, tmp_path / "whole.pt")
     bench = Workbench(str(tmp_path / "whole.pt"), importance="l2")
     pruned, _ = bench.prune({"*": 0.5})
@@ -92,4 +95,11 @@ def test_onnx_runtime_computes_the_same(tmp_path: Path) -> None:
     assert apart.min(axis=0).max() < 1e-3
     assert apart.min(axis=1).max() < 1e-3
     assert np.ptp(expected[0], axis=0)[:5].min() > 1e-2  # the rows do differ, in box and score
+    layout = layout_of(pruned, size)
+    objects, score, place = differences([expected], [got], layout)
+    assert objects > 0
+    assert max(score, place) < 1e-3
+    moved = got.copy()
+    moved[..., 0] += 0.05  # of the image's width, as the layout says
+    assert differences([expected], [moved], layout)[2] > 0.02
     assert onnx_file.stat().st_size < 4.4 * sum(p.numel() for p in pruned.parameters())

@@ -246,9 +246,10 @@ def test_every_objective_has_a_column_with_its_figures(record: Build, make_run: 
     content["metrics"].update(size_mb=6.0, map50_95_mask=0.8)
     folder.write_baseline(content)
     folder.config.write_text("search: {objectives: [map50_95_mask, latency_ms, size_mb]}")
-    page = Page(write_report(folder.path).read_text(encoding="utf-8"))
-    text = folder.report_markdown.read_text(encoding="utf-8")
-    for words in (page.words, text):
+    written = write_report(folder.path).read_text(encoding="utf-8")
+    page, text = Page(written), folder.report_markdown.read_text(encoding="utf-8")
+    labels = " ".join(label for trace in specs(written)["front"]["data"] for label in trace.get("hovertext", []))
+    for words in (page.words, text, labels):
         assert "mask mAP50-95" in words
         assert "size, MB" in words
         for _, size, mask in own:
