@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,8 @@ from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, torch_device
 from pruning.finetune import FinetuneResult, FinetuneSettings
 
-JOB, RESULT, MEETING = "job.pt", "result.pt", "meeting"
+JOB, RESULT, MEETING, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
+ERROR = "PruningError: "  # before a line that a process says why it ended with
 _PATIENCE_SECONDS = 10  # for a process to end by itself once another has failed: it may be the one that knows why
 
 
@@ -98,9 +98,10 @@ def finetune_on_group(
     with tempfile.TemporaryDirectory(prefix="paretoprune-group-") as folder:
         torch.save(job, Path(folder) / JOB)
         with _processes(Path(folder), names) as (processes, line):
-            _attend(processes, line, on_epoch)
+            _attend(processes, line, on_epoch, Path(folder))
         result: FinetuneResult = torch.load(Path(folder) / RESULT, weights_only=False)
-    return replace(result, seconds=time.monotonic() - begin)
+    # The first process counts earlier attempts, too, but not how long it took to start
+    return replace(result, seconds=max(result.seconds, time.monotonic() - begin))
 
 
 @contextlib.contextmanager
@@ -112,9 +113,11 @@ def _processes(folder: Path, devices: Sequence[str]) -> Iterator[tuple[list[subp
         for rank, device in enumerate(devices):
             command = [sys.executable, "-m", "pruning.finetune_rank", str(folder), str(theirs.fileno())]
             environment = _environment(rank, device, len(devices))
-            # They end when their standard input does: no process is left behind by a caller that was killed
-            pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            processes.append(subprocess.Popen(command, env=environment, pass_fds=(theirs.fileno(),), **pipe))  # type: ignore[call-overload]
+            # They end when their standard input does: no process is left behind by a caller that was killed.
+            # Errors go to a file: nobody reads a pipe before the end, and a full one would stop the process for ever
+            with (folder / f"{ERRORS}{rank}").open("wb") as errors:
+                pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": errors}
+                processes.append(subprocess.Popen(command, env=environment, pass_fds=(theirs.fileno(),), **pipe))  # type: ignore[call-overload]
         theirs.close()
         yield processes, ours
     finally:
@@ -124,9 +127,8 @@ def _processes(folder: Path, devices: Sequence[str]) -> Iterator[tuple[list[subp
             process.kill()
         for process in processes:
             process.wait()
-            for stream in (process.stdin, process.stderr):
-                if stream is not None:
-                    stream.close()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _environment(rank: int, device: str, count: int) -> dict[str, str]:
@@ -146,6 +148,7 @@ def _attend(
     processes: Sequence[subprocess.Popen[bytes]],
     line: Connection,
     on_epoch: Callable[[int, dict[str, float]], bool] | None,
+    folder: Path,
 ) -> None:
     """Answer the first process's epochs until all have ended well."""
     ended_seconds = 0.0
@@ -156,7 +159,7 @@ def _attend(
                 return
         failed = [process for process in processes if process.poll() not in (None, 0)]
         if failed:
-            _give_up(processes, failed[0])
+            _give_up(processes, failed[0], folder)
         with contextlib.suppress(EOFError, OSError):
             if line.poll(0.2):
                 epoch, metrics = line.recv()
@@ -165,27 +168,24 @@ def _attend(
         time.sleep(0.02)
     for process in processes:
         if process.returncode:
-            _give_up(processes, process)
+            _give_up(processes, process, folder)
 
 
-def _give_up(processes: Sequence[subprocess.Popen[bytes]], first: subprocess.Popen[bytes]) -> None:
+def _give_up(processes: Sequence[subprocess.Popen[bytes]], first: subprocess.Popen[bytes], folder: Path) -> None:
     """Raise what the group failed with: the line of a process that says it, else how the first one ended."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < end and any(process.poll() is None for process in processes):
         time.sleep(0.1)
     ended = [process for process in processes if process.poll() not in (None, 0)]
-    said = [_last_line(process) for process in [first, *ended]]
-    known = [text for text in said if text.startswith("PruningError: ")]
+    said = [_said(folder / f"{ERRORS}{processes.index(process)}") for process in [first, *ended]]
+    known = [text for text in said if text.startswith(ERROR)]
     if known:
-        raise PruningError(known[0].removeprefix("PruningError: "))
+        raise PruningError(known[0].removeprefix(ERROR))
     number = processes.index(first)
     raise PruningError(f"process {number} of the fine-tuning ended with {first.returncode}: {said[0] or 'no message'}")
 
 
-def _last_line(process: subprocess.Popen[bytes]) -> str:
-    stream: Any = process.stderr
-    if stream is None or stream.closed:
-        return ""
-    lines: list[str] = stream.read().decode(errors="replace").strip().splitlines()
-    stream.close()
-    return lines[-1] if lines else ""
+def _said(errors: Path) -> str:
+    """The line in which a process says why it ended, else its last one: libraries may write after it."""
+    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith(ERROR)), lines[-1] if lines else "")

@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import init_seeds
 
 from pruning.errors import PruningError
 from pruning.finetune import train_here
-from pruning.finetune_group import JOB, MEETING, RESULT, GroupJob
+from pruning.finetune_group import ERROR, JOB, MEETING, RESULT, GroupJob
 
 _TIMEOUT = timedelta(hours=3)  # the others wait while the first validates
 
@@ -100,6 +100,12 @@ def _report(line: Connection, epoch: int, metrics: dict[str, float]) -> bool:
     return bool(line.recv())
 
 
+def _end(why: str) -> None:
+    """Say it and leave at once: taking NCCL down waits for the others, who wait for this process, and is not silent."""
+    print(why, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def main(folder: Path, descriptor: int) -> None:
     """Train as this rank of the job in `folder`; the first one reports through the descriptor and leaves the result."""
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
@@ -127,9 +133,7 @@ def main(folder: Path, descriptor: int) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]))
-    except PruningError as error:  # the last line of standard error is what the caller reads
-        print(f"PruningError: {error}", file=sys.stderr)
-        sys.exit(1)
+    except PruningError as error:  # the caller looks for this line in standard error
+        _end(f"{ERROR}{error}")
     except Exception:  # noqa: BLE001  its last line says what it was
-        traceback.print_exc()
-        sys.exit(1)
+        _end(traceback.format_exc())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from pruning.errors import PruningError
-from pruning.finetune import FinetuneSettings, finetune
+from pruning.finetune import FinetuneResult, FinetuneSettings, finetune
 from pruning.finetune_group import split_devices
+from pruning.finetune_state import STATE_NAME
 from tests.pruning_tests.recovery_material import (
     fresh_yolov8n,
     halve_bottlenecks,
@@ -90,6 +92,55 @@ def test_a_process_that_fails_ends_all_with_its_own_line(pruned: nn.Module, tmp_
     children = Path(f"/proc/{ours}/task/{ours}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children if Path(f"/proc/{child}").exists()]
     assert not any(b"finetune_rank" in command for command in commands)
+
+
+@pytest.mark.slow
+def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> None:
+    """With a teacher, in both processes; the time of the first attempt counts."""
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    settings = FinetuneSettings(epochs=3, imgsz=64, batch=4, distill=True)
+    heard: list[int] = []
+
+    def dies(epoch: int, metrics: dict[str, float]) -> bool:
+        heard.append(epoch)
+        if heard == [1, 2]:
+            raise KeyboardInterrupt
+        return False
+
+    def tune() -> FinetuneResult:
+        folder, teacher = tmp_path / "tune", fresh_yolov8n(1)
+        return finetune(pruned, data, settings, folder, device="cpu,cpu", teacher=teacher, on_epoch=dies)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune()
+    state = torch.load(tmp_path / "tune" / STATE_NAME, weights_only=True)
+    torch.save({**state, "seconds": 5000.0}, tmp_path / "tune" / STATE_NAME)
+    result = tune()
+    assert heard == [1, 2, 1, 2, 3]
+    assert [row["epoch"] for row in result.history] == [1.0, 2.0, 3.0]
+    assert result.history[-1]["train/dis_loss"] > 0
+    assert result.seconds > 5000
+    logs = [(tmp_path / "tune" / name).read_text() for name in ("train.log", "train.rank1.log")]
+    assert all("going on after epoch 1/3" in log for log in logs)
+    assert not (tmp_path / "tune" / STATE_NAME).exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_says_much_is_heard_and_does_not_stand_still(
+    pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders of images and NCCL write to standard error as they like, before and after the line that matters."""
+    talker = tmp_path / "python"
+    talker.write_text(
+        "#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' x >&2\n"
+        "echo >&2\necho 'PruningError: the loss became nan' >&2\n"
+        "echo '[rank0]: process group NOT destroyed' >&2\nexit 1\n"
+    )
+    talker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(talker))
+    data = str(shapes_dataset(tmp_path / "data", train=2, val=1, size=64))
+    with pytest.raises(PruningError, match=r"^the loss became nan$"):
+        finetune(pruned, data, FinetuneSettings(epochs=1, imgsz=64, batch=4), tmp_path / "tune", device="cpu,cpu")
 
 
 def test_bad_devices(pruned: nn.Module, tmp_path: Path) -> None:
