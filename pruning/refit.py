@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import dropwhile, islice
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class Sample:
     Attributes:
         places: int64 (positions, 3): image, row, column of the output; of the input for a transposed convolution.
         answers: float32 (positions, out channels, taps): the output before batch norm. A transposed convolution gives
-            as many positions as it has taps there, every other layer one.
+            as many positions as it has taps there, every other layer one. On the CPU: all layers' together are
+            gigabytes, and stay as long as the worker.
     """
 
     places: torch.Tensor
@@ -119,7 +121,7 @@ def record_targets(
         if shape not in places:
             places[shape] = _draw(rng, len(images), *shape, settings.positions).to(device)
         mine = places[shape][(places[shape][:, 0] >= start) & (places[shape][:, 0] < start + len(output))]
-        answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], :, mine[:, 2]].flatten(2))
+        answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], :, mine[:, 2]].flatten(2).cpu())
 
     for start in range(0, len(images), chunk):
         with torch.no_grad(), _Hooks() as hooks:
@@ -156,7 +158,7 @@ def refit(
     def stop_at(name: str, layer: _Layer, source: torch.Tensor) -> None:
         if name not in missed:
             rows = list(kept[name]) if name in kept else slice(None)
-            sample = Sample(targets[name].places, targets[name].answers[:, rows])
+            sample = Sample(targets[name].places.to(device), targets[name].answers[:, rows].to(device))
             missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
 
     with torch.no_grad(), _Hooks() as hooks:
@@ -267,7 +269,13 @@ def gather_patches(rows: torch.Tensor, conv: nn.Conv2d, places: torch.Tensor) ->
 
 
 def _norm_of(pruned: nn.Module, name: str) -> nn.BatchNorm2d | None:
-    norm: Any = getattr(pruned.get_submodule(name.rpartition(".")[0]), "bn", None)
+    """The batch norm behind a convolution: its wrapper's, or the next of a plain sequence (RT-DETR's projections)."""
+    place, _, own = name.rpartition(".")
+    parent = pruned.get_submodule(place)
+    norm: Any = getattr(parent, "bn", None)
+    if isinstance(parent, nn.Sequential):
+        following = dropwhile(lambda module: module is not getattr(parent, own), parent)
+        norm = next(islice(following, 1, None), None)
     return norm if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None else None
 
 
@@ -302,8 +310,9 @@ def recalibrate_batch_norm(pruned: nn.Module, images: torch.Tensor, chunk: int =
         norm.train()
     device = next(pruned.parameters()).device
     with torch.no_grad():
-        for start in range(0, len(images), chunk):
-            pruned(images[start : start + chunk].to(device))
+        # Chunks of one size: every one of them weighs the same in the average, also a last one of a single image
+        for part in torch.tensor_split(images, -(-len(images) // chunk)):
+            pruned(part.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -132,10 +132,11 @@ class Workbench:
     @cached_property
     def targets(self) -> Targets:
         """The baseline's answers that refits aim at."""
-        model = self.model.to(self.device)
-        found = record_targets(model, self.table, self.images, self.refit_settings, self.seed)
-        self.model.to("cpu")
-        return found
+        images = self.images
+        try:
+            return record_targets(self.model.to(self.device), self.table, images, self.refit_settings, self.seed)
+        finally:
+            self.model.to("cpu")  # also where the device has no memory left: what comes next expects it there
 
     def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
         """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network."""

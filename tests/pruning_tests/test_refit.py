@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_whatever_kind_of_layer_is_wrong_is_put_right(images: torch.Tensor, fami
     assert response_error(model, twin, name, images) < 0.01
 
 
+def test_a_batch_norm_that_follows_in_a_plain_sequence_takes_up_the_intercept(images: torch.Tensor) -> None:
+    """RT-DETR's projections into its decoder: convolutions without bias, and no wrapper that names their norm."""
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), nn.SiLU()).eval()
+    table: Any = SimpleNamespace(convs={"0.0": None}, linears={})
+    targets = record_targets(network, table, images, TIGHT)
+    twin: Any = copy.deepcopy(network)
+    with torch.no_grad():
+        twin[0][0].weight.mul_(-2)
+    assert response_error(network, twin, "0", images) > 0.1
+    assert set(refit(twin, table, {}, images, targets, TIGHT)) == {"0.0"}
+    assert response_error(network, twin, "0", images) < 0.01
+
+
 def test_an_unpruned_network_is_not_changed(model: nn.Module, table: LayerTable, images: torch.Tensor) -> None:
     twin = copy.deepcopy(model)
     missed = refit(twin, table, {}, images, record_targets(model, table, images, TIGHT), TIGHT)
@@ -220,6 +234,13 @@ def _feeding(model: nn.Module) -> str:
     return f"model.{block}.{name}"
 
 
+def test_an_image_left_over_weighs_no_more_than_the_others_in_the_statistics() -> None:
+    network: Any = nn.Sequential(nn.BatchNorm2d(1)).eval()
+    images = torch.cat([torch.zeros(16, 1, 8, 8), torch.ones(1, 1, 8, 8)])
+    recalibrate_batch_norm(network, images, chunk=16)
+    assert float(network[0].running_mean) == pytest.approx(1 / 17, rel=0.1)
+
+
 def test_recalibrated_statistics_are_the_images_own(model: nn.Module, images: torch.Tensor) -> None:
     twin = copy.deepcopy(model)
     recalibrate_batch_norm(twin, images, chunk=len(images))
@@ -229,6 +250,22 @@ def test_recalibrated_statistics_are_the_images_own(model: nn.Module, images: to
     assert torch.allclose(twin.model[0].bn.running_var, first.var((0, 2, 3)), rtol=1e-3)  # type: ignore[index, union-attr, arg-type]
     assert twin.model[0].bn.momentum == model.model[0].bn.momentum  # type: ignore[index, union-attr]
     assert not any(m.training for m in twin.modules())
+
+
+def test_the_baseline_comes_back_where_recording_its_answers_fails(
+    model: nn.Module, table: LayerTable, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, places = Workbench("unread.pt", device="a GPU"), list[str]()
+    vars(bench).update(model=model, table=table, images=images)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pruning.workbench.record_targets", fail)
+    monkeypatch.setattr(type(model), "to", lambda self, place: places.append(place) or self)
+    with pytest.raises(torch.OutOfMemoryError):
+        _ = bench.targets
+    assert places == ["a GPU", "cpu"]
 
 
 @pytest.mark.slow
