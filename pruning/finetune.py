@@ -20,7 +20,7 @@ from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
 from pruning.precision import training_precision
 from pruning.quiet import preserved_random_state, quiet_ultralytics
-from pruning.tasks import kind_of
+from pruning.tasks import NOT_TAUGHT, kind_of
 
 if TYPE_CHECKING:
     from pruning.finetune_trainer import Job
@@ -226,7 +226,7 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
     if settings.distill and teacher is None:
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     kind = kind_of(model)
-    if settings.distill and kind in ("classify", "rtdetr"):
+    if settings.distill and kind in NOT_TAUGHT:
         raise PruningError(f"distillation is for YOLO models with a detection head, but got {kind}: set distill off")
     check_dataset(data, model)
 

@@ -206,12 +206,13 @@ def check_writable(path: Path) -> None:
 
 
 def check_model(config: RunConfig) -> tuple[Space, list[str]]:
-    """The model loads, the dataset fits it, the criterion exists, and the settings leave something to prune.
+    """The model loads, the dataset fits it, the criterion exists, a teacher that is asked for can teach this kind of
+    network, and the settings leave something to prune.
 
     Also returns the objectives: those that were given, or the usual ones in the words of the model's task.
     """
     from pruning.evaluation_dataset import check_dataset
-    from pruning.tasks import kind_of, metric_keys
+    from pruning.tasks import NOT_TAUGHT, kind_of, metric_keys
     from pruning.workbench import Workbench
 
     bench = Workbench(
@@ -221,7 +222,10 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
         trust_checkpoint=config.model.trust_checkpoint,
     )
     check_dataset(config.data.path, bench.model)
-    objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
+    kind = kind_of(bench.model)
+    if (config.trial.distill or config.finetune.distill) and kind in NOT_TAUGHT:  # else every trial would fail by it
+        raise ConfigError(f"distillation is for YOLO models with a detection head, but got {kind}; use --no-distill")
+    objectives = objectives_of(config, tuple(metric_keys(kind)))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.plans, [layer.name for layer in bench.table.layers])

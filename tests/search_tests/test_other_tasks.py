@@ -55,6 +55,17 @@ class TestObjectives:
             objectives_of(make_config(**{"search.objectives": wanted}), accuracies)
 
 
+@pytest.mark.parametrize("setting", ["trial.distill", "finetune.distill"])
+def test_a_teacher_for_what_cannot_be_taught_is_refused_before_any_trial(tmp_path: Path, setting: str) -> None:
+    model: Any = build("yolov8n-cls")
+    model.names = dict(enumerate(NAMES))
+    save_checkpoint(model, tmp_path / "classifier.pt")
+    data = colours_dataset(tmp_path / "colours", train=1, val=1)
+    settings = {"model.path": str(tmp_path / "classifier.pt"), "data.path": str(data), "model.imgsz": 32, setting: True}
+    with pytest.raises(ConfigError, match="with a detection head, but got classify; use --no-distill"):
+        prepare(make_config(**settings), tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 class TestWholeSearch:
