@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from pruning.device_state import Conditions, Watch, watch
 from pruning.errors import PruningError
 from pruning.evaluation_gate import MeasuringGate, NullGate, device_finisher, torch_device
 from pruning.latency_stats import Quad, Speedup, across_sessions, inferences_per_block, is_settled, speedup
-from pruning.runtimes import ExportCache, Network, SessionSpec, open_session
+from pruning.runtimes import ExportCache, Network, Session, SessionSpec, open_session
 from pruning.steady_memory import freed_memory_kept
 
 _FEWEST_QUADS = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
@@ -130,16 +130,9 @@ def measure_pair(
         stack.enter_context(_torch_threads(threads))
         stack.enter_context(freed_memory_kept())
         spec = SessionSpec(imgsz, device, batch, half, torch.get_num_threads())
-        kept = exports or ExportCache()
         door = gate or NullGate()
         with door.using():
-            second = open_session(baseline, spec, runtime, kept)
-            first = open_session(candidate, spec, runtime, kept)
-            for _ in range(_LAZY):
-                second.time_ms(), first.time_ms()
-            finish = device_finisher(place)
-            if finish is not None:
-                finish()  # what the GPU still has to do would run on beside another's timing
+            first, second = _made_ready((candidate, baseline), spec, runtime, exports or ExportCache())
         stack.enter_context(door.measuring())
         stack.enter_context(_no_garbage_collection())
         device_watch = watch(place)
@@ -160,6 +153,18 @@ def measure_pair(
         target_halfwidth=target_halfwidth,
         conditions=conditions,
     )
+
+
+def _made_ready(networks: Sequence[Network], spec: SessionSpec, runtime: str, exports: ExportCache) -> list[Session]:
+    """A session of each network that has run already, nothing of it still under way on the device."""
+    sessions = [open_session(network, spec, runtime, exports) for network in networks]
+    for session in sessions:
+        for _ in range(_LAZY):
+            session.time_ms()
+    finish = device_finisher(torch_device(spec.device))
+    if finish is not None:
+        finish()  # what the GPU still has to do would run on beside another's timing
+    return sessions
 
 
 def _figures(times: PairedTimes) -> dict[str, Any]:
