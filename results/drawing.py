@@ -9,8 +9,6 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from results import palette, wording
@@ -39,10 +37,10 @@ _STYLE: Any = {
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As `path` (PNG) and as SVG beside it; the SVG comes last, since printing it leaves 72 dpi behind."""
-    for suffix, print_to in ((".png", FigureCanvasAgg(figure).print_png), (".svg", FigureCanvasSVG(figure).print_svg)):
+    """As `path` (PNG) and as SVG beside it."""
+    for suffix in (".png", ".svg"):
         buffer = io.BytesIO()
-        print_to(buffer)
+        figure.savefig(buffer, format=suffix[1:])
         write_bytes(path.with_suffix(suffix), buffer.getvalue())
     return path
 
