@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from matplotlib.image import imread
 
