@@ -39,6 +39,12 @@ OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
 RESULTS = Path(__file__).parent / "results"
 
 
+def at_once(records: Sequence[TrialRecord]) -> int:
+    """The most trials that were under way together."""
+    spans = [(record.finished_at - sum(record.seconds.values()), record.finished_at) for record in records]
+    return max(sum(begin <= begun < end for begin, end in spans) for begun, _ in spans)
+
+
 def overhead_of(records: Sequence[TrialRecord], slots: int) -> dict[str, float]:
     """Worker time from the first trial's begin to the last one's end, and its share that is no trial's own work.
 
@@ -136,7 +142,7 @@ def main() -> None:
     """Run what was asked for, print it, write JSON and the page beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="A finished run's folder.")
-    parser.add_argument("--slots", type=int, help="Trials at a time.  [default: 1 with --run, 64 with --pretend]")
+    parser.add_argument("--slots", type=int, help="Trials at a time.  [default: as many as RUN had, or 64 pretended]")
     parser.add_argument("--pretend", action="store_true")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=30.0)
@@ -144,7 +150,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     if options.run:
-        found = overhead_of(RunFolder(options.run).read_records(), options.slots or 1)
+        records = RunFolder(options.run).read_records()
+        found = overhead_of(records, options.slots or at_once(records))
         print(
             f"{found['overhead_share']:.1%} of {found['worker_s']:.0f} s of worker time is no trial's own work "
             f"(trials of {found['trial_s']:.1f} s): {found['standing_share']:.1%} is standing still while another "
