@@ -50,7 +50,7 @@ def tools_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch, heard: Callable
     """The run's own tools, without the clock; `heard` is told of every fine-tuning's folder and may raise."""
     tools = make_tools(config, "cpu", NoGate())
     measured = {"median_ms": 1.0, "p90_ms": 1.0, "baseline_median_ms": 2.0, "speedup": 2.0, "speedup_ci95": [1.9, 2.1]}
-    monkeypatch.setattr(tools, "_measured", lambda model, seconds: {**measured, "converged": True})
+    monkeypatch.setattr(tools, "_measured", lambda model: {**measured, "converged": True})
     stock = tools._tune
 
     def tune(network: Any, folder: Path, *rest: Any, **more: Any) -> Any:
