@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,11 @@ class Calibration:
 
     Attributes:
         batch: an Ultralytics training batch; `batch["img"]` is float32 in [0, 1], shape (images, 3, imgsz, imgsz).
+        pause: called between two parts of long work on the images; whoever shares the device may be let in there.
     """
 
     batch: dict[str, Any]
+    pause: Callable[[], None] = lambda: None
 
     @property
     def images(self) -> torch.Tensor:
@@ -49,6 +51,7 @@ class Calibration:
                 elif len(value) == count:
                     piece[key] = value[start:stop]
             yield piece
+            self.pause()
 
 
 def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, seed: int = 0) -> Calibration:

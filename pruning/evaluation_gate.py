@@ -42,6 +42,40 @@ class NullGate:
         return nullcontext()
 
 
+class Turn:
+    """A use of the device for long work, given up between the work's parts: who measures need not wait for its end.
+
+    May be entered within itself. A part that is asked to `pause` outside of it does nothing.
+    """
+
+    def __init__(self, gate: Gate, finish: Callable[[], None] | None = None) -> None:
+        """`finish` is called before the gate is given back: to wait for a GPU that still computes."""
+        self._gate, self._finish = gate, finish or _nothing
+        self._held = ExitStack()
+        self._depth = 0
+
+    def __enter__(self) -> Turn:
+        if not self._depth:
+            self._take()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._held.close()
+
+    def pause(self) -> None:
+        """Let in who waits, and go on afterwards."""
+        if self._depth:
+            self._held.close()
+            self._take()
+
+    def _take(self) -> None:
+        self._held.enter_context(self._gate.using())
+        self._held.callback(self._finish)
+
+
 def gated_dataset(dataset: Any, gate: Gate) -> Any:
     """`dataset` itself, whose items are made under `gate` from now on: loading workers, too, pause for a measurement.
 

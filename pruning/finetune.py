@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning.checkpoints import stock_args, task_of
 from pruning.errors import PruningError
-from pruning.evaluation import EVALUATION_BATCH, Evaluator
+from pruning.evaluation import EVALUATION_BATCH, Evaluator, refuse_non_finite
 from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_remedies import Listener, Remedies, free_memory
@@ -141,11 +141,12 @@ def train_here(
     start_metrics: Mapping[str, float] | None = None,
     also: tuple[type[Any], ...] = (),
     log: str = "train.log",
+    remedies: Remedies | None = None,
 ) -> FinetuneResult:
     """`finetune` in this process, its arguments known to be good.
 
-    `also`: classes mixed into the trainer, in front: this is one process of a group, which tries no remedies by itself;
-    one that does not validate returns the start network.
+    `also`: classes mixed into the trainer, in front: this is one process of a group, which tries no remedies by itself
+    but the `remedies` given; one that does not validate returns the start network.
     """
     begin = time.monotonic()
     gate, heard = gate or NullGate(), Listener(on_epoch)
@@ -157,7 +158,7 @@ def train_here(
         known = dict(start_metrics) if start_metrics else {}
         job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, heard, known)
         job.mixed = training_precision(model, device, settings.amp) == "bf16"
-        job.remedies = Remedies.from_state((state.load() or {}).get("remedies"))
+        job.remedies = remedies or saved_remedies(model, data, settings, save_dir)
         while (further := _attempt(job, data, settings, save_dir, device, also)) is not None:
             job.remedies = further
             free_memory()
@@ -210,6 +211,13 @@ def _attempt(
     return None
 
 
+def saved_remedies(model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path) -> Remedies:
+    """What an attempt that died had tried by then."""
+    from pruning.finetune_state import StateFile
+
+    return Remedies.from_state((StateFile(save_dir, _identity(model, data, settings)).load() or {}).get("remedies"))
+
+
 def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[str, Any]:
     """What must be equal for a fine-tuning to go on from a state: its recipe and the architecture."""
     recipe = {name: value for name, value in asdict(settings).items() if name != "workers"}
@@ -228,6 +236,7 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
     kind = kind_of(model)
     if settings.distill and kind in NOT_TAUGHT:
         raise PruningError(f"distillation is for YOLO models with a detection head, but got {kind}: set distill off")
+    refuse_non_finite(model)
     check_dataset(data, model)
 
 

@@ -23,12 +23,16 @@ import torch
 from torch import nn
 
 from pruning.checkpoints import plain_copy
-from pruning.errors import PruningError
+from pruning.errors import NonFiniteError, PruningError
 from pruning.evaluation_gate import Gate, torch_device
-from pruning.finetune import FinetuneResult, FinetuneSettings
+from pruning.finetune import FinetuneResult, FinetuneSettings, saved_remedies
+from pruning.finetune_remedies import Remedies
 
 JOB, RESULT, MEETING, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
-ERROR = "PruningError: "  # before a line that a process says why it ended with
+ERRORS_SAID: dict[str, type[Exception]] = {
+    "PruningError: ": PruningError, "NonFiniteError: ": NonFiniteError, "MemoryError: ": MemoryError,
+}  # fmt: skip
+"""What stands before the line in which a process says why it ended, and what the caller raises then."""
 _PATIENCE_SECONDS = 10  # for a process to end by itself once another has failed: it may be the one that knows why
 
 
@@ -44,6 +48,7 @@ class GroupJob:
     gates: tuple[Gate | None, ...]
     teacher: nn.Module | None
     start_metrics: dict[str, float]
+    remedies: Remedies
 
 
 def split_devices(device: str) -> tuple[str, ...]:
@@ -75,10 +80,12 @@ def finetune_on_group(
     """As `pruning.finetune.finetune`, by one process per device of `device`; `settings.batch` is divided among them.
 
     The first device's process enters the gate around its batches, and the others wait for it at every step. Batch
-    statistics are each process's own, the saved ones the first's.
+    statistics are each process's own, the saved ones the first's. What one process tries by itself (see
+    `finetune_remedies`), a new group of all tries.
 
     Raises:
-        PruningError: as `finetune`; `batch` is no multiple of the devices; a process died (naming it).
+        PruningError, NonFiniteError: as `finetune`; `batch` is no multiple of the devices; a process died (naming it).
+        MemoryError: a device had no memory left for half the batch either.
     """
     begin = time.monotonic()
     names = split_devices(device)
@@ -94,14 +101,30 @@ def finetune_on_group(
         gates,
         None if teacher is None or not settings.distill else plain_copy(teacher),
         dict(start_metrics or {}),
+        saved_remedies(model, data, settings, Path(save_dir)),
     )
+    while True:
+        try:
+            result = _run(job, names, on_epoch)
+            # The first process counts earlier attempts, too, but not how long it took to start
+            return replace(result, seconds=max(result.seconds, time.monotonic() - begin))
+        except (NonFiniteError, MemoryError) as error:
+            further = job.remedies.against(error)
+            if further is None or settings.batch % (further.parts * len(names)):
+                raise
+            job = replace(job, remedies=further)
+
+
+def _run(
+    job: GroupJob, names: Sequence[str], on_epoch: Callable[[int, dict[str, float]], bool] | None
+) -> FinetuneResult:
+    """One attempt: a process for each device, until all have ended."""
     with tempfile.TemporaryDirectory(prefix="paretoprune-group-") as folder:
         torch.save(job, Path(folder) / JOB)
         with _processes(Path(folder), names) as (processes, line):
             _attend(processes, line, on_epoch, Path(folder))
         result: FinetuneResult = torch.load(Path(folder) / RESULT, weights_only=False)
-    # The first process counts earlier attempts, too, but not how long it took to start
-    return replace(result, seconds=max(result.seconds, time.monotonic() - begin))
+    return result
 
 
 @contextlib.contextmanager
@@ -178,9 +201,10 @@ def _give_up(processes: Sequence[subprocess.Popen[bytes]], first: subprocess.Pop
         time.sleep(0.1)
     ended = [process for process in processes if process.poll() not in (None, 0)]
     said = [_said(folder / f"{ERRORS}{processes.index(process)}") for process in [first, *ended]]
-    known = [text for text in said if text.startswith(ERROR)]
-    if known:
-        raise PruningError(known[0].removeprefix(ERROR))
+    for text in said:
+        for start, kind in ERRORS_SAID.items():
+            if text.startswith(start):
+                raise kind(text.removeprefix(start))
     number = processes.index(first)
     raise PruningError(f"process {number} of the fine-tuning ended with {first.returncode}: {said[0] or 'no message'}")
 
@@ -188,4 +212,5 @@ def _give_up(processes: Sequence[subprocess.Popen[bytes]], first: subprocess.Pop
 def _said(errors: Path) -> str:
     """The line in which a process says why it ended, else its last one: libraries may write after it."""
     lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return next((line for line in reversed(lines) if line.startswith(ERROR)), lines[-1] if lines else "")
+    known = (line for line in reversed(lines) if line.startswith(tuple(ERRORS_SAID)))
+    return next(known, lines[-1] if lines else "")

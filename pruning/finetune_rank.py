@@ -22,9 +22,10 @@ import torch
 from torch import distributed, nn
 from ultralytics.utils.torch_utils import init_seeds
 
-from pruning.errors import PruningError
+from pruning.errors import NonFiniteError, PruningError
 from pruning.finetune import train_here
-from pruning.finetune_group import ERROR, JOB, MEETING, RESULT, GroupJob
+from pruning.finetune_group import JOB, MEETING, RESULT, GroupJob
+from pruning.finetune_remedies import first_line, is_out_of_memory
 
 _TIMEOUT = timedelta(hours=3)  # the others wait while the first validates
 
@@ -124,6 +125,7 @@ def main(folder: Path, descriptor: int) -> None:
         start_metrics=job.start_metrics,
         also=(type("OneOfSeveral", (OneOfSeveral,), {"meeting": str(folder / MEETING)}),),
         log=f"train.rank{rank}.log" if rank else "train.log",
+        remedies=job.remedies,
     )
     if rank == 0:
         torch.save(result, folder / RESULT)
@@ -134,6 +136,6 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), int(sys.argv[2]))
     except PruningError as error:  # the caller looks for this line in standard error
-        _end(f"{ERROR}{error}")
-    except Exception:  # noqa: BLE001  its last line says what it was
-        _end(traceback.format_exc())
+        _end(f"{'NonFiniteError' if isinstance(error, NonFiniteError) else 'PruningError'}: {error}")
+    except Exception as error:  # noqa: BLE001  its last line says what it was
+        _end(f"MemoryError: {first_line(error)}" if is_out_of_memory(error) else traceback.format_exc())

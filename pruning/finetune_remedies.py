@@ -78,5 +78,9 @@ def free_memory() -> None:
 
 def _short(error: Exception) -> str:
     """`Type: first line` without the remedy that the line ends with."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0].split(';')[0]}"[:200]
+    return f"{type(error).__name__}: {first_line(error).split(';')[0]}"[:200]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [""])[0]

@@ -67,13 +67,13 @@ class Plan:
             )
         return plan
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON under a temporary name, then rename."""
+    def save(self, path: str | Path, made_with: Mapping[str, str] | None = None) -> None:
+        """Write as JSON under a temporary name, then rename. `made_with`: how the network beside it was made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1)
+            json.dump(self.to_json() | ({"made_with": dict(made_with)} if made_with else {}), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -32,6 +32,10 @@ _POINT = nn.Conv2d(1, 1, 1)  # what sees one position only: its geometry is a 1x
 _UNCHANGED = 1e-5  # share of variance below which an input has not changed (float32 noise stays under it)
 
 
+def _no_pause() -> None:
+    """For work that nobody waits for."""
+
+
 @dataclass(frozen=True)
 class RefitSettings:
     """How much evidence a solve sees, and how far it may go.
@@ -103,11 +107,13 @@ def record_targets(
     settings: RefitSettings,
     seed: int = 0,
     chunk: int = 16,
+    pause: Callable[[], None] = _no_pause,
 ) -> Targets:
     """Run the unpruned network over the images and keep its layers' answers at random positions.
 
     Args:
         baseline: on any device, eval mode; `images` (N, C, H, W) are moved there chunk by chunk.
+        pause: called between two chunks, where others may use the device.
     """
     device = next(baseline.parameters()).device
     rng = np.random.default_rng(seed)
@@ -124,6 +130,7 @@ def record_targets(
         answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], :, mine[:, 2]].flatten(2).cpu())
 
     for start in range(0, len(images), chunk):
+        pause()
         with torch.no_grad(), _Hooks() as hooks:
             for name in (*table.convs, *table.linears):
                 module = baseline.get_submodule(name)
@@ -140,6 +147,7 @@ def refit(
     images: torch.Tensor,
     targets: Targets,
     settings: RefitSettings,
+    pause: Callable[[], None] = _no_pause,
 ) -> dict[str, float]:
     """Refit every convolution and linear layer of `pruned`, in place, in execution order.
 
@@ -147,6 +155,7 @@ def refit(
         pruned: eval mode, on the device to compute on.
         kept: per convolution that lost outputs, the indices it kept (see `Plan.kept`).
         images: the ones `targets` were recorded on, (N, C, H, W).
+        pause: called between two layers, where others may use the device.
 
     Returns:
         Per convolution, the share of the answers' variance that the refitted weights still miss, in [0, inf).
@@ -157,6 +166,7 @@ def refit(
 
     def stop_at(name: str, layer: _Layer, source: torch.Tensor) -> None:
         if name not in missed:
+            pause()
             rows = list(kept[name]) if name in kept else slice(None)
             sample = Sample(targets[name].places.to(device), targets[name].answers[:, rows].to(device))
             missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
@@ -300,8 +310,13 @@ def _by_place(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
     return output.reshape(count, channels, height // down, down, width // across, across)
 
 
-def recalibrate_batch_norm(pruned: nn.Module, images: torch.Tensor, chunk: int = 16) -> None:
-    """Replace the batch norms' running statistics by the averages over the images, in place."""
+def recalibrate_batch_norm(
+    pruned: nn.Module, images: torch.Tensor, chunk: int = 16, pause: Callable[[], None] = _no_pause
+) -> None:
+    """Replace the batch norms' running statistics by the averages over the images, in place.
+
+    `pause`: called between two chunks, where others may use the device.
+    """
     norms = [m for m in pruned.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [n.momentum for n in norms]
     for norm in norms:
@@ -312,6 +327,7 @@ def recalibrate_batch_norm(pruned: nn.Module, images: torch.Tensor, chunk: int =
     with torch.no_grad():
         # Chunks of one size: every one of them weighs the same in the average, also a last one of a single image
         for part in torch.tensor_split(images, -(-len(images) // chunk)):
+            pause()
             pruned(part.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

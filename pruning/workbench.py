@@ -13,6 +13,7 @@ from torch import nn
 from pruning.allocation import ConvCost, allocate, conv_costs
 from pruning.calibration import Calibration, load_calibration
 from pruning.errors import PruningError
+from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
 from pruning.geometry import NetworkGeometry
 from pruning.geometry_reading import read_geometry
 from pruning.importance import CRITERIA, Evidence, propose_ratios, score
@@ -35,6 +36,7 @@ class Workbench:
         imgsz: side of the calibration images, pixels.
         trust_checkpoint: load `model_path` without a look at what it would run.
         device: where importance, refit and recalibration compute ("cpu", "cuda:0").
+        gate: entered to prune and to recover, and given up between their parts: a measurement waits for one part.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Workbench:
         seed: int = 0,
         refit_settings: RefitSettings | None = None,
         trust_checkpoint: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         if importance not in CRITERIA:
             raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{importance}'.")
@@ -57,6 +60,12 @@ class Workbench:
         self.round_to, self.seed = round_to, seed
         self.refit_settings = refit_settings or RefitSettings()
         self.trust_checkpoint = trust_checkpoint
+        self.gate = gate or NullGate()
+
+    @cached_property
+    def turn(self) -> Turn:
+        """The use of the device while it prunes and recovers."""
+        return Turn(self.gate, device_finisher(torch_device(self.device)))
 
     @cached_property
     def model(self) -> nn.Module:
@@ -71,7 +80,8 @@ class Workbench:
     def calibration(self) -> Calibration:
         if self.data is None:
             raise PruningError("calibration images are needed, but no dataset was given; pass --data DATA.")
-        return load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
+        found = load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
+        return replace(found, pause=self.turn.pause)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -82,7 +92,8 @@ class Workbench:
     @cached_property
     def scores(self) -> np.ndarray:
         """Importance per class, shape (class_count,), where no plan is known."""
-        return score(self.importance, self.evidence)
+        with self.turn:
+            return score(self.importance, self.evidence)
 
     def scores_for(self, widths: Mapping[int, int]) -> np.ndarray:
         """Importance per class, shape (class_count,), for the plan with these widths by group id."""
@@ -104,7 +115,8 @@ class Workbench:
         """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
         if self.importance in LOSS_CRITERIA:
             return self.scores
-        return score(LOSS_CRITERIA[0], Evidence(self.model, self.table, self.calibration, self.seed, self.device))
+        with self.turn:
+            return score(LOSS_CRITERIA[0], Evidence(self.model, self.table, self.calibration, self.seed, self.device))
 
     def allocated(self, keep: float) -> dict[str, float] | None:
         """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least.
@@ -134,17 +146,19 @@ class Workbench:
         """The baseline's answers that refits aim at."""
         images = self.images
         try:
-            return record_targets(self.model.to(self.device), self.table, images, self.refit_settings, self.seed)
+            baseline, pause = self.model.to(self.device), self.turn.pause
+            return record_targets(baseline, self.table, images, self.refit_settings, self.seed, pause=pause)
         finally:
             self.model.to("cpu")  # also where the device has no memory left: what comes next expects it there
 
     def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
         """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network."""
-        if isinstance(plan, Plan) and plan.kept:
-            return replay(self.model, self.table, plan)
-        ratios = plan.ratios if isinstance(plan, Plan) else plan
-        widths = resolve(self.table, ratios, self.round_to)
-        return prune(self.model, self.table, widths, self.scores_for(widths))
+        with self.turn:
+            if isinstance(plan, Plan) and plan.kept:
+                return replay(self.model, self.table, plan)
+            ratios = plan.ratios if isinstance(plan, Plan) else plan
+            widths = resolve(self.table, ratios, self.round_to)
+            return prune(self.model, self.table, widths, self.scores_for(widths))
 
     def recover(self, pruned: nn.Module, plan: Plan, how: str = "refit") -> None:
         """Regain accuracy without a gradient step, in place; the network comes back on the device it was on."""
@@ -153,12 +167,14 @@ class Workbench:
         if how == "none":
             return
         home = next(pruned.parameters()).device
-        pruned.to(self.device).eval()
-        if "refit" in how:
-            refit(pruned, self.table, plan.kept, self.images, self.targets, self.refit_settings)
-        if "bn" in how:
-            recalibrate_batch_norm(pruned, self.calibration.images)
-        pruned.to(home)
+        with self.turn:
+            pruned.to(self.device).eval()
+            if "refit" in how:
+                kept, pause = plan.kept, self.turn.pause
+                refit(pruned, self.table, kept, self.images, self.targets, self.refit_settings, pause)
+            if "bn" in how:
+                recalibrate_batch_norm(pruned, self.calibration.images, pause=self.turn.pause)
+            pruned.to(home)
 
     def free_cached_memory(self) -> None:
         """Give the device memory that torch keeps for later back, for other processes on the same GPU."""

@@ -272,6 +272,18 @@ class TimeFigure:
 
 
 FULL_FINETUNING = "full fine-tuning"
+PHASES = {
+    "prune": "removing channels",
+    "recover": "recovery without epochs",
+    "stats": "counting work and size",
+    "latency": "timing",
+    "evaluate": "validation without epochs",
+    "finetune": "short fine-tuning",
+    "wait_for_latency": "waiting for a remote timing",
+    "wait_for_device": "waiting for another's timing",
+    "save": "saving",
+}
+"""What readers are told of a record's phases."""
 
 
 def time_figure(records: Sequence[TrialRecord], finetuning_s: Sequence[float] = ()) -> TimeFigure:
@@ -279,7 +291,7 @@ def time_figure(records: Sequence[TrialRecord], finetuning_s: Sequence[float] = 
     spent: defaultdict[str, list[float]] = defaultdict(list)
     for record in records:
         for phase, seconds in record.seconds.items():
-            spent[phase].append(seconds)
+            spent[PHASES.get(phase, phase)].append(seconds)
     if any(finetuning_s):
         spent[FULL_FINETUNING] = [seconds for seconds in finetuning_s if seconds]
     total = sum(sum(values) for values in spent.values())

@@ -25,6 +25,8 @@ from search.space import Space, build_space, check_patterns
 from search.starts import check_other_run, check_plans
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from search.config import RunConfig
 
 # Which exactly exist, Ultralytics says; anything else need not wait for it to be loaded.
@@ -212,7 +214,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     Also returns the objectives: those that were given, or the usual ones in the words of the model's task.
     """
     from pruning.evaluation_dataset import check_dataset
-    from pruning.tasks import NOT_TAUGHT, kind_of, metric_keys
+    from pruning.tasks import kind_of, metric_keys
     from pruning.workbench import Workbench
 
     bench = Workbench(
@@ -222,14 +224,24 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
         trust_checkpoint=config.model.trust_checkpoint,
     )
     check_dataset(config.data.path, bench.model)
-    kind = kind_of(bench.model)
-    if (config.trial.distill or config.finetune.distill) and kind in NOT_TAUGHT:  # else every trial would fail by it
-        raise ConfigError(f"distillation is for YOLO models with a detection head, but got {kind}; use --no-distill")
-    objectives = objectives_of(config, tuple(metric_keys(kind)))
+    check_teachable(config, bench.model)
+    objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.plans, [layer.name for layer in bench.table.layers])
     return build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL), objectives
+
+
+def check_teachable(config: RunConfig, model: nn.Module | None = None) -> None:
+    """:class:`ConfigError` where a teacher is asked for that cannot teach the run's ``model`` (None: it is loaded)."""
+    from pruning.models import load_model
+    from pruning.tasks import NOT_TAUGHT, kind_of
+
+    if not (config.trial.distill or config.finetune.distill):
+        return
+    kind = kind_of(model or load_model(config.model.path, config.model.trust_checkpoint))
+    if kind in NOT_TAUGHT:  # else every trial, or every pick, would fail by it
+        raise ConfigError(f"distillation is for YOLO models with a detection head, but got {kind}; use --no-distill")
 
 
 def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ class PruningTools:
             round_to=config.space.round_to,
             seed=config.search.seed,
             trust_checkpoint=config.model.trust_checkpoint,
+            gate=gate,
         )
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         target = LatencyTarget.parse(config.latency.target)
@@ -191,9 +192,8 @@ class PruningTools:
             ratios = self._bench.allocated(keep)
             if ratios is None:
                 break
-            with self._gate.using():
-                model, plan = self._bench.prune(ratios)
-                self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
+            model, plan = self._bench.prune(ratios)
+            self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
             noise = paired_noise(reference, self._evaluator.run_by_image(model)[1], seed=self._config.search.seed)
             self.release()
             if noise.std > 0:

@@ -1,10 +1,10 @@
 """One trial: a plan in, a record out. No Ray and no torch here, so that it can be tested alone.
 
 Phases: prune, recover, stats, latency, evaluate, finetune, wait_for_latency, save; ``wait_for_device`` gets the seconds
-in which any of them stood still for others. Work on the device is done under the gate's ``using()``, the timing of an
-inference under its ``measuring()``: never beside something else of the run. Latency comes before training, since epochs
-do not change it and the decision to train depends on it; accuracy without any epoch is the first rung of the stopping
-rule.
+in which any of them stood still for others. Work on the device is done under the gate's ``using()``, a part at a time,
+the timing of an inference under its ``measuring()``: never beside something else of the run. Latency comes before
+training, since epochs do not change it and the decision to train depends on it; accuracy without any epoch is the first
+rung of the stopping rule.
 """
 
 from __future__ import annotations
@@ -217,10 +217,10 @@ def _refitted(start: Mapping[str, float]) -> dict[str, float]:
 
 def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
     """The network of the plan, recovered without a gradient step."""
-    with work.clock.phase("prune"), work.gate.using():
+    with work.clock.phase("prune"):
         model, plan = work.tools.prune(work.request.ratios)
     if work.settings.recover:
-        with work.clock.phase("recover"), work.gate.using():
+        with work.clock.phase("recover"):
             work.tools.recover(model, plan)
     return model, plan
 

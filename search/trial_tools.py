@@ -94,11 +94,11 @@ class TrialTools(Protocol):
         ...
 
     def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
-        """A new, pruned network."""
+        """A new, pruned network. Takes the device by itself, and gives it up between the parts of long work."""
         ...
 
     def recover(self, model: Any, plan: PlanLike) -> None:
-        """Refit in place, no gradient step."""
+        """Refit in place, no gradient step. Takes the device by itself, as :meth:`prune` does."""
         ...
 
     def stats(self, model: Any) -> dict[str, float]:

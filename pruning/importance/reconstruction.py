@@ -37,6 +37,7 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
     readers = _readers(evidence, output_weights(evidence))
     scores = np.zeros(evidence.table.class_count)
     for group in evidence.table.groups:
+        evidence.calibration.pause()
         members = set(np.concatenate(group.parts).tolist())
         mine = [reader for read in readers if (reader := read.of(members)) is not None]
         losses = removal_losses(mine, group.parts, _ROUNDS)

@@ -130,4 +130,5 @@ def _bench_on(bench: Workbench, checkpoint: Path) -> Workbench:
         bench.round_to,
         bench.seed,
         bench.refit_settings,
+        gate=bench.gate,
     )

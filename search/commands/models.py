@@ -132,7 +132,7 @@ def prune(
         return
     pruned, applied = bench.prune(wanted)
     bench.recover(pruned, applied, how=recover)
-    emit_one(_written(bench, pruned, applied, imgsz, output), form)
+    emit_one(_written(bench, pruned, applied, recover, imgsz, output), form)
 
 
 def _recovery(recover: str | None, ratio: float | str | None, data: str | None) -> str:
@@ -225,7 +225,7 @@ def _by_strategy(
                 shutil.move(path, sessions / path.name)
     skipped = [{"layer": layer, "reason": reason} for layer, reason in outcome.skipped]
     return {
-        **_written(bench, outcome.model, outcome.plan, imgsz, output),
+        **_written(bench, outcome.model, outcome.plan, recover, imgsz, output),
         "layers_cut": len(outcome.layers),
         "strategy": strategy.name,
         "sessions": [str(sessions / path.name) for path in outcome.sessions],
@@ -239,21 +239,25 @@ def _untuned(network: Any, epochs: int, folder: Path) -> Any:
     return network
 
 
-def _written(bench: Any, pruned: Any, plan: Any, imgsz: int, output: Path) -> Mapping[str, Any]:
-    """Save the network and its plan, and say what changed."""
+def _written(bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, output: Path) -> Mapping[str, Any]:
+    """Save the network and its plan, and say what changed and how it was made."""
     from pruning.checkpoints import save_checkpoint
+    from pruning.evaluation import refuse_non_finite
     from pruning.models import model_stats
     from search.dry_run import check_cuts
 
     check_cuts(plan)
+    refuse_non_finite(pruned)
     plan_path = output.with_suffix(".plan.json")
+    made = {"importance": bench.importance, "recovery": recover}
     save_checkpoint(pruned, output, {"imgsz": imgsz})
-    plan.save(plan_path)
+    plan.save(plan_path, made)
     before, after = model_stats(bench.model, imgsz), model_stats(pruned, imgsz)
     return {
         "checkpoint": str(output),
         "plan": str(plan_path),
         "layers_cut": len(plan.ratios),
+        **made,
         "params_m": after.params_m,
         "params_m_before": before.params_m,
         "gflops": after.gflops,

@@ -12,9 +12,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cluster.device_lock import DeviceLock
+from pruning.checkpoints import save_checkpoint
 from pruning.evaluation import Evaluator
-from pruning.evaluation_gate import GatedLoader, gated_dataset
-from tests.pruning_tests.recovery_material import CountingGate, shapes_dataset
+from pruning.evaluation_gate import GatedLoader, Turn, gated_dataset
+from pruning.workbench import Workbench
+from tests.pruning_tests.recovery_material import CountingGate, same_weights, shapes_dataset, weights
 from tests.pruning_tests.tiny import tiny_model
 
 pytestmark = pytest.mark.timeout(120)  # a lock that is entered in the wrong order hangs
@@ -102,3 +104,62 @@ def test_the_datasets_of_a_validation_are_gated(tmp_path: Path) -> None:
     evaluator._loader.dataset[0]
     assert gate.entered == before + 1
     evaluator.close()
+
+
+def test_a_turn_lets_a_measurement_in_between_two_parts_only(tmp_path: Path) -> None:
+    """Real threads, a real lock; nested as a strategy's work around a workbench's is."""
+    lock = DeviceLock("cpu", tmp_path)
+    turn, parts = Turn(lock), list[tuple[float, float]]()
+    measurer = Measurer(lock)
+    turn.pause()  # outside of it: nothing to give up
+    with turn, turn:
+        measurer.start()
+        for _ in range(40):
+            begin = time.monotonic()
+            sum(range(20_000))
+            parts.append((begin, time.monotonic()))
+            turn.pause()
+        met = len(measurer.spans)
+    measurer.enough.set()
+    measurer.join()
+    assert met > 5
+    for begin, end in measurer.spans:
+        assert all(end <= first or last <= begin for first, last in parts)
+    with lock.measuring():  # and nothing is left held
+        pass
+
+
+def test_a_failed_part_gives_the_device_back() -> None:
+    gate = CountingGate()
+
+    def work() -> None:
+        with Turn(gate) as turn:
+            turn.pause()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert (gate.entered, gate.inside) == (2, 0)
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "taylor"])
+def test_pruning_and_recovery_let_others_in_at_every_part(criterion: str, tmp_path: Path) -> None:
+    """After each chunk of images and before each layer of a refit; the network is none the worse for it."""
+    save_checkpoint(tiny_model(), tmp_path / "tiny.pt")
+    data, gate = str(shapes_dataset(tmp_path / "shapes")), CountingGate()
+    found: list[dict[str, torch.Tensor]] = []
+    entered: list[int] = []
+    for given in (gate, None):
+        bench = Workbench(
+            str(tmp_path / "tiny.pt"), data, 64, calibration_images=8, importance=criterion, round_to=1, gate=given
+        )
+        pruned, plan = bench.prune({"*": 0.4})
+        entered.append(gate.entered)
+        bench.recover(pruned, plan, "refit+bn")
+        entered.append(gate.entered)
+        found.append(weights(pruned))
+    before, after = entered[:2]
+    assert before > len(bench.table.groups) if criterion == "reconstruction" else before > 1
+    assert after - before > len(bench.table.convs) // 2
+    assert gate.inside == 0
+    assert same_weights(*found)

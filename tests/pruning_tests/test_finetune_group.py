@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.errors import PruningError
+from pruning.errors import NonFiniteError, PruningError
 from pruning.finetune import FinetuneResult, FinetuneSettings, finetune
 from pruning.finetune_group import split_devices
 from pruning.finetune_state import STATE_NAME
@@ -81,12 +81,14 @@ def test_every_process_trains_the_pruned_network_and_stops_when_told(pruned: nn.
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_all_with_its_own_line(pruned: nn.Module, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_twice_ends_all_with_its_own_line(pruned: nn.Module, tmp_path: Path) -> None:
+    """The first time, all begin once more with a lower rate."""
     data = str(shapes_dataset(tmp_path / "data", size=64))
+    settings = FinetuneSettings(epochs=1, imgsz=64, batch=4)
     with torch.no_grad():
-        next(iter(pruned.parameters())).fill_(torch.nan)
-    with pytest.raises(PruningError, match=r"must (be|stay) finite") as caught:
-        finetune(pruned, data, FinetuneSettings(epochs=1, imgsz=64, batch=4), tmp_path / "tune", device="cpu,cpu")
+        next(iter(pruned.parameters())).fill_(3e38)  # what it answers is infinite
+    with pytest.raises(NonFiniteError, match=r"must (be|stay) finite") as caught:
+        finetune(pruned, data, settings, tmp_path / "tune", device="cpu,cpu")
     assert "\n" not in str(caught.value)
     ours = str(os.getpid())
     children = Path(f"/proc/{ours}/task/{ours}/children").read_text().split()
@@ -123,6 +125,27 @@ def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> Non
     logs = [(tmp_path / "tune" / name).read_text() for name in ("train.log", "train.rank1.log")]
     assert all("going on after epoch 1/3" in log for log in logs)
     assert not (tmp_path / "tune" / STATE_NAME).exists()
+
+
+@pytest.mark.slow
+def test_a_group_without_memory_goes_on_with_half_the_batch(
+    pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first group's processes say that there is no memory, the second's are real."""
+    full, real = tmp_path / "full", tmp_path / "python"
+    real.write_text(
+        f"#!/bin/sh\nif mkdir {full} || mkdir {full}/too; then echo 'MemoryError: CUDA out of memory' >&2; exit 1; fi\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    real.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(real))
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    settings = FinetuneSettings(epochs=1, imgsz=64, batch=4)
+    result = finetune(pruned, data, settings, tmp_path / "tune", device="cpu,cpu")
+    assert result.retries == ("half the batch after MemoryError: CUDA out of memory",)
+    saved = (tmp_path / "tune" / "args.yaml").read_text()
+    assert "batch: 2" in saved
+    assert "nbs: 4" in saved  # gradients of two halves are added
 
 
 @pytest.mark.timeout(60)

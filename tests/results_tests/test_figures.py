@@ -125,14 +125,14 @@ def test_a_curve_without_trials_is_empty(baseline: dict[str, Any]) -> None:
 
 def test_time_adds_up_over_all_states(record: Build) -> None:
     records = [
-        record("a", seconds={"refit": 10.0, "finetune": 60.0}),
-        record("b", seconds={"refit": 20.0}),
-        record("c", state="failed", error="why", seconds={"refit": 20.0}),
+        record("a", seconds={"recover": 10.0, "finetune": 60.0}),
+        record("b", seconds={"recover": 20.0}),
+        record("c", state="failed", error="why", seconds={"recover": 20.0}),
     ]
     figure = time_figure(records)
     assert [(phase.name, phase.seconds, phase.median_seconds) for phase in figure.phases] == [
-        ("finetune", 60.0, 60.0),
-        ("refit", 50.0, 20.0),
+        ("short fine-tuning", 60.0, 60.0),
+        ("recovery without epochs", 50.0, 20.0),
     ]
     assert [phase.share for phase in figure.phases] == [60 / 110, 50 / 110]
     assert (figure.total_seconds, figure.trials) == (110.0, 3)

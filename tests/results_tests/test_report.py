@@ -92,7 +92,14 @@ def test_everything_of_the_front_and_the_picks_is_in_the_page(finished_run: RunF
         assert f"paretoprune export {finished_run.selected_checkpoint(selected.trial_id)} --format onnx" in page.words
     assert "worker died (signal 9)" in page.words
     assert "Shown apart and not compared: 3 trials stopped early (1 epoch)" in page.words
-    for text in ("3 epochs", "fully fine-tuned", "2.15.0", "Where the time went", "What was pruned where", "finetune"):
+    for text in (
+        "3 epochs",
+        "fully fine-tuned",
+        "2.15.0",
+        "Where the time went",
+        "What was pruned where",
+        "short fine-tuning",
+    ):
         assert text in page.words
 
 

@@ -82,7 +82,9 @@ def test_it_says_what_pruning_will_give_and_writes_nothing(
     assert {row[name] for name in LATENCY_KEYS} == {None}
     assert "add --measure 12" in row["latency_source"]
 
-    ratios = json.loads(Path("out.plan.json").read_text())["ratios"]
+    plan = json.loads(Path("out.plan.json").read_text())
+    ratios, made_with = plan["ratios"], {"importance": "l2", "recovery": "none"}
+    assert plan["made_with"] == made_with == {name: written[name] for name in made_with}
     widths = {layer: group["width"] / group["channels"] for group in row["widths"] for layer in group["layers"]}
     assert widths == pytest.approx({layer: 1 - ratio for layer, ratio in ratios.items()}, abs=1e-5)
     assert run(["prune", MODEL, "--plan", "out.plan.json", "--dry-run"]) == 0

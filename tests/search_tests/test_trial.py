@@ -49,7 +49,7 @@ class NotingGate:
 def test_phases_in_order_on_the_device(tmp_path: Path) -> None:
     tools = FakeTools()
     record = run_trial(REQUEST, SETTINGS, tools, NotingGate(tools.calls), tmp_path / "t0001")
-    expected = "use prune leave use recover leave use leave measure evaluate finetune use save leave release"
+    expected = "prune recover use leave measure evaluate finetune use save leave release"
     assert tools.calls == expected.split()
     assert record.state is TrialState.COMPLETED
     phases = "prune recover stats latency evaluate finetune wait_for_latency save"
