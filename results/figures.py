@@ -15,7 +15,7 @@ from results.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
 from results.frames import speedup_interval
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from results.pareto import hypervolume, non_dominated
-from results.records import BEYOND_BOUNDS, TrialRecord, TrialState
+from results.records import BEYOND_BOUNDS, FORETOLD, SOURCE, TrialRecord, TrialState
 from results.run_folder import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
 
@@ -41,6 +41,8 @@ class Point:
     fidelity: str
     ending: str = TrialState.COMPLETED.value
     accuracy_label: str = LABELS[DEFAULT]
+    foretold: bool = False
+    """Whether its latency was predicted from other plans, not measured."""
     others: Mapping[str, float] = field(default_factory=dict)
     """Whatever else can be an objective, as far as it was measured."""
 
@@ -121,6 +123,7 @@ def point(
         fidelity=fidelity,
         ending=ending,
         accuracy_label=accuracy_label(metrics),
+        foretold=metrics.get(SOURCE) == FORETOLD,
         others={name: float(metrics[name]) for name in DIRECTIONS if name not in _SHOWN and name in metrics},
     )
 

@@ -12,7 +12,7 @@ from results.accuracy import LABELS
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.objectives import DEFAULT_OBJECTIVES
-from results.records import TrialRecord
+from results.records import SOURCE, TrialRecord
 from results.run_folder import RunFolder, Selected
 from results.selection import comparable, front
 from results.ties import accuracy_noise, standings
@@ -46,9 +46,10 @@ def trials_frame(
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
     Columns: trial_id, state, fidelity, epochs, on_front, feasible, violations, the metrics, objectives not among them,
-    speedup_low, speedup_high (95 % interval), map50_95_drop and top1_drop (baseline minus trial), seconds_total,
-    finished_at (unix seconds), plan_hash, device, node, provenance, error. `on_front` is true only among completed
-    trials of the run's main fidelity that keep to the run's bounds (`feasible`; `violations` names those not kept).
+    speedup_low, speedup_high (95 % interval), latency_source (measured, or foretold, as for some that were stopped),
+    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
+    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
+    run's bounds (`feasible`; `violations` names those not kept).
     """
     on_front = {record.trial_id for record in front(records, objectives)}
     metrics = metric_columns(objectives)
@@ -66,7 +67,7 @@ def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
 def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
     head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
-    return (*head, *metrics, "speedup_low", "speedup_high", *DROP_COLUMNS, *tail)
+    return (*head, *metrics, "speedup_low", "speedup_high", SOURCE, *DROP_COLUMNS, *tail)
 
 
 def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -89,6 +90,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
         **{name: record.number(name) for name in metrics},
         "speedup_low": low,
         "speedup_high": high,
+        SOURCE: record.metrics.get(SOURCE, "measured" if record.number("latency_ms") is not None else None),
         **_drops(record.metrics, baseline),
         "seconds_total": sum(record.seconds.values()),
         "finished_at": record.finished_at,

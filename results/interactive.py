@@ -33,7 +33,7 @@ def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str
     lines = [
         f"<b>{escape(item.name)}</b>  {escape(heading)}",
         f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({wording.signed(item.accuracy - baseline.accuracy)})",
-        f"latency  <b>{wording.milliseconds(item.latency_ms)}</b>",
+        f"latency  <b>{wording.milliseconds(item.latency_ms)}</b>" + ("  (foretold)" if item.foretold else ""),
     ]
     if item is not baseline:
         interval = wording.interval(item.speedup_ci95)

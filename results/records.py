@@ -24,6 +24,8 @@ RECORD_VERSION = 2
 FIDELITIES = ("refit", "epochs", "full")
 BEYOND_BOUNDS = "beyond the bounds"
 ACCURACY_BOUNDS = frozenset({"min_map", "max_drop"})
+SOURCE, FORETOLD = "latency_source", "foretold"
+"""The metric that says of a latency that it was not measured, and its value."""
 
 _log = logging.getLogger(__name__)
 

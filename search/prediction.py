@@ -8,6 +8,8 @@ from typing import Protocol
 
 from results.records import TrialRecord
 
+PRECISE = 0.05
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -16,6 +18,11 @@ class Prediction:
     ratio: float
     low: float
     high: float
+
+    @property
+    def is_precise(self) -> bool:
+        """Whether it says as much as a measurement: known to within 5 % of itself."""
+        return self.low > 0 and (self.high - self.low) / 2 <= PRECISE * self.ratio
 
 
 class LatencyPredictor(Protocol):

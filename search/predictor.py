@@ -10,7 +10,7 @@ import numpy as np
 from pruning.errors import PruningError
 from pruning.geometry import NetworkGeometry
 from pruning.latency_model import FEWEST_PLANS, MeasuredPlan, fit_latency_model
-from results.records import TrialRecord
+from results.records import FORETOLD, SOURCE, TrialRecord
 from search.prediction import LatencyPredictor, NoPredictor, Prediction
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class RecordPredictor:
 
 
 def measured_plan(record: TrialRecord) -> MeasuredPlan | None:
-    """A record's plan with its measured latency ratio; None where it has none (it failed before)."""
+    """A record's plan with its measured latency ratio; None where it has none (it failed before, or was foretold)."""
     ratio = record.number("latency_ratio")
-    if ratio is None or ratio <= 0:
+    if ratio is None or ratio <= 0 or record.metrics.get(SOURCE) == FORETOLD:
         return None
     low, high = record.metrics.get("speedup_ci95") or (0.0, 0.0)
     return MeasuredPlan(record.ratios, ratio, abs(float(high) - float(low)) / 2 * ratio)  # of the speed-up, 1 / ratio

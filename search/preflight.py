@@ -25,8 +25,6 @@ from search.space import Space, build_space, check_patterns
 from search.starts import check_other_run, check_plans
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from search.config import RunConfig
 
 # Which exactly exist, Ultralytics says; anything else need not wait for it to be loaded.
@@ -232,7 +230,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     return build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL), objectives
 
 
-def check_teachable(config: RunConfig, model: nn.Module | None = None) -> None:
+def check_teachable(config: RunConfig, model: Any = None) -> None:
     """:class:`ConfigError` where a teacher is asked for that cannot teach the run's ``model`` (None: it is loaded)."""
     from pruning.models import load_model
     from pruning.tasks import NOT_TAUGHT, kind_of

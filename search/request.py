@@ -31,13 +31,15 @@ AGAIN = {WORKER_DIED: 1, MEMORY_RAN_OUT: 1, NODE_LOST: 5, CONTACT_LOST: 2}
 class TrialRequest:
     """``ratios``: layer -> ratio as the widths realise it; ``provenance``: ladder, the sampler's name, ...
 
-    ``losses``: why earlier workers of this trial were lost.
+    ``losses``: why earlier workers of this trial were lost. ``foretold``: its latency as a fraction of the unpruned
+    network's, where the driver knows it precisely: ``ratio``, and the 95 % interval ``low`` to ``high``.
     """
 
     trial_id: str
     ratios: dict[str, float]
     provenance: str
     losses: list[str] = field(default_factory=list)
+    foretold: dict[str, float] | None = None
 
     def again(self, reason: str) -> TrialRequest | None:
         """The request to hand out after a worker was lost for ``reason``; None where the trial has to be given up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
@@ -208,7 +208,10 @@ class SweepState:
             return None
         self._next += 1
         self._numbers[trial_id] = suggestion.number
-        return TrialRequest(trial_id, self._space.ratios(suggestion.levels), suggestion.provenance)
+        ratios = self._space.ratios(suggestion.levels)
+        prediction = self._predictor.predict(ratios)
+        foretold = asdict(prediction) if prediction is not None and prediction.is_precise else None
+        return TrialRequest(trial_id, ratios, suggestion.provenance, foretold=foretold)
 
     def _left_behind(self, trial_id: str) -> TrialRecord | None:
         try:

@@ -22,7 +22,7 @@ from typing import Any
 from results.accuracy import accuracies
 from results.atomic import write_json
 from results.bounds import NO_BOUNDS, Bounds
-from results.records import TrialRecord, TrialState
+from results.records import FORETOLD, SOURCE, TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
 from search.request import RECORD_NAME, TrialRequest
@@ -57,6 +57,8 @@ class TrialSettings:
     ingredients: Mapping[str, str | bool] = field(default_factory=dict)
     """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
     bounds: Bounds = NO_BOUNDS
+    foretells: bool = False
+    """Whether a latency that is foretold may stand for a measured one at the first rung."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,49 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
     }
 
 
+class Latency:
+    """A trial's latency: measured at once, or foretold, and then measured if the trial goes on to be trained.
+
+    A timing has the device for itself, so everybody waits for it; a trial that ends at the first rung does not compete,
+    and a precise prediction tells the searcher as much. What is trained is always measured.
+    """
+
+    def __init__(self, work: Workplace, model: Any) -> None:
+        self._work, self._model = work, model
+        self._measurement: Measurement | None = None
+        settings = work.settings
+        may_be_stopped = settings.epochs > 0 and 0 in settings.rungs
+        self._foretold = work.request.foretold if settings.foretells and may_be_stopped else None
+        if self._foretold is None:
+            self.measure()
+
+    def measure(self) -> None:
+        """Measure it, or begin to, unless that was done."""
+        if self._measurement is None:
+            with self._work.clock.phase("latency"):
+                self._measurement = self._work.tools.start_measure(self._model)
+
+    def costs(self) -> dict[str, float]:
+        """What is known of it by now. A measurement elsewhere is waited for only where latency is bounded."""
+        if self._measurement is None:
+            figures = self.figures()
+        else:
+            unbounded = self._work.settings.bounds.max_latency_ms is None
+            known = self._measurement.known() if unbounded else self._measurement.result()
+            figures = {} if known is None else latency_metrics(known, self._work.settings.baseline_latency_ms)
+        return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
+
+    def figures(self) -> dict[str, Any]:
+        """In a record's words; waits for a measurement elsewhere."""
+        baseline_ms = self._work.settings.baseline_latency_ms
+        if self._measurement is not None:
+            return latency_metrics(self._measurement.result(), baseline_ms)
+        assert self._foretold is not None, "measured at once, else"
+        ratio, low, high = (self._foretold[name] for name in ("ratio", "low", "high"))
+        figures = {"latency_ms": ratio * baseline_ms, "latency_ratio": ratio, "speedup": 1 / ratio}
+        return {**figures, "speedup_ci95": [1 / high, 1 / low], SOURCE: FORETOLD}
+
+
 def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
     """The trial; from its beginning once more where the device had no memory for it, with all of ours given back."""
     try:
@@ -176,13 +221,21 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     model, plan = _pruned(work)
     with clock.phase("stats"), work.gate.using():
         stats = work.tools.stats(model)
-    latency = _start_measuring(work, model)
-    costs = {**stats, **_known_costs(latency, settings)}
-    course = Course(work.request.trial_id, settings.rungs, judge, settings.accuracy, costs, clock)
-    worth_training = settings.epochs > 0 and not _violations(settings.bounds, costs)
-    tuned = _tuned(work, model, course, worth_training)
+    latency = Latency(work, model)
+    course = Course(
+        work.request.trial_id, settings.rungs, judge, settings.accuracy, {**stats, **latency.costs()}, clock
+    )
+    worth_training = settings.epochs > 0 and not _violations(settings.bounds, course.costs)
+    with clock.phase("evaluate"):
+        start = work.tools.evaluate(model)
+    tuned = Tuned(model, 0, 0, start, start)
+    if not course.reached(0, start) and worth_training:
+        latency.measure()
+        course.costs = {**stats, **latency.costs()}
+        with clock.phase("finetune"):
+            tuned = work.tools.finetune(model, work.folder, course.reached, start)
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
-        figures = latency_metrics(latency.result(), settings.baseline_latency_ms)
+        figures = latency.figures()
     with clock.phase("save"), work.gate.using():
         work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
         plan.save(work.folder / PLAN_NAME)
@@ -225,31 +278,9 @@ def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
     return model, plan
 
 
-def _start_measuring(work: Workplace, model: Any) -> Measurement:
-    with work.clock.phase("latency"):
-        return work.tools.start_measure(model)
-
-
-def _known_costs(latency: Measurement, settings: TrialSettings) -> dict[str, float]:
-    """Of what was measured, the costs that are known before training. Where latency is bounded, it is waited for."""
-    known = latency.known() if settings.bounds.max_latency_ms is None else latency.result()
-    figures = {} if known is None else latency_metrics(known, settings.baseline_latency_ms)
-    return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
-
-
 def _violations(bounds: Bounds, metrics: Mapping[str, Any]) -> dict[str, float]:
     """The bounds that are not kept."""
     return {name: value for name, value in bounds.violations(metrics, {}).items() if value > 0}
-
-
-def _tuned(work: Workplace, model: Any, course: Course, worth_training: bool) -> Tuned:
-    """The network to judge: as recovered, and fine-tuned as far as the judge lets it go."""
-    with work.clock.phase("evaluate"):
-        start = work.tools.evaluate(model)
-    if course.reached(0, start) or not worth_training:
-        return Tuned(model, 0, 0, start, start)
-    with work.clock.phase("finetune"):
-        return work.tools.finetune(model, work.folder, course.reached, start)
 
 
 def _hash(tools: TrialTools, request: TrialRequest) -> str:

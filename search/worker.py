@@ -95,6 +95,7 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
         bounds=bounds_of_search(search),
+        foretells="energy_j" not in search.objectives and search.max_latency_ms is None,
     )
 
 

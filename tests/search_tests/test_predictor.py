@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pruning.geometry import FIXED, ConvGeometry, GroupGeometry, NetworkGeometry
 from results.records import TrialRecord, TrialState
-from search.prediction import NoPredictor
+from search.prediction import NoPredictor, Prediction
 from search.predictor import MOST_PLANS, RecordPredictor, make_predictor
 
 LAYERS = ("model.0", "model.1")
@@ -102,6 +103,20 @@ def test_trials_without_a_latency_are_passed_over_and_stopped_ones_count() -> No
     predictor.learn(record(92, {"model.0": 0.25}, TrialState.STOPPED))
     assert predictor.predict({"model.0": 0.5}) is not None
     assert predictor.predict({"model.7": 0.5}) is None
+
+
+def test_what_was_foretold_teaches_nothing() -> None:
+    predictor = RecordPredictor(geometry())
+    for each in records(5):
+        predictor.learn(each)
+    measured = record(90, {"model.0": 0.25}, TrialState.STOPPED)
+    predictor.learn(replace(measured, metrics={**measured.metrics, "latency_source": "foretold"}))
+    assert predictor.predict({"model.0": 0.5}) is None
+
+
+@pytest.mark.parametrize(("low", "high", "precise"), [(0.48, 0.52, True), (0.4, 0.6, False), (-0.01, 0.02, False)])
+def test_precise_is_within_a_twentieth_of_itself(low: float, high: float, precise: bool) -> None:
+    assert Prediction((low + high) / 2, low, high).is_precise is precise
 
 
 def test_only_the_latest_plans_of_a_long_run_are_fitted() -> None:

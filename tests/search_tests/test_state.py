@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock, alive_driver
 from search.errors import RunFolderError
+from search.prediction import NoPredictor, Prediction
 from search.request import TrialRequest, adopt_records, trial_name, trial_number, unfinished
 from search.state import SAME_FAULT, SweepState
 from search.sweep import make_state
@@ -42,6 +44,26 @@ def test_a_request_is_on_disk_before_it_is_handed_out(tmp_path: Path) -> None:
     assert request is not None
     assert request.trial_id == "t0000"
     assert unfinished(state.folder, set()) == [request]
+
+
+def test_a_request_carries_a_latency_that_is_foretold_precisely(tmp_path: Path) -> None:
+    class Halves(NoPredictor):
+        def __init__(self) -> None:
+            self.halfwidths = iter((0.02, 0.2))
+
+        def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+            halfwidth = next(self.halfwidths, None)
+            return None if halfwidth is None else Prediction(0.5, 0.5 - halfwidth, 0.5 + halfwidth)
+
+    state = start(tmp_path)
+    state._predictor = Halves()
+    requests = [state.next() for _ in range(3)]
+    assert [request and request.foretold for request in requests] == [
+        {"ratio": 0.5, "low": 0.48, "high": 0.52},
+        None,
+        None,
+    ]
+    assert unfinished(state.folder, set()) == requests
 
 
 def test_total_is_never_exceeded_by_trials_under_way(tmp_path: Path) -> None:

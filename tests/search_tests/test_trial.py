@@ -161,6 +161,43 @@ def test_a_trial_stopped_before_training_keeps_its_figures_and_its_network(tmp_p
     assert (tmp_path / "t0001" / "pruned.pt").is_file()
 
 
+FORETOLD_REQUEST = replace(REQUEST, foretold={"ratio": 0.8, "low": 0.78, "high": 0.82})
+
+
+def test_a_foretold_trial_that_is_stopped_at_the_first_rung_is_never_timed(tmp_path: Path) -> None:
+    tools, judge = FakeTools(), Judge(at=0)
+    settings = replace(SETTINGS, rungs=(0,), foretells=True)
+    record = run_trial(FORETOLD_REQUEST, settings, tools, NoGate(), tmp_path / "t0001", judge)
+    assert "measure" not in tools.calls
+    assert judge.reports[0].costs["latency_ms"] == 8.0
+    assert record.state is TrialState.STOPPED
+    figures = {name: value for name, value in record.metrics.items() if "latency" in name or "speedup" in name}
+    expected = {"latency_ms": 8.0, "latency_ratio": 0.8, "speedup": 1.25, "latency_source": "foretold"}
+    assert figures == {**expected, "speedup_ci95": [1 / 0.82, 1 / 0.78]}
+    assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
+
+
+def test_a_foretold_trial_that_goes_on_is_timed_before_it_is_trained(tmp_path: Path) -> None:
+    tools, judge = FakeTools(), Judge(at=99)
+    settings = replace(SETTINGS, rungs=(0, 1), foretells=True)
+    record = run_trial(FORETOLD_REQUEST, settings, tools, NoGate(), tmp_path / "t0001", judge)
+    assert tools.calls == "prune recover evaluate measure finetune save release".split()
+    assert [report.costs["latency_ms"] for report in judge.reports] == [8.0, pytest.approx(10.0 / 1.125)]
+    assert record.metrics["latency_ms"] == pytest.approx(10.0 / 1.125)
+    assert "latency_source" not in record.metrics
+    assert "latency_measured_ms" in record.metrics
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"foretells": False, "rungs": (0,)}, {"foretells": True, "rungs": (1,)}, {"foretells": True, "epochs": 0}],
+)
+def test_what_is_compared_in_the_end_is_timed_first(change: dict[str, Any], tmp_path: Path) -> None:
+    tools = FakeTools()
+    run_trial(FORETOLD_REQUEST, replace(SETTINGS, **change), tools, NoGate(), tmp_path / "t0001", Judge(at=0))
+    assert tools.calls[:4] == "prune recover measure evaluate".split()
+
+
 def test_a_trial_stopped_in_training_names_its_fidelity(tmp_path: Path) -> None:
     settings = TrialSettings(9, True, 10.0, rungs=(0, 1, 3))
     record = run_trial(REQUEST, settings, FakeTools(epochs=9), NoGate(), tmp_path / "t0001", Judge(at=3))
