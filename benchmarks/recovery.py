@@ -30,12 +30,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.recovery_material import ARMS, LESS, Subject, tune
+from benchmarks.recovery_material import ARMS, LESS, UNMIXED, Subject, tune
 from benchmarks.recovery_store import Store, Task, work
 from benchmarks.recovery_table import markdown
 from pruning.finetune import FinetuneSettings, finetune
 from pruning.importance import CRITERIA
 from pruning.latency import measure_pair
+from pruning.precision import training_precision
 from pruning.refit import recalibrate_batch_norm
 from pruning.workbench import RECOVERIES
 
@@ -207,8 +208,9 @@ def epochs(assets: Path, scratch: Path) -> Iterator[Task]:
 
 
 def _rows(count: int) -> list[tuple[str, str]]:
-    """(arm, start) of the rows that have a cell for `count` epochs."""
-    rows = [(arm, "refit") for arm in ARMS]
+    """(arm, start) of the rows that have a cell for `count` epochs; where nothing is mixed, ours is without it, too."""
+    mixes = training_precision(nn.Identity(), "cpu", True) != "fp32"
+    rows = [(arm, "refit") for arm in ARMS if mixes or arm != UNMIXED]
     rows += [(arm, "plain removal") for arm in ("ours", "Ultralytics' defaults")]
     return rows if count < max(EPOCHS) else [*rows, ("ours", "refit and 3 epochs")]
 

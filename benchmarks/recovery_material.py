@@ -101,11 +101,12 @@ class Subject:
 
 # -- fine-tuning -----------------------------------------------------------------------------------------------------
 
+UNMIXED = "without mixed precision"
 ARMS: dict[str, dict[str, Any]] = {
     "ours": {},
     "with distillation": {"distill": True},
     "Ultralytics' defaults": {"stock": True},
-    "without mixed precision": {"amp": False},
+    UNMIXED: {"amp": False},
     "without warm-up": {"patches": {"rate_factor": "no_rise"}},
     "without averaging": {"patches": {"averaging": "no_average"}},
     "learning rate 5e-4": {"lr": 5e-4},
