@@ -79,7 +79,7 @@ def _before(store: Store) -> list[str]:
         cells = list(store.find(section="before", model=model))
         recoveries = [how for how in RECOVERIES if how in _unique(cells, "recovery")]
         for kind in ("uniform", "sensitivity"):
-            plans = [p for p in _unique(cells, "plan") if p.startswith(kind)]
+            plans = sorted(p for p in _unique(cells, "plan") if p.startswith(kind))
             if not plans:
                 continue
             words = "one ratio for all layers" if kind == "uniform" else "widths by sensitivity"
