@@ -67,7 +67,7 @@ class Plan:
             )
         return plan
 
-    def save(self, path: str | Path, made_with: Mapping[str, str] | None = None) -> None:
+    def save(self, path: str | Path, made_with: Mapping[str, Any] | None = None) -> None:
         """Write as JSON under a temporary name, then rename. `made_with`: how the network beside it was made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from search.trial_tools import DeviceGate, Measurement, PlanLike, TrialTools, Tu
 TRIAL_LOG = "trial.log"
 CHECKPOINT_NAME = "pruned.pt"
 PLAN_NAME = "plan.json"
+MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
 
 CONDITIONS = (
     "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
@@ -238,7 +239,8 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         figures = latency.figures()
     with clock.phase("save"), work.gate.using():
         work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
-        plan.save(work.folder / PLAN_NAME)
+        made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
+        plan.save(work.folder / PLAN_NAME, made_with)
     metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
     if tuned.precision:
         metrics["training_precision"] = tuned.precision

@@ -24,8 +24,8 @@ from tests.fault_tests.drivers import ROOT
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    "model.imgsz=64", "search.trials=1", "trial.epochs=6", "recover.calibration_images=8", "latency.max_seconds=0.5",
-    "resources.parallel=1", "finetune.epochs=8",
+    "model.imgsz=64", "search.trials=1", "trial.epochs=4", "recover.calibration_images=8", "latency.max_seconds=0.5",
+    "resources.parallel=1", "finetune.epochs=4",
 ]  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     resumed.communicate()
     assert "1/1 trials" in finished(again)
     (record,) = folder.read_records()
-    assert (record.state, record.epochs) == (TrialState.COMPLETED, 6)
-    assert [row["epochs"] for row in record.history] == list(range(7))
+    assert (record.state, record.epochs) == (TrialState.COMPLETED, 4)
+    assert [row["epochs"] for row in record.history] == list(range(5))
     assert not (trial / STATE_NAME).exists()
 
     pick = run / "selected" / "t0000"
@@ -101,4 +101,4 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     finished(command("finetune", run, "--pick", 1))
     assert "going on after epoch" in (pick / "train.log").read_text()
     (selected,) = folder.read_selected()
-    assert selected.epochs == 8
+    assert selected.epochs == 4

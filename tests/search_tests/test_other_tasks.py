@@ -94,7 +94,7 @@ class TestWholeSearch:
         assert run(["front", str(folder.path), "--max-drop", "1", "--format", "json"]) == 0
         rows = json.loads(capsys.readouterr().out)
         assert all(0 <= row["top1"] <= 1 and row["map50_95"] is None for row in rows)
-        assert run(["finetune", str(folder.path), "--pick", "1", "--distill"]) == 2
+        assert run(["finetune", str(folder.path), "--pick", "1", "--distill"]) == 1
         assert "but got classify; use --no-distill" in capsys.readouterr().err
         assert run(["finetune", str(folder.path), "--pick", "1", "--epochs", "1"]) == 0
         (selected,) = folder.read_selected()

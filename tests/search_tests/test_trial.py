@@ -56,6 +56,13 @@ def test_phases_in_order_on_the_device(tmp_path: Path) -> None:
     assert list(record.seconds) == phases.split()
 
 
+def test_the_plan_says_what_made_the_network_before_any_epoch(tmp_path: Path) -> None:
+    made_with = {"importance": "taylor", "recovery": "refit"}
+    settings = replace(SETTINGS, ingredients={**made_with, "distilled": True})
+    run_trial(REQUEST, settings, FakeTools(), NoGate(), tmp_path / "t0001")
+    assert json.loads((tmp_path / "t0001" / "plan.json").read_text())["made_with"] == made_with
+
+
 def test_seconds_of_standing_still_for_another_are_no_phases_own(tmp_path: Path) -> None:
     measured, over = threading.Event(), threading.Event()
 
