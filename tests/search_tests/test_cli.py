@@ -318,6 +318,7 @@ def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pyte
         raise SearchError("seen")
 
     monkeypatch.setattr(promote, "promote", stop_here)
+    monkeypatch.setattr("search.preflight.check_teachable", lambda config: None)  # this run's model is pretended
     assert run(["finetune", str(finished_run), "--distill", "--epochs", "7"]) == 1
     assert (seen[0].finetune.distill, seen[0].finetune.epochs) == (True, 7)
     assert run(["finetune", str(finished_run)]) == 1
