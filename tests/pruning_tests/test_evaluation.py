@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +61,28 @@ def test_figures_are_those_of_stock_val(assets: Path, tmp_path: Path, stock_pyth
     stock = json.loads(printed.split("FIGURES")[1])
     assert ours == pytest.approx(stock, rel=1e-9)
     assert 0.2 < ours["map50_95"] < ours["map50"] < 1  # it really detects something
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_machine_that_stands_still_costs_no_accuracy(
+    stock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 s pass between any two looks at the clock; stock validation then loses the detections of most images."""
+    from pruning.builtin import BASELINE
+    from pruning.builtin.dataset import build_dataset
+    from pruning.models import load_model
+
+    model, data = load_model(BASELINE), str(build_dataset(tmp_path / "digits", train=1, val=16))
+    calm = evaluate(model, data, 160, "cpu")
+    hours = itertools.count(0, 100)
+    monkeypatch.setattr("ultralytics.utils.nms.time", SimpleNamespace(time=lambda: float(next(hours))))
+    if stock:
+        monkeypatch.setattr("pruning.evaluation._all_the_time_it_takes", contextlib.nullcontext)
+        assert evaluate(model, data, 160, "cpu")["map50_95"] < 0.5 * calm["map50_95"]
+    else:
+        assert evaluate(model, data, 160, "cpu") == calm
+    assert calm["map50_95"] > 0.5
+    assert next(hours) > 0  # it was looked at
 
 
 def test_kept_evaluator_gives_the_same_figures(assets: Path, tmp_path: Path) -> None:
