@@ -80,8 +80,9 @@ def drivers_killed(folder: Path, address: str, kills: int = KILLS, chains: int =
                 total.lost += changed(known, run)
                 known = finished_in(run)
             last = nursery.start(run, address=address, trials=trials, tools="marking_tools")
-            if not last.wait(120):
+            if not last.wait(400):
                 last.kill()
+                raise AssertionError(f"the resumed run did not end: {last.said}")
             total.lost += changed(known, run)
             count(total, run, trials)
     total.seconds = time.monotonic() - began
