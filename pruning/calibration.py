@@ -14,6 +14,7 @@ from torch import nn
 from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
+from pruning.evaluation_gate import nothing
 from pruning.quiet import quiet_ultralytics
 from pruning.tasks import kind_of
 
@@ -28,7 +29,7 @@ class Calibration:
     """
 
     batch: dict[str, Any]
-    pause: Callable[[], None] = lambda: None
+    pause: Callable[[], None] = nothing
 
     @property
     def images(self) -> torch.Tensor:

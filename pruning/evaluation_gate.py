@@ -50,7 +50,7 @@ class Turn:
 
     def __init__(self, gate: Gate, finish: Callable[[], None] | None = None) -> None:
         """`finish` is called before the gate is given back: to wait for a GPU that still computes."""
-        self._gate, self._finish = gate, finish or _nothing
+        self._gate, self._finish = gate, finish or nothing
         self._held = ExitStack()
         self._depth = 0
 
@@ -128,7 +128,7 @@ class GatedLoader:
         for _ in range(len(self._loader)):
             ready = [next(batches)] if elsewhere else []
             self._held.enter_context(self._gate.using())
-            self._held.callback(self._finish or _nothing)
+            self._held.callback(self._finish or nothing)
             yield ready.pop() if ready else next(batches)
             self.release()
 
@@ -148,8 +148,8 @@ class GatedLoader:
         self._held.close()
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What is called where nobody waits for anything."""
 
 
 def torch_device(device: str) -> torch.device:

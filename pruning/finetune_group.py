@@ -26,7 +26,7 @@ from pruning.checkpoints import plain_copy
 from pruning.errors import NonFiniteError, PruningError
 from pruning.evaluation_gate import Gate, torch_device
 from pruning.finetune import FinetuneResult, FinetuneSettings, saved_remedies
-from pruning.finetune_remedies import Remedies
+from pruning.finetune_remedies import Listener, Remedies
 
 JOB, RESULT, MEETING, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
 ERRORS_SAID: dict[str, type[Exception]] = {
@@ -103,9 +103,10 @@ def finetune_on_group(
         dict(start_metrics or {}),
         saved_remedies(model, data, settings, Path(save_dir)),
     )
+    heard = Listener(on_epoch)  # a further attempt tells of the earlier epochs again
     while True:
         try:
-            result = _run(job, names, on_epoch)
+            result = _run(job, names, heard)
             # The first process counts earlier attempts, too, but not how long it took to start
             return replace(result, seconds=max(result.seconds, time.monotonic() - begin))
         except (NonFiniteError, MemoryError) as error:
@@ -115,9 +116,7 @@ def finetune_on_group(
             job = replace(job, remedies=further)
 
 
-def _run(
-    job: GroupJob, names: Sequence[str], on_epoch: Callable[[int, dict[str, float]], bool] | None
-) -> FinetuneResult:
+def _run(job: GroupJob, names: Sequence[str], on_epoch: Callable[[int, dict[str, float]], bool]) -> FinetuneResult:
     """One attempt: a process for each device, until all have ended."""
     with tempfile.TemporaryDirectory(prefix="paretoprune-group-") as folder:
         torch.save(job, Path(folder) / JOB)
@@ -170,7 +169,7 @@ def _environment(rank: int, device: str, count: int) -> dict[str, str]:
 def _attend(
     processes: Sequence[subprocess.Popen[bytes]],
     line: Connection,
-    on_epoch: Callable[[int, dict[str, float]], bool] | None,
+    on_epoch: Callable[[int, dict[str, float]], bool],
     folder: Path,
 ) -> None:
     """Answer the first process's epochs until all have ended well."""
@@ -186,7 +185,7 @@ def _attend(
         with contextlib.suppress(EOFError, OSError):
             if line.poll(0.2):
                 epoch, metrics = line.recv()
-                line.send(bool(on_epoch and on_epoch(epoch, metrics)))
+                line.send(bool(on_epoch(epoch, metrics)))
                 continue
         time.sleep(0.02)
     for process in processes:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pruning.evaluation_gate import nothing
 from pruning.layers import LayerTable
 from pruning.least_squares import Moments, solve_ridge
 
@@ -30,10 +31,6 @@ _Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 _LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _POINT = nn.Conv2d(1, 1, 1)  # what sees one position only: its geometry is a 1x1 convolution's
 _UNCHANGED = 1e-5  # share of variance below which an input has not changed (float32 noise stays under it)
-
-
-def _no_pause() -> None:
-    """For work that nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def record_targets(
     settings: RefitSettings,
     seed: int = 0,
     chunk: int = 16,
-    pause: Callable[[], None] = _no_pause,
+    pause: Callable[[], None] = nothing,
 ) -> Targets:
     """Run the unpruned network over the images and keep its layers' answers at random positions.
 
@@ -147,7 +144,7 @@ def refit(
     images: torch.Tensor,
     targets: Targets,
     settings: RefitSettings,
-    pause: Callable[[], None] = _no_pause,
+    pause: Callable[[], None] = nothing,
 ) -> dict[str, float]:
     """Refit every convolution and linear layer of `pruned`, in place, in execution order.
 
@@ -311,7 +308,7 @@ def _by_place(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
 
 
 def recalibrate_batch_norm(
-    pruned: nn.Module, images: torch.Tensor, chunk: int = 16, pause: Callable[[], None] = _no_pause
+    pruned: nn.Module, images: torch.Tensor, chunk: int = 16, pause: Callable[[], None] = nothing
 ) -> None:
     """Replace the batch norms' running statistics by the averages over the images, in place.
 

@@ -148,6 +148,26 @@ def test_a_group_without_memory_goes_on_with_half_the_batch(
     assert "nbs: 4" in saved  # gradients of two halves are added
 
 
+@pytest.mark.slow
+def test_a_further_attempt_tells_of_no_epoch_twice(pruned: nn.Module, tmp_path: Path) -> None:
+    """Memory runs out between the second epoch and the third: what was done is kept, and told once."""
+    heard: list[int] = []
+
+    def listen(epoch: int, metrics: dict[str, float]) -> bool:
+        heard.append(epoch)
+        if heard == [1, 2]:
+            raise MemoryError("no memory left")
+        return False
+
+    data = str(shapes_dataset(tmp_path / "data", size=64))
+    settings = FinetuneSettings(epochs=3, imgsz=64, batch=4)
+    result = finetune(pruned, data, settings, tmp_path / "tune", device="cpu,cpu", on_epoch=listen)
+    assert heard == [1, 2, 3]
+    assert [row["epoch"] for row in result.history] == [1.0, 2.0, 3.0]
+    assert result.retries == ("half the batch after MemoryError: no memory left",)
+    assert "going on after epoch 1/3" in (tmp_path / "tune" / "train.log").read_text()
+
+
 @pytest.mark.timeout(60)
 def test_a_process_that_says_much_is_heard_and_does_not_stand_still(
     pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
