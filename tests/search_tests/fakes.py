@@ -69,8 +69,8 @@ class FakePlan:
 
         return Plan(dict(self.ratios)).hash
 
-    def save(self, path: Path, made_with: Mapping[str, Any]) -> None:
-        path.write_text(json.dumps({"hash": self.hash, "ratios": dict(self.ratios), "made_with": dict(made_with)}))
+    def save(self, path: Path, made_with: Mapping[str, Any] | None = None) -> None:
+        path.write_text(json.dumps({"hash": self.hash, "ratios": dict(self.ratios), "made_with": dict(made_with or {})}))
 
 
 def accuracy_of(ratios: Mapping[str, float]) -> float:
