@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/paretoprune demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=20 $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -53,9 +53,7 @@ class Check:
     remedy: str = ""
 
 
-def examine(
-    run_directory: Path | None = None, address: str | None = None, data: Sequence[str] = ()
-) -> Iterator[Check]:
+def examine(run_directory: Path | None = None, address: str | None = None, data: Sequence[str] = ()) -> Iterator[Check]:
     """All checks of this host, the quick ones first. Starts (and ends) a local Ray, or joins the one at `address`.
 
     `data`: the dataset's paths, which must be readable here; and on every node of a joined cluster, which gets a check
@@ -217,8 +215,16 @@ def check_nodes(data: Sequence[str], run_directory: Path | None = None) -> Itera
         free = f"{answer.disk_gb:.1f} GB disk and {answer.memory_gb:.1f} GB memory free"
         detail = f"this project's code, python {answer.python}, {answer.gpus} GPUs, {free}"
         enough = _enough(f"node {node}", answer.memory_gb, MIN_MEMORY_GB, detail, "end other programs there")
-        yield enough if not enough.ok else _enough(
-            f"node {node}", answer.disk_gb, MIN_TEMPORARY_GB, detail, "free some space below its temporary directory"
+        yield (
+            enough
+            if not enough.ok
+            else _enough(
+                f"node {node}",
+                answer.disk_gb,
+                MIN_TEMPORARY_GB,
+                detail,
+                "free some space below its temporary directory",
+            )
         )
 
 

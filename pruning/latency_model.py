@@ -54,12 +54,14 @@ class MeasuredPlan:
 class ForetoldLatency:
     """Latency ratios (pruned / unpruned), and the intervals that hold what a measurement would say in 95 % of cases.
 
-    Shapes (plans,).
+    `halfwidth`: of the interval that holds the latency itself in 95 % of cases, as a fraction of `ratio`; narrower,
+    since a measurement's own noise is not in it. Shapes (plans,).
     """
 
     ratio: FloatArray
     low: FloatArray
     high: FloatArray
+    halfwidth: FloatArray
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,13 @@ class LatencyModel:
         variance = _own_variance(features, self.scales) - np.einsum(
             "ij,ji->i", shared, cho_solve(self._factor, shared.T)
         )
-        noise = self._typical_noise * np.abs(ratio)
-        reach = self._widen * np.sqrt(np.maximum(variance, 0) + noise**2)
+        unexplained = max(float(np.exp(self.scales[-1])), _LEAST_NOISE)
+        reach, own_reach = (
+            self._widen * np.sqrt(np.maximum(variance, 0) + (noise * ratio) ** 2)
+            for noise in (self._typical_noise, unexplained)
+        )
         ratio = np.maximum(ratio, 1e-3)  # far outside of what was measured, a linear model may fall below zero
-        return ForetoldLatency(ratio, np.maximum(ratio - reach, 1e-3), ratio + reach)
+        return ForetoldLatency(ratio, np.maximum(ratio - reach, 1e-3), ratio + reach, own_reach / ratio)
 
     def _left_out(self) -> tuple[ForetoldError, float]:
         """The error over the measured plans, and how many standard deviations hold 95 % of them.

@@ -89,15 +89,20 @@ class Workbench:
         images = self.calibration if CRITERIA[self.importance].needs_data else None
         return Evidence(self.model, self.table, images, self.seed, self.device)
 
+    @property
+    def scores_follow_plans(self) -> bool:
+        """Whether the criterion scores the channels anew for every plan."""
+        return CRITERIA[self.importance].by_width
+
     @cached_property
     def scores(self) -> np.ndarray:
-        """Importance per class, shape (class_count,), where no plan is known."""
+        """Importance per class, shape (class_count,), where no plan is known; those of another process may be set."""
         with self.turn:
             return score(self.importance, self.evidence)
 
     def scores_for(self, widths: Mapping[int, int]) -> np.ndarray:
         """Importance per class, shape (class_count,), for the plan with these widths by group id."""
-        if CRITERIA[self.importance].by_width:
+        if self.scores_follow_plans:
             return score(self.importance, replace(self.evidence, widths=widths))
         return self.scores
 

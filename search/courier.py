@@ -16,6 +16,7 @@ from results.atomic import write_bytes
 from results.run_folder import RunFolder
 from search.joined import MODEL_FOLDER
 from search.judge import judge_of
+from search.kept_scores import SCORES_NAME
 from search.request import RECORD_NAME
 from search.rungs import RungReport
 from search.stopping import StoppingRule
@@ -75,8 +76,8 @@ def carried(context: WorkerContext, needs: Sequence[str], gives: Sequence[str]) 
     import ray
 
     scratch = scratch_folder(context.run)
-    # The model never changes: once per process. Records do.
-    missing = [name for name in needs if name != MODEL_FOLDER or not (scratch / name).exists()]
+    # These never change: once per process. Records do.
+    missing = [name for name in needs if name not in (MODEL_FOLDER, SCORES_NAME) or not (scratch / name).exists()]
     for name, content in ray.get(context.courier.fetch.remote([*missing, *gives])).items():
         target = scratch / _inside(name)
         target.parent.mkdir(parents=True, exist_ok=True)

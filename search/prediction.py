@@ -13,16 +13,29 @@ PRECISE = 0.1  # half-width: what a measurement has to reach, too, on a busy mac
 
 @dataclass(frozen=True)
 class Prediction:
-    """Latency as a fraction of the unpruned network's (``ratio``), with the interval that holds it in 95 % of cases."""
+    """Latency as a fraction of the unpruned network's (``ratio``).
+
+    ``low``, ``high``: what a measurement would say in 95 % of cases. ``halfwidth``: of the interval that holds the
+    latency itself in 95 % of cases, as a fraction of ``ratio``.
+    """
 
     ratio: float
     low: float
     high: float
+    halfwidth: float
 
     @property
     def is_precise(self) -> bool:
         """Whether it says as much as a measurement: known to within a tenth of itself."""
-        return self.low > 0 and (self.high - self.low) / 2 <= PRECISE * self.ratio
+        return self.halfwidth <= PRECISE
+
+    def foretold(self) -> dict[str, float]:
+        """The latency itself with its interval, for a :class:`search.request.TrialRequest`."""
+        return {
+            "ratio": self.ratio,
+            "low": self.ratio * (1 - self.halfwidth),
+            "high": self.ratio * (1 + self.halfwidth),
+        }
 
 
 class LatencyPredictor(Protocol):

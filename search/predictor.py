@@ -42,7 +42,7 @@ class RecordPredictor:
         if model is None or not self._fits(ratios):
             return None
         found = model.predict([ratios])
-        return Prediction(float(found.ratio[0]), float(found.low[0]), float(found.high[0]))
+        return Prediction(*(float(figure[0]) for figure in (found.ratio, found.low, found.high, found.halfwidth)))
 
     @property
     def error(self) -> ForetoldError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
@@ -210,7 +210,7 @@ class SweepState:
         self._numbers[trial_id] = suggestion.number
         ratios = self._space.ratios(suggestion.levels)
         prediction = self._predictor.predict(ratios)
-        foretold = asdict(prediction) if prediction is not None and prediction.is_precise else None
+        foretold = prediction.foretold() if prediction is not None and prediction.is_precise else None
         return TrialRequest(trial_id, ratios, suggestion.provenance, foretold=foretold)
 
     def _left_behind(self, trial_id: str) -> TrialRecord | None:

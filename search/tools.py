@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config_sections import STRUCTURAL
+from search.kept_scores import keep_scores, kept_scores
 from search.latency_target import LatencyTarget
 from search.remote_latency import RemoteMeasurer
 from search.session_tools import evaluate_together, measure_together
+from search.starts import weights_hash
 from search.trial_tools import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class PruningTools:
             trust_checkpoint=config.model.trust_checkpoint,
             gate=gate,
         )
+        self._recalled = False
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         target = LatencyTarget.parse(config.latency.target)
         self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
@@ -159,6 +162,31 @@ class PruningTools:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
         gc.collect()
         self._bench.free_cached_memory()
+
+    def keep_scores(self, run: Path) -> None:
+        """Leave the channels' importance in the run folder, for the run's other workers."""
+        if not self._bench.scores_follow_plans:
+            keep_scores(run, self._scores_made_from(), self._bench.scores)
+
+    def recall_scores(self, run: Path) -> None:
+        """Take over what :meth:`keep_scores` left; without it, this worker computes them when it first prunes."""
+        if self._recalled or self._bench.scores_follow_plans:
+            return
+        self._recalled = True
+        found = kept_scores(run, self._scores_made_from())
+        if found is not None:
+            self._bench.scores = found
+
+    def _scores_made_from(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "weights": weights_hash(Path(config.model.path)),
+            "data": config.data.path,
+            "imgsz": config.model.imgsz,
+            "images": config.recover.calibration_images,
+            "importance": config.recover.importance,
+            "seed": config.search.seed,
+        }
 
     def describe(self) -> dict[str, Any]:
         """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``."""

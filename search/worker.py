@@ -20,6 +20,7 @@ from search.courier import carried
 from search.events import PhaseClock
 from search.joined import MODEL_FOLDER
 from search.judge import judge_of
+from search.kept_scores import SCORES_NAME
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search
 from search.request import TrialRequest, left_record
@@ -67,7 +68,7 @@ class WorkerContext:
 
 def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     """Run one trial in this process, or take the record of a worker that an earlier driver left behind with it."""
-    with carried(context, [MODEL_FOLDER], [f"trials/{request.trial_id}"]) as here:
+    with carried(context, [MODEL_FOLDER, SCORES_NAME], [f"trials/{request.trial_id}"]) as here:
         # What lies in a node's own scratch folder may be of an older run at the same path
         return _run_trial(here, request, look=context.courier is None)
 
@@ -75,6 +76,7 @@ def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
 def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> TrialRecord:
     config, folder = context.config, context.folder.trial_dir(request.trial_id)
     tools, gate = tools_of(context)
+    tools.recall_scores(context.folder.path)
     settings = trial_settings(config, context.baseline_latency_ms)
     judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
     clock = PhaseClock(folder / "events.jsonl")
@@ -113,7 +115,7 @@ def ingredients(config: RunConfig) -> dict[str, str | bool]:
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
     """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
-    with carried(context, [MODEL_FOLDER], ["baseline.log"]) as here:
+    with carried(context, [MODEL_FOLDER], ["baseline.log", SCORES_NAME]) as here:
         return {**_measure_baseline(here), "model": context.config.model.path}
 
 
@@ -128,6 +130,8 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
         measured = tools.start_measure(model).result()
         metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
+    described = tools.describe()
+    tools.keep_scores(context.folder.path)
     return {
         "data": config.data.path,
         "imgsz": config.model.imgsz,
@@ -135,7 +139,7 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
         "metrics": metrics,
         "device": tools.device,
         "environment": describe_environment(),
-        **tools.describe(),
+        **described,
     }
 
 

@@ -115,5 +115,3 @@ def follow(client: Any, job_id: str, write: Callable[[str], None]) -> str:
     while (status := str(getattr(client.get_job_status(job_id), "value", ""))) not in ENDED:
         time.sleep(0.5)  # the log may end a moment before the job does
     return status
-
-

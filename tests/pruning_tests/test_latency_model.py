@@ -83,6 +83,20 @@ def test_it_foretells_plans_it_has_not_seen(geometry: NetworkGeometry, law: Law)
     assert model.error.median < model.error.p95 < 0.06
 
 
+@pytest.mark.parametrize("law", [uneven_cpu, launch_bound_gpu, staircase])
+def test_the_latency_itself_is_known_better_than_one_measurement_tells(geometry: NetworkGeometry, law: Law) -> None:
+    """With measurements as blurred as a busy machine's, thirty of them know more than one."""
+    noise = 0.04
+    known, _ = measured(geometry, law, 30, seed=0, noise=noise)
+    others, true = measured(geometry, law, 200, seed=9, noise=noise)
+    foretold = fit_latency_model(geometry, known).predict([plan.ratios for plan in others])
+    assert (np.abs(true / foretold.ratio - 1) <= foretold.halfwidth).mean() > 0.9
+    seen = np.array([plan.latency_ratio for plan in others])
+    assert ((foretold.low <= seen) & (seen <= foretold.high)).mean() > 0.9
+    assert np.median(foretold.halfwidth) < 1.96 * noise
+    assert (foretold.halfwidth * foretold.ratio <= (foretold.high - foretold.low) / 2 + 1e-9).all()
+
+
 def test_a_device_that_is_bound_by_launches_is_foretold_flat(geometry: NetworkGeometry) -> None:
     known, _ = measured(geometry, launch_bound_gpu, 20, seed=0, noise=0.003)
     half = {layer: 0.5 for group in geometry.groups for layer in group.layers}

@@ -70,7 +70,8 @@ class FakePlan:
         return Plan(dict(self.ratios)).hash
 
     def save(self, path: Path, made_with: Mapping[str, Any] | None = None) -> None:
-        path.write_text(json.dumps({"hash": self.hash, "ratios": dict(self.ratios), "made_with": dict(made_with or {})}))
+        content = {"hash": self.hash, "ratios": dict(self.ratios), "made_with": dict(made_with or {})}
+        path.write_text(json.dumps(content))
 
 
 def accuracy_of(ratios: Mapping[str, float]) -> float:
@@ -103,6 +104,12 @@ class FakeTools:
 
     def recover(self, model: Any, plan: Any) -> None:
         self._note("recover", model)
+
+    def keep_scores(self, run: Path) -> None:
+        """Has none."""
+
+    def recall_scores(self, run: Path) -> None:
+        """Needs none."""
 
     def stats(self, model: Any) -> dict[str, float]:
         params_m = 3.0 - 0.1 * sum(model.values())

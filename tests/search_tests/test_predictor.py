@@ -114,9 +114,12 @@ def test_what_was_foretold_teaches_nothing() -> None:
     assert predictor.predict({"model.0": 0.5}) is None
 
 
-@pytest.mark.parametrize(("low", "high", "precise"), [(0.46, 0.54, True), (0.4, 0.6, False), (-0.01, 0.02, False)])
-def test_precise_is_within_a_tenth_of_itself(low: float, high: float, precise: bool) -> None:
-    assert Prediction((low + high) / 2, low, high).is_precise is precise
+@pytest.mark.parametrize(("halfwidth", "precise"), [(0.08, True), (0.12, False)])
+def test_precise_is_within_a_tenth_of_itself_whatever_a_measurement_would_say(halfwidth: float, precise: bool) -> None:
+    prediction = Prediction(0.5, 0.4, 0.6, halfwidth)
+    assert prediction.is_precise is precise
+    foretold = {"ratio": 0.5, "low": 0.5 * (1 - halfwidth), "high": 0.5 * (1 + halfwidth)}
+    assert prediction.foretold() == pytest.approx(foretold)
 
 
 def test_only_the_latest_plans_of_a_long_run_are_fitted() -> None:

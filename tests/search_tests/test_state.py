@@ -53,13 +53,13 @@ def test_a_request_carries_a_latency_that_is_foretold_precisely(tmp_path: Path) 
 
         def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
             halfwidth = next(self.halfwidths, None)
-            return None if halfwidth is None else Prediction(0.5, 0.5 - halfwidth, 0.5 + halfwidth)
+            return None if halfwidth is None else Prediction(0.5, 0.3, 0.7, halfwidth)
 
     state = start(tmp_path)
     state._predictor = Halves()
     requests = [state.next() for _ in range(3)]
     assert [request and request.foretold for request in requests] == [
-        {"ratio": 0.5, "low": 0.48, "high": 0.52},
+        {"ratio": 0.5, "low": 0.49, "high": 0.51},
         None,
         None,
     ]

@@ -92,7 +92,7 @@ class Foretold:
     def learn(self, record: TrialRecord) -> None: ...
 
     def predict(self, ratios: Any) -> Prediction:
-        return Prediction(0.5, 0.4, 0.6)
+        return Prediction(0.5, 0.4, 0.6, 0.1)
 
 
 def test_a_plan_is_refused_only_where_even_the_best_case_is_too_slow() -> None:

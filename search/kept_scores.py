@@ -1,0 +1,43 @@
+"""The channels' importance, kept in the run: all workers cut by the same scores, which only the first one computes.
+
+With a criterion that looks at images they take a minute of a CPU, which each worker of a cluster would spend again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results.atomic import write_bytes
+
+SCORES_NAME = "importance.npz"
+"""Below the run folder: ``scores`` (class_count,) and ``made_from``, the settings they follow from, as JSON."""
+
+
+def keep_scores(run: Path, made_from: Mapping[str, Any], scores: np.ndarray) -> None:
+    """Write them; raises OSError where the folder cannot be written."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, scores=scores, made_from=np.array(_text(made_from)))
+    write_bytes(run / SCORES_NAME, buffer.getvalue())
+
+
+def kept_scores(run: Path, made_from: Mapping[str, Any]) -> np.ndarray | None:
+    """The scores (class_count,) that the run keeps; None where it has none that follow from ``made_from``."""
+    try:
+        # Read whole first: where numpy cannot read a torn file, it leaves it open.
+        with np.load(io.BytesIO((run / SCORES_NAME).read_bytes()), allow_pickle=False) as content:
+            same = str(content["made_from"]) == _text(made_from)
+            scores: np.ndarray = content["scores"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # they can be computed again
+    return scores if same else None
+
+
+def _text(made_from: Mapping[str, Any]) -> str:
+    return json.dumps(made_from, sort_keys=True)

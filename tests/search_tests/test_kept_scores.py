@@ -1,0 +1,106 @@
+"""Importance scores that a run keeps: computed once, the same in every worker, anew where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pruning import workbench
+from pruning.builtin import BASELINE, IMGSZ
+from search import worker
+from search.config import build_config, nest
+from search.kept_scores import SCORES_NAME, keep_scores, kept_scores
+from search.request import TrialRequest
+from search.tools import PruningTools
+from search.worker import WorkerContext, work_on_baseline, work_on_trial
+from tests.pruning_tests.recovery_material import shapes_dataset
+from tests.search_tests.fakes import FakeTools, NoGate, make_config
+
+MADE_FROM = {"importance": "taylor", "seed": 0}
+
+
+def test_the_same_settings_find_them_again(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).random(100)
+    keep_scores(tmp_path, MADE_FROM, scores)
+    np.testing.assert_array_equal(kept_scores(tmp_path, dict(reversed(MADE_FROM.items()))), scores)
+    assert kept_scores(tmp_path, {**MADE_FROM, "seed": 1}) is None
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_torn_file_is_as_good_as_none(tmp_path: Path, kept: float) -> None:
+    assert kept_scores(tmp_path, MADE_FROM) is None
+    keep_scores(tmp_path, MADE_FROM, np.arange(1000.0))
+    content = (tmp_path / SCORES_NAME).read_bytes()
+    (tmp_path / SCORES_NAME).write_bytes(content[: int(kept * len(content))])
+    assert kept_scores(tmp_path, MADE_FROM) is None
+
+
+def make_tools(data: Path, importance: str, seed: int = 0) -> PruningTools:
+    settings = {
+        "model.path": str(BASELINE), "model.imgsz": IMGSZ, "data.path": str(data), "recover.importance": importance,
+        "recover.calibration_images": 4, "search.seed": seed,
+    }  # fmt: skip
+    return PruningTools(build_config(nest(settings)), "cpu", NoGate())
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The criteria that were computed, in order."""
+    found: list[str] = []
+    score = workbench.score
+
+    def noted(name: str, *given: Any) -> np.ndarray:
+        found.append(name)
+        return score(name, *given)
+
+    monkeypatch.setattr(workbench, "score", noted)
+    return found
+
+
+def test_another_worker_cuts_the_same_channels_without_computing_them(tmp_path: Path, computed: list[str]) -> None:
+    data, ratios = shapes_dataset(tmp_path / "shapes"), {"model.4*": 0.5}
+    first = make_tools(data, "taylor")
+    first.keep_scores(tmp_path)
+    assert computed == ["taylor"]
+    second = make_tools(data, "taylor")
+    second.recall_scores(tmp_path)
+    assert second.prune(ratios)[1] == first.prune(ratios)[1]
+    assert computed == ["taylor"]
+
+    other = make_tools(data, "taylor", seed=1)  # other images
+    other.recall_scores(tmp_path)
+    other.prune(ratios)
+    assert computed == ["taylor", "taylor"]
+
+
+def test_scores_that_follow_the_plan_are_not_kept(tmp_path: Path) -> None:
+    tools = make_tools(shapes_dataset(tmp_path / "shapes"), "separability")
+    tools.keep_scores(tmp_path)
+    tools.recall_scores(tmp_path)
+    assert not (tmp_path / SCORES_NAME).exists()
+
+
+def test_the_first_worker_keeps_them_in_the_run_and_the_others_look_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Path]] = []
+
+    class Tools(FakeTools):
+        def keep_scores(self, run: Path) -> None:
+            asked.append(("keep", run))
+
+        def recall_scores(self, run: Path) -> None:
+            assert "prune" not in self.calls
+            asked.append(("recall", run))
+
+    monkeypatch.setattr(worker, "_KEPT", {})
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"weights")
+    settings = make_config(**{"model.path": str(model), "trial.epochs": 0}).model_dump(mode="json")
+    context = WorkerContext(settings, str(tmp_path / "run"), 1, 0.0, lambda *given: Tools(), 10.0)
+    work_on_baseline(context)
+    assert work_on_trial(context, TrialRequest("t0000", {"model.0.c0": 0.5}, "test")).error is None
+    assert asked == [("keep", tmp_path / "run"), ("recall", tmp_path / "run")]
