@@ -1,13 +1,14 @@
 """What brings accuracy back after removal, and how early a trial's score tells the truth.
 
-Usage: python -m benchmarks.recovery SECTION [--minutes M] [--assets DIR] [--output benchmarks/results]
+Usage: python -m benchmarks.recovery SECTION [--part I/N] [--minutes M] [--assets DIR] [--output benchmarks/results]
        python -m benchmarks.recovery table
 
 Every measured cell is appended to recovery.json at once, so the same command again goes on where it was; `table` writes
 recovery.md from what is there. Sections:
   before   mAP50-95 before any gradient step: every criterion x recovery on the same plans, 15, 30 and 45 % fewer
            multiply-adds, yolov8n on coco/ and the blood-cell detector on bccd/ (calibrated on train, evaluated on val);
-           of the criteria the three main ones here, two of them without batch-norm statistics; the rest in `others`
+           of the criteria the three main ones here, two of them without batch-norm statistics
+  others   the same for every criterion x recovery, widths by sensitivity
   speed    the plans' speed-ups, paired with the unpruned network (nothing else may run meanwhile)
   full     after full fine-tuning on bccd/
   epochs   after 1, 3 and 10 epochs on bccd/, ours and with one ingredient changed, three seeds
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from pruning.workbench import RECOVERIES
 MAIN_CRITERIA = ("reconstruction", "taylor", "l2")
 # Per cent fewer multiply-adds of the plans that the aims are about: around 1.3, 1.6 and 2.0 times as fast for bccd
 AIMED = {"coco": (28,), "bccd": (37, 42, 50, 57, 64, 70, 75)}
+KINDS = ("sensitivity", "uniform")  # how the widths of a plan are chosen
 FULL_LESS = (75, 70, 42)
 SEEDS = (0, 1, 2)
 EPOCHS = (1, 3, 10)
@@ -59,13 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=600, help="no new cell is begun after these")
     parser.add_argument("--assets", type=Path, default=Path(os.environ.get("PARETOPRUNE_ASSETS", "../shared/assets")))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--part", default="1/1", help="I/N: this process does every N-th task, from the I-th on")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     store = Store(options.output / "recovery.json")
     if options.section != "table":
         torch.set_num_threads(options.threads)
         with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
-            done = work(store, SECTIONS[options.section](options.assets, Path(scratch)), options.minutes, say)
+            first, count = map(int, options.part.split("/"))
+            tasks = islice(SECTIONS[options.section](options.assets, Path(scratch)), first - 1, None, count)
+            done = work(store, tasks, options.minutes, say)
         say("all cells are there" if done else "the time is up; the same command goes on")
     store.load()
     text = markdown(store, unmeasured(store, options.assets))
@@ -119,14 +125,14 @@ def before(assets: Path, scratch: Path) -> Iterator[Task]:
 
 
 def others(assets: Path, scratch: Path) -> Iterator[Task]:
-    """What `before` leaves out."""
+    """Every criterion with every recovery, with the widths that the product takes."""
     for criterion in sorted(CRITERIA, key=lambda name: name not in MAIN_CRITERIA):
-        yield from _plans(assets, criterion, RECOVERIES)
+        yield from _plans(assets, criterion, RECOVERIES, KINDS[:1])
 
 
-def _plans(assets: Path, criterion: str, recoveries: tuple[str, ...]) -> Iterator[Task]:
+def _plans(assets: Path, criterion: str, recoveries: tuple[str, ...], kinds: Sequence[str] = KINDS) -> Iterator[Task]:
     for subject in reversed(subjects_kept(assets)):
-        for kind in ("sensitivity", "uniform"):
+        for kind in kinds:
             for less in LESS:
                 yield _before(subject, kind, less, criterion, recoveries)
 
@@ -173,7 +179,7 @@ def speed(assets: Path, scratch: Path) -> Iterator[Task]:
     """Which channels go does not matter to time, so each plan is timed once."""
     for subject in reversed(subjects_kept(assets)):
         plans = [("aimed", less) for less in AIMED[subject.name]]
-        for kind, less in [*plans, *((kind, less) for kind in ("sensitivity", "uniform") for less in LESS)]:
+        for kind, less in [*plans, *((kind, less) for kind in KINDS for less in LESS)]:
             name = {"section": "speed", "model": subject.name, "plan": f"{kind} {less} %"}
             yield Task((name,), partial(_speed, subject, kind, less))
 
