@@ -157,16 +157,21 @@ def _readers(evidence: Evidence, weights: dict[str, torch.Tensor]) -> list[_Read
 
 
 def _sampled(source: torch.Tensor, conv: nn.Conv2d | None, rng: np.random.Generator, count: int) -> torch.Tensor:
-    """What a convolution sees of (N, C, H, W) at random places, shape (count, C x taps); the channels, without one.
+    """What a convolution sees of (N, C, H, W) at random places, shape (places, C x taps); the channels, without one.
 
-    All of what a linear layer sees, (N, C).
+    `count` places, or every place once where that many would draw each of them twice. All of what a linear layer sees,
+    (N, C).
     """
     if source.ndim == 2:
         return source
     sides = [int(n) for n in source.shape[2:]]
     if conv is not None:
         sides = [output_size(conv, side, axis) for axis, side in enumerate(sides)]
-    drawn = [rng.integers(0, n, count) for n in (len(source), *sides)]
+    shape = (len(source), *sides)
+    if count >= 2 * np.prod(shape):
+        drawn = list(np.indices(shape).reshape(3, -1))
+    else:
+        drawn = [rng.integers(0, n, count) for n in shape]
     places = torch.from_numpy(np.stack(drawn, axis=1)).to(source.device)
     if conv is None:
         return source[places[:, 0], :, places[:, 1], places[:, 2]]
