@@ -9,6 +9,7 @@ recovery.md from what is there. Sections:
            multiply-adds, yolov8n on coco/ and the blood-cell detector on bccd/ (calibrated on train, evaluated on val);
            of the criteria the three main ones here, two of them without batch-norm statistics
   others   the same for every criterion x recovery, widths by sensitivity
+  seeds    the product's defaults with other calibration images, bccd/
   speed    the plans' speed-ups, paired with the unpruned network (nothing else may run meanwhile)
   full     after full fine-tuning on bccd/
   epochs   after 1, 3 and 10 epochs on bccd/, ours and with one ingredient changed, three seeds
@@ -23,6 +24,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -48,6 +50,7 @@ AIMED = {"coco": (28,), "bccd": (37, 42, 50, 57, 64, 70, 75)}
 KINDS = ("sensitivity", "uniform")  # how the widths of a plan are chosen
 FULL_LESS = (75, 70, 42)
 SEEDS = (0, 1, 2)
+SEEDS_LESS = (30, 50, 70, 75)
 EPOCHS = (1, 3, 10)
 EPOCHS_LESS = 50  # per cent fewer multiply-adds of the plan that few epochs are tried on
 FULL_EPOCHS = 30
@@ -165,6 +168,21 @@ def _before(subject: Subject, kind: str, less: int, criterion: str, recoveries: 
             yield {"macs_share": share, "map50_95": subject.map50_95(network)}
 
     return Task(names, make)
+
+
+def seeds(assets: Path, scratch: Path) -> Iterator[Task]:
+    """How much of a figure is the choice of calibration images."""
+    for seed in SEEDS:
+        subject = replace(blood_cells(assets), seed=seed)
+        for less in SEEDS_LESS:
+            name = {"section": "seeds", "plan": f"aimed {less} %", "seed": seed}
+            yield Task((name,), partial(_seeds, subject, less))
+
+
+def _seeds(subject: Subject, less: int) -> Iterator[dict[str, Any]]:
+    widths = subject.by_sensitivity(less)
+    network = subject.recovered(widths)
+    yield {"macs_share": round(subject.share(widths), 4), "map50_95": subject.map50_95(network)}
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
@@ -315,6 +333,7 @@ def _cost(subject: Subject, less: int, scratch: Path) -> Iterator[dict[str, Any]
 SECTIONS: dict[str, Callable[[Path, Path], Iterable[Task]]] = {
     "before": before,
     "others": others,
+    "seeds": seeds,
     "speed": speed,
     "full": full,
     "epochs": epochs,

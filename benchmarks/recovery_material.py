@@ -30,23 +30,27 @@ LESS = (15, 30, 45)  # per cent of the multiply-adds that a plan removes
 
 @dataclass
 class Subject:
-    """A checkpoint, its data and everything that is made of them once. Networks are on the CPU."""
+    """A checkpoint, its data and everything that is made of them once. Networks are on the CPU.
+
+    `seed`: of the choice of calibration images and of what is looked at in them.
+    """
 
     name: str
     checkpoint: str
     data: str
     imgsz: int
+    seed: int = 0
 
     @cached_property
     def bench(self) -> Workbench:
-        bench = Workbench(self.checkpoint, self.data, self.imgsz)
+        bench = Workbench(self.checkpoint, self.data, self.imgsz, seed=self.seed)
         bench.scores = self.kept(bench.importance, lambda: bench.scores)
         return bench
 
     def kept(self, criterion: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Scores that a run before this one computed, too, where the code is the same; shape (class_count,)."""
         code = commit()
-        path = Path(tempfile.gettempdir()) / f"recovery-{self.name}-{criterion}-{code}.npy"
+        path = Path(tempfile.gettempdir()) / f"recovery-{self.name}-{criterion}-{self.seed}-{code}.npy"
         if code == "unknown" or code.endswith("-dirty"):
             return make()
         if not path.is_file():
