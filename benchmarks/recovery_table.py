@@ -97,7 +97,7 @@ def _before(store: Store) -> list[str]:
 
 def _seeds(store: Store) -> list[str]:
     rows = []
-    for plan in _unique(store.find(section="seeds"), "plan"):
+    for plan in sorted(_unique(store.find(section="seeds"), "plan")):
         found = sorted((c["seed"], c["map50_95"]) for c in store.find(section="seeds", plan=plan))
         values = [value for _, value in found]
         speed = store.value("speedup", section="speed", model="bccd", plan=plan)
