@@ -130,7 +130,7 @@ def before(assets: Path, scratch: Path) -> Iterator[Task]:
 def others(assets: Path, scratch: Path) -> Iterator[Task]:
     """Every criterion with every recovery, with the widths that the product takes."""
     for criterion in sorted(CRITERIA, key=lambda name: name not in MAIN_CRITERIA):
-        yield from _plans(assets, criterion, RECOVERIES, KINDS[:1])
+        yield from _plans(assets, criterion, RECOVERIES, ("sensitivity",))
 
 
 def _plans(assets: Path, criterion: str, recoveries: tuple[str, ...], kinds: Sequence[str] = KINDS) -> Iterator[Task]:

@@ -215,17 +215,10 @@ def check_nodes(data: Sequence[str], run_directory: Path | None = None) -> Itera
         free = f"{answer.disk_gb:.1f} GB disk and {answer.memory_gb:.1f} GB memory free"
         detail = f"this project's code, python {answer.python}, {answer.gpus} GPUs, {free}"
         enough = _enough(f"node {node}", answer.memory_gb, MIN_MEMORY_GB, detail, "end other programs there")
-        yield (
-            enough
-            if not enough.ok
-            else _enough(
-                f"node {node}",
-                answer.disk_gb,
-                MIN_TEMPORARY_GB,
-                detail,
-                "free some space below its temporary directory",
-            )
-        )
+        if enough.ok:
+            remedy = "free some space below its temporary directory"
+            enough = _enough(f"node {node}", answer.disk_gb, MIN_TEMPORARY_GB, detail, remedy)
+        yield enough
 
 
 def _enough(name: str, have_gb: float, minimum_gb: float, detail: str, remedy: str) -> Check:

@@ -23,7 +23,7 @@ SCORES_NAME = "importance.npz"
 def keep_scores(run: Path, made_from: Mapping[str, Any], scores: np.ndarray) -> None:
     """Write them; raises OSError where the folder cannot be written."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, scores=scores, made_from=np.array(_text(made_from)))
+    np.savez(buffer, scores=scores, made_from=np.array(_text(made_from)))
     write_bytes(run / SCORES_NAME, buffer.getvalue())
 
 

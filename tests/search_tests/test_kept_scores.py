@@ -12,12 +12,13 @@ from pruning import workbench
 from pruning.builtin import BASELINE, IMGSZ
 from search import worker
 from search.config import build_config, nest
+from search.courier import carried, start_courier
 from search.kept_scores import SCORES_NAME, keep_scores, kept_scores
 from search.request import TrialRequest
 from search.tools import PruningTools
 from search.worker import WorkerContext, work_on_baseline, work_on_trial
 from tests.pruning_tests.recovery_material import shapes_dataset
-from tests.search_tests.fakes import FakeTools, NoGate, make_config
+from tests.search_tests.fakes import FakeTools, NoGate, make_config, quick_tools
 
 MADE_FROM = {"importance": "taylor", "seed": 0}
 
@@ -104,3 +105,19 @@ def test_the_first_worker_keeps_them_in_the_run_and_the_others_look_there(
     work_on_baseline(context)
     assert work_on_trial(context, TrialRequest("t0000", {"model.0.c0": 0.5}, "test")).error is None
     assert asked == [("keep", tmp_path / "run"), ("recall", tmp_path / "run")]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_they_reach_workers_that_do_not_see_the_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    courier = start_courier(run)
+    context = WorkerContext(make_config().model_dump(mode="json"), str(run), 1, 0.0, quick_tools, courier=courier)
+    with carried(context, [], [SCORES_NAME]) as here:  # as the baseline's worker
+        assert here.folder.path != run
+        keep_scores(here.folder.path, MADE_FROM, np.arange(3.0))
+    assert kept_scores(run, MADE_FROM) is not None
+    for _ in range(2):
+        with carried(context, [SCORES_NAME], []) as here:  # as a trial's
+            np.testing.assert_array_equal(kept_scores(here.folder.path, MADE_FROM), np.arange(3.0))
+        (run / SCORES_NAME).unlink(missing_ok=True)  # fetched once: they never change
