@@ -63,6 +63,15 @@ class _Network:
                 for c in costs
             ]
         )
+        reads_or_writes = (self.outputs != 0) | (self.inputs != 0)
+        self._of_group = [self._rows(np.flatnonzero(reads_or_writes[:, g]), g) for g in range(count)]
+        together = reads_or_writes[:, :count].T @ reads_or_writes[:, :count]
+        self.neighbours = [set(np.flatnonzero(row).tolist()) - {g} for g, row in enumerate(together)]
+
+    def _rows(self, rows: np.ndarray, group: int) -> tuple[np.ndarray, ...]:
+        """(macs, outputs, inputs, this group's outputs, its inputs) of these convolutions."""
+        outputs, inputs = self.outputs[rows], self.inputs[rows]
+        return self.macs[rows], outputs, inputs, outputs[:, group].copy(), inputs[:, group].copy()
 
     @staticmethod
     def _shares(classes: np.ndarray, group_of_class: np.ndarray, count: int) -> np.ndarray:
@@ -74,13 +83,11 @@ class _Network:
         """Multiply-adds when group g keeps the share `stays[g]`; shape (groups + 1,), the last entry 1."""
         return float(self.macs @ ((self.outputs @ stays) * (self.inputs @ stays)))
 
-    def slope(self, group: int, stays: np.ndarray) -> np.ndarray:
-        """Coefficients (c0, c1, c2) of the cost as a polynomial of this group's share."""
-        rest = stays.copy()
-        rest[group] = 0
-        out0, in0 = self.outputs @ rest, self.inputs @ rest
-        out1, in1 = self.outputs[:, group], self.inputs[:, group]
-        return np.array([self.macs @ (out0 * in0), self.macs @ (out0 * in1 + out1 * in0), self.macs @ (out1 * in1)])
+    def slope(self, group: int, stays: np.ndarray) -> tuple[float, float]:
+        """(c1, c2): the cost is a constant + c1 x + c2 x^2 of this group's share x, the others' as in `stays`."""
+        macs, outputs, inputs, out1, in1 = self._of_group[group]
+        out0, in0 = outputs @ stays - out1 * stays[group], inputs @ stays - in1 * stays[group]
+        return macs @ (out0 * in1 + out1 * in0), macs @ (out1 * in1)
 
 
 def share_of_macs(table: LayerTable, costs: tuple[ConvCost, ...], widths: Mapping[int, int]) -> float:
@@ -145,11 +152,17 @@ def _options(group: Group, scores: np.ndarray, round_to: int, floor: int) -> tup
 
 def _cheapest(network: _Network, options: list[tuple[np.ndarray, np.ndarray]], price: float) -> np.ndarray:
     stays = np.ones(len(options) + 1)
+    stale = set(range(len(options)))  # groups whose choice may no longer be the cheapest
     for _ in range(_SWEEPS):
-        before = stays.copy()
         for group, (shares, losses) in enumerate(options):
-            c0, c1, c2 = network.slope(group, stays)
-            stays[group] = shares[np.argmin(losses + price * (c0 + c1 * shares + c2 * shares**2))]
-        if np.array_equal(before, stays):
+            if group not in stale:
+                continue
+            stale.remove(group)
+            c1, c2 = network.slope(group, stays)
+            share = shares[(losses + price * ((c2 * shares + c1) * shares)).argmin()]
+            if share != stays[group]:
+                stays[group] = share
+                stale |= network.neighbours[group]
+        if not stale:
             break
     return stays
