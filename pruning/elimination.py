@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+_DENSE = 0.7  # share of the inputs that must still be there
+
 
 @dataclass
 class Reader:
-    """What reads the classes: a least-squares problem, changed while its inputs leave.
+    """What reads the classes: a least-squares problem, changed in place while its inputs leave.
 
     Attributes:
         inverse: of all inputs' second moments, with what keeps them regular: the rows and columns of those inputs that
@@ -48,13 +50,17 @@ class Reader:
         if not rows or not self.places:
             return
         index = torch.tensor(rows, device=self.weights.device)
-        stays = torch.ones(len(self.weights), dtype=torch.bool, device=self.weights.device)
-        stays[index] = False
-        columns, block = self.inverse[stays][:, index], self.inverse[index][:, index]
-        self.weights = self.weights[stays] - columns @ torch.linalg.solve(block, self.weights[index])
-        self.inverse = self.inverse[stays][:, stays] - columns @ torch.linalg.solve(block, columns.T)
-        moved = (torch.cumsum(stays, 0) - 1).tolist()
-        self.places = {name: [moved[i] for i in inputs] for name, inputs in self.places.items()}
+        columns = self.inverse[:, index]
+        block = columns[index]
+        # In place, the rows of what has left become zero and are dropped now and then: copies cost more than products
+        self.weights.addmm_(columns, torch.linalg.solve(block, self.weights[index]), alpha=-1)
+        self.inverse.addmm_(columns, torch.linalg.solve(block, columns.T), alpha=-1)
+        stay = [i for inputs in self.places.values() for i in inputs]
+        if len(stay) <= _DENSE * len(self.weights):
+            kept = torch.tensor(stay, device=self.weights.device)
+            self.weights, self.inverse = self.weights[kept], self.inverse[kept][:, kept]
+            moved = iter(range(len(stay)))
+            self.places = {name: [next(moved) for _ in inputs] for name, inputs in self.places.items()}
 
 
 def removal_losses(readers: Sequence[Reader], parts: Sequence[np.ndarray], rounds: int) -> dict[int, float]:

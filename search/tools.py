@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
+NOISE_RESAMPLES = 100  # a standard deviation from them is good to 7 %
 ENERGY_SECONDS = 3.0  # a GPU's counter moves some ten times a second
 
 
@@ -222,7 +223,8 @@ class PruningTools:
                 break
             model, plan = self._bench.prune(ratios)
             self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
-            noise = paired_noise(reference, self._evaluator.run_by_image(model)[1], seed=self._config.search.seed)
+            seen = self._evaluator.run_by_image(model)[1]
+            noise = paired_noise(reference, seen, NOISE_RESAMPLES, self._config.search.seed)
             self.release()
             if noise.std > 0:
                 how = f"{noise.images} validation images, {noise.resamples} resamples"
