@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_DENSE = 0.7  # share of the inputs that must still be there
+_DENSE = 0.7  # with a smaller share of the inputs left, a reader's matrices are packed anew
 
 
 @dataclass
