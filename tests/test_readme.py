@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,12 @@ def test_every_command_runs(stand_ins: Path, ray_session: object, capsys: pytest
 def test_the_demo_does_the_whole_job(
     tmp_path: Path, ray_session: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from pruning.builtin.dataset import build_dataset
     from search.cli import run
 
-    monkeypatch.setattr("search.demo.FULL_EPOCHS", 1)  # twenty take minutes; all else is the command as it stands
+    # Twenty epochs and all of its images take minutes; all else is the command as it stands
+    monkeypatch.setattr("search.demo.FULL_EPOCHS", 1)
+    monkeypatch.setattr("pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
     folder = RunFolder(tmp_path / "runs" / "demo")
     assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0
     unpruned, pick, report = capsys.readouterr().out.splitlines()[-3:]
