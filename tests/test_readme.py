@@ -135,8 +135,9 @@ def test_the_demo_does_the_whole_job(
     from pruning.builtin.dataset import build_dataset
     from search.cli import run
 
-    # Twenty epochs and all of its images take minutes; all else is the command as it stands
+    # Twenty epochs, all of its images and long timings take minutes; all else is the command as it stands
     monkeypatch.setattr("search.demo.FULL_EPOCHS", 1)
+    monkeypatch.setattr("search.demo.LATENCY_SECONDS", 0.5)
     monkeypatch.setattr("pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
     folder = RunFolder(tmp_path / "runs" / "demo")
     assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0
