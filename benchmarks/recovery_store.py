@@ -68,7 +68,8 @@ class Store:
             if self.has(name):
                 return
             self.content["environment"] = environment
-            self.cells.append({**name, **values, "date": date.today().isoformat()})
+            made = {"date": date.today().isoformat(), "cpu": environment.get("cpu_model")}
+            self.cells.append({**name, **values, **made})
             write_json(self.path, self.content)
 
 

@@ -22,7 +22,9 @@ def markdown(store: Store, unmeasured: Mapping[str, tuple[int, int]]) -> str:
     lines = [
         "# Removal and recovery",
         "",
-        f"{', '.join(sorted({c['date'] for c in store.cells}))}; commits {', '.join(commits)}; {shown}; no GPU. "
+        f"{', '.join(sorted({c['date'] for c in store.cells}))}; commits {', '.join(commits)}; "
+        f"no GPU; the last run's environment: {shown}. Not measured in one run: cells are of these dates and commits "
+        "and, where a cell has no `cpu`, of an AMD EPYC or an Intel Xeon. "
         "mAP50-95 on the validation split, 320 px (demo data: 160 px). Written by `python -m benchmarks.recovery`; "
         "every cell with its date and commit is in recovery.json. An empty cell is not measured.",
         "",

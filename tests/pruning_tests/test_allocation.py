@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.allocation import allocate, conv_costs
+from pruning.allocation import _cheapest, _Network, _options, allocate, conv_costs
 from pruning.errors import PlanError
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import model_stats
@@ -73,6 +73,23 @@ def test_near_the_best_of_all_plans(model: nn.Module, table: LayerTable) -> None
     # A Lagrangian reaches the convex hull of the trade-off, so it may miss the optimum by one step of one layer.
     assert len(feasible) >= 8
     assert loss(chosen) <= sorted(feasible)[3]
+
+
+@pytest.mark.parametrize("price", [1e-6, 1e-5, 1e-4])
+def test_at_a_price_no_layer_alone_could_do_better(model: nn.Module, table: LayerTable, price: float) -> None:
+    """Every other width of every group tried, at the whole network's cost."""
+    scores = np.random.default_rng(1).random(table.class_count)
+    network = _Network(table, conv_costs(model, table, 64))
+    options = [_options(group, scores, 8, 1) for group in table.groups]
+    stays = _cheapest(network, options, price)
+    for group, (shares, losses) in enumerate(options):
+        totals = []
+        for share, loss in zip(shares, losses, strict=True):
+            other = stays.copy()
+            other[group] = share
+            totals.append(loss + price * network.cost(other))
+        assert totals[list(shares).index(stays[group])] <= min(totals) * (1 + 1e-12)
+    assert (stays < 1).any()
 
 
 def test_worthless_layers_go_first(model: nn.Module, table: LayerTable) -> None:
