@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ FENCES = {
     "pynvml": {"pruning"},
     "ray": {"search", "cluster"},
     "optuna": {"search"},
-    "pydantic": {"search"},
+    "pydantic": {"search", "results", "pruning"},  # what is persisted, beside its owner
     "click": {"search"},
     "rich": {"search"},
     "pandas": {"results"},
@@ -56,11 +55,8 @@ OPTIONAL = {"tensorrt"}
 # Under several distribution names, of which Ultralytics chooses one.
 COMES_WITH_ULTRALYTICS = {"cv2"}
 
-MAX_FILE_LINES = 400
-MAX_MEDIAN_FILE_LINES = 150
-MAX_FUNCTION_LINES = 60
-SHORT_FUNCTION_LINES = 35
-MIN_SHORT_SHARE = 0.85
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 80
 
 # Written in pieces, so that this file does not contain what it looks for.
 _MACHINE_PATHS = re.compile(r"(?<![\w.$}])/" + r"(?:(?:root|work|Users|mnt|tmp/pp)/|home/[a-z]|opt/(?:pypi|wheels))")
@@ -165,11 +161,6 @@ def test_no_file_is_long() -> None:
     assert long == {}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_most_files_are_small(room: str) -> None:
-    assert statistics.median(map(line_count, python_files(room))) <= MAX_MEDIAN_FILE_LINES
-
-
 def test_no_function_is_long() -> None:
     long = [
         f"{name_of(path)}:{each.lineno} {each.name}: {length(each)} lines"
@@ -178,12 +169,6 @@ def test_no_function_is_long() -> None:
         if length(each) > MAX_FUNCTION_LINES
     ]
     assert long == []
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_most_functions_are_short(room: str) -> None:
-    lengths = [length(each) for path in python_files(room) for each in functions(path)]
-    assert sum(each < SHORT_FUNCTION_LINES for each in lengths) / len(lengths) >= MIN_SHORT_SHARE
 
 
 def test_every_function_is_annotated() -> None:
