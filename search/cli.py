@@ -25,6 +25,7 @@ from search.commands.models import layers, prune
 from search.commands.picks import finetune, front, report
 from search.commands.runs import resume, search, status
 from search.errors import SearchError
+from search.output import data_alone_on_stdout, with_data_alone_on_stdout
 
 # What people can cause. Anything else is a fault of the program and keeps its traceback.
 EXPECTED = (PruningError, SearchError, ClusterError, ResultsError, OSError)
@@ -44,6 +45,8 @@ COMMANDS = (
     demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, launch, doctor,
 )  # fmt: skip
 for _command in COMMANDS:
+    assert _command.callback is not None
+    _command.callback = with_data_alone_on_stdout(_command.callback)
     cli.add_command(_command)
 
 
@@ -53,7 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         if address := client_address(arguments):
-            return run_inside(arguments, address)
+            with data_alone_on_stdout():
+                return run_inside(arguments, address)
         result = cli.main(args=arguments, prog_name="paretoprune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.UsageError as error:

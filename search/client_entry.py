@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from search.errors import ConfigError
+from search.output import echo
 
 OPTION = "--address"
 SCHEME = "ray://"
@@ -52,7 +53,7 @@ def run_inside(arguments: Sequence[str], address: str) -> int:
             address,
             tuple(f"{OPTION}=auto" if word == f"{OPTION}={address}" else word for word in command),
             Path(scratch),
-            lambda text: click.echo(text, nl=False),
+            lambda text: echo(text, newline=False),
             lambda text: click.echo(text, nl=False, err=True),
         )
 

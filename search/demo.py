@@ -9,6 +9,7 @@ import click
 
 from results.accuracy import accuracy_text
 from results.run_folder import RunFolder, Selected
+from search.output import echo
 from search.progress import note
 
 # Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo about five minutes.
@@ -55,7 +56,7 @@ def run_demo(run: Path, trials: int) -> int:
             click.echo(f"error: {trial_id}: {reason}", err=True)
         return 1
     for line in closing_lines(folder, folder.read_selected(), report):
-        click.echo(line)
+        echo(line)
     return 0
 
 

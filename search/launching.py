@@ -17,6 +17,7 @@ import click
 import yaml
 
 from search.errors import ConfigError
+from search.output import echo
 from search.progress import note
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ class Launch:
             command = self._command(("python", "-m", "search"), CONFIG_NAME, model.name if model.is_file() else None)
             job = ray_jobs.RayJob(command, folder, f"paretoprune-{Path(self._options['run']).name}")
             if self._options["dry_run"]:
-                click.echo(json.dumps(job.describe(address), indent=2))
+                echo(json.dumps(job.describe(address), indent=2))
                 return 0
             client, job_id = ray_jobs.submit(job, address)
-            click.echo(job_id)
+            echo(job_id)
             if not self._options["follow"]:
                 note(f"follow it: ray job logs --follow --address {address} {job_id}")
                 return 0
@@ -114,10 +115,10 @@ class Launch:
         request = self._request(self._command(("paretoprune",), str(resolved)), setup)
         script = slurm.batch_script(request, dict(self._options["options"]))
         if self._options["dry_run"]:
-            click.echo(script, nl=False)
+            echo(script, newline=False)
             return 0
         resolved.write_text(self._config_text(), encoding="utf-8")
-        click.echo(slurm.submit(self._write(".sbatch", script)))
+        echo(slurm.submit(self._write(".sbatch", script)))
         return 0
 
     def _kuberay(self) -> int:
@@ -139,10 +140,10 @@ class Launch:
             )
         )
         if self._options["dry_run"]:
-            click.echo(text, nl=False)
+            echo(text, newline=False)
             return 0
         self._write(".rayjob.yaml", text)
-        click.echo(kuberay.submit(text))
+        echo(kuberay.submit(text))
         return 0
 
     def _ray_up(self) -> int:
@@ -157,7 +158,7 @@ class Launch:
             self._request(("paretoprune",), setup), **{name: self._options[name] for name in names}
         )
         if self._options["dry_run"]:
-            click.echo(ray_up.as_yaml(content), nl=False)
+            echo(ray_up.as_yaml(content), newline=False)
             return 0
         path = self._write(".cluster.yaml", ray_up.as_yaml(content))
         note(f"next: ray up {path}, then ray dashboard {path} in another terminal,")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -47,29 +51,78 @@ trust_option: Callable[[Any], Any] = click.option(
 )
 
 
+_DATA: list[IO[str]] = []  # where data goes while everything else that is printed goes to stderr, innermost last
+
+
+@contextlib.contextmanager
+def data_alone_on_stdout() -> Iterator[None]:
+    """Inside, :func:`echo` alone reaches stdout; what anything else prints there goes to stderr.
+
+    Ultralytics speaks on stdout while it is imported (a new user's settings, a HOME that cannot be written), Ray
+    repeats its workers there, compilers of exports print in processes of their own: so the descriptor is turned, which
+    they all inherit. Where stdout is no descriptor (a captured one), only ``sys.stdout`` can be.
+    """
+    try:
+        descriptor, errors = sys.stdout.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # io.UnsupportedOperation is both
+        _DATA.append(sys.stdout)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _DATA.pop()
+        return
+    sys.stdout.flush()
+    kept = os.dup(descriptor)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, kept)
+        _DATA.append(stack.enter_context(open(kept, "w", encoding=sys.stdout.encoding, closefd=False)))
+        stack.callback(_DATA.pop)
+        os.dup2(errors, descriptor)
+        stack.callback(os.dup2, kept, descriptor)
+        stack.callback(sys.stdout.flush)
+        yield
+
+
+def with_data_alone_on_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command, run in :func:`data_alone_on_stdout`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with data_alone_on_stdout():
+            return command(*args, **options)
+
+    return wrapped
+
+
+def echo(text: str = "", newline: bool = True) -> None:
+    """Print data: the only way to stdout that a command has."""
+    click.echo(text, file=_DATA[-1] if _DATA else None, nl=newline)
+
+
 def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
     """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).
 
     The table of a classifier's run has ``top1`` in place of ``map50_95``.
     """
     if form == "json":
-        click.echo(json.dumps(list(rows), indent=2))
+        echo(json.dumps(list(rows), indent=2))
     elif form == "csv":
-        click.echo(_as_csv(rows), nl=False)
+        echo(_as_csv(rows), newline=False)
     else:
-        click.echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns]))
+        echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns]))
 
 
 def emit_one(row: Mapping[str, Any], form: str) -> None:
     """Print one thing: a JSON object, a CSV of one line, or a key and its value per line."""
     if form == "json":
-        click.echo(json.dumps(dict(row), indent=2))
+        echo(json.dumps(dict(row), indent=2))
     elif form == "csv":
-        click.echo(_as_csv([row]), nl=False)
+        echo(_as_csv([row]), newline=False)
     else:
         width = max((len(key) for key in row), default=0)
         for key, value in row.items():
-            click.echo(f"{key:<{width}}  {_text(value)}")
+            echo(f"{key:<{width}}  {_text(value)}")
 
 
 def with_objectives(columns: Sequence[str], objectives: Sequence[str]) -> list[str]:

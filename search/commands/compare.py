@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, emit, format_option, trust_option
+from search.output import FOLDER, echo, emit, format_option, trust_option
 
 if TYPE_CHECKING:
     from results.comparison import Comparison
@@ -83,7 +83,7 @@ def show(comparison: Comparison, form: str) -> None:
     counted = [{**row, "skipped": len(row["skipped"])} for row in rows]
     emit([comparison.baseline_row(), *counted], form, COLUMNS)
     for line in skipped_lines(comparison):
-        click.echo(line)
+        echo(line)
 
 
 def skipped_lines(comparison: Comparison) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import trust_option
+from search.output import echo, trust_option
 
 
 @click.command()
@@ -46,7 +46,7 @@ def export(
 
     size, place = imgsz or trained_size(model, trust_checkpoint), device or default_device()
     written = export_model(model, target, size, place, trust_checkpoint)
-    click.echo(str(written))
+    echo(str(written))
     if not check:
         return 0
     found = checked(written, model, target, size, place, data, against, seconds)

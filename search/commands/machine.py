@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.output import FOLDER, address_option, emit, format_option
+from search.output import FOLDER, address_option, echo, emit, format_option
 
 if TYPE_CHECKING:
     from cluster.doctor import Check
@@ -39,9 +39,9 @@ def doctor(address: str | None, data: str | None, run: Path | None, form: str) -
     for check in chain(unread, examine(run.resolve() if run else None, address, paths)):
         checks.append(check)
         if form == "table":
-            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<16} {check.detail}")
+            echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<16} {check.detail}")
             if check.remedy:
-                click.echo(f"      {'':<16} -> {check.remedy}")
+                echo(f"      {'':<16} -> {check.remedy}")
     if form != "table":
         emit([asdict(check) for check in checks], form)
     return 0 if all(check.ok for check in checks) else 1

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import FOLDER, RECOVERIES, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RECOVERIES, echo, emit, emit_one, format_option, trust_option
 
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
@@ -183,7 +183,7 @@ def _foretell(bench: Any, wanted: Any, measure: int | None, run: Path | None, de
     if form == "table":
         widths = row.pop("widths")
         emit_one(row, form)
-        click.echo()
+        echo()
         emit(widths, form, ("group", "channels", "width"))
     else:
         emit_one(row, form)

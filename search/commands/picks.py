@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import RUN, address_option, emit, format_option, with_objectives
+from search.output import RUN, address_option, echo, emit, format_option, with_objectives
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -158,4 +158,4 @@ def report(runs: tuple[Path, ...]) -> None:
     for run in runs:
         if len(runs) > 1 or not ComparisonFolder(run).json.is_file():  # a comparison is reported without a search, too
             existing_run(run)
-    click.echo(str(write_report(runs[0]) if len(runs) == 1 else write_overlay(runs)))
+    echo(str(write_report(runs[0]) if len(runs) == 1 else write_overlay(runs)))

@@ -14,6 +14,7 @@ from search.output import (
     RECOVERIES,
     RUN,
     address_option,
+    echo,
     emit,
     emit_one,
     format_option,
@@ -130,7 +131,7 @@ def status(run: Path, form: str) -> None:
     state = run_status(folder, config.search.trials, config.search.objectives)
     if form == "table":
         for line in status_lines(state):
-            click.echo(line)
+            echo(line)
     else:
         emit_one(state.to_row(), form)
 
