@@ -25,7 +25,7 @@ from search.commands.models import layers, prune
 from search.commands.picks import finetune, front, report
 from search.commands.runs import resume, search, status
 from search.errors import SearchError
-from search.output import data_alone_on_stdout, with_data_alone_on_stdout
+from search.output import data_alone_on_stdout, unbroken, with_data_alone_on_stdout
 
 # What people can cause. Anything else is a fault of the program and keeps its traceback.
 EXPECTED = (PruningError, SearchError, ClusterError, ResultsError, OSError)
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     except EXPECTED as error:
         if debug:
             raise
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"error: {unbroken(str(error))}", err=True)
         return 1
 
 
@@ -84,4 +84,4 @@ def main() -> NoReturn:
 
 def _complain(error: click.UsageError) -> None:
     where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
-    click.echo(f"error: {' '.join(error.format_message().split())}{where}", err=True)
+    click.echo(f"error: {unbroken(error.format_message())}{where}", err=True)

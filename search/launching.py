@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ import click
 import yaml
 
 from search.errors import ConfigError
-from search.output import echo
+from search.output import command_line, echo
 from search.progress import note
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Launch:
             client, job_id = ray_jobs.submit(job, address)
             echo(job_id)
             if not self._options["follow"]:
-                note(f"follow it: ray job logs --follow --address {address} {job_id}")
+                note(f"follow it: {shlex.join(('ray', 'job', 'logs', '--follow', '--address', address, job_id))}")
                 return 0
             status = ray_jobs.follow(client, job_id, lambda text: click.echo(text, nl=False, err=True))
             note(f"{job_id}: {status.lower()}")
@@ -110,7 +111,7 @@ class Launch:
         from cluster.launch import slurm
 
         resolved = Path(self._options["output"] or self._file).resolve().with_suffix(".resolved.yaml")
-        here = f'export PATH="{sysconfig.get_path("scripts")}:$PATH"'
+        here = f'export PATH={shlex.quote(sysconfig.get_path("scripts"))}:"$PATH"'
         setup = tuple(self._options["setup"]) or ((here,) if sys.prefix != sys.base_prefix else ())
         request = self._request(self._command(("paretoprune",), str(resolved)), setup)
         script = slurm.batch_script(request, dict(self._options["options"]))
@@ -161,6 +162,8 @@ class Launch:
             echo(ray_up.as_yaml(content), newline=False)
             return 0
         path = self._write(".cluster.yaml", ray_up.as_yaml(content))
-        note(f"next: ray up {path}, then ray dashboard {path} in another terminal,")
-        note(f"then paretoprune launch {self._file} --on ray --run {self._options['run']}; at the end ray down {path}")
+        launch = command_line("launch", self._file, "--on", "ray", "--run", self._options["run"])
+        file = shlex.quote(str(path))
+        note(f"next: ray up {file}, then ray dashboard {file} in another terminal,")
+        note(f"then {launch}; at the end ray down {file}")
         return 0

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,16 @@ def with_data_alone_on_stdout(command: Callable[..., Any]) -> Callable[..., Any]
 def echo(text: str = "", newline: bool = True) -> None:
     """Print data: the only way to stdout that a command has."""
     click.echo(text, file=_DATA[-1] if _DATA else None, nl=newline)
+
+
+def command_line(*words: object) -> str:
+    """``paretoprune WORDS`` to be printed: pasted into a shell, it is these words whatever signs a path holds."""
+    return shlex.join(["paretoprune", *map(str, words)])
+
+
+def unbroken(text: str) -> str:
+    """``text`` on one line. Blanks within a line stay as they are: they may be those of a path in a command."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:

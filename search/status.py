@@ -10,6 +10,7 @@ from typing import Any
 from results.run_folder import RunFolder
 from search.driver_lock import Driver, alive_driver
 from search.events import last_phase
+from search.output import command_line
 from search.progress import Progress, progress_of, summary_line, trial_line
 from search.request import unfinished
 
@@ -60,5 +61,5 @@ def _driver_line(status: RunStatus) -> str:
     if status.driver is not None:
         return f"{status.run}: driven by pid {status.driver.pid} on {status.driver.host}"
     if status.progress.left:
-        return f"{status.run}: nothing drives it; go on with `paretoprune resume {status.run}`"
+        return f"{status.run}: nothing drives it; go on with `{command_line('resume', status.run)}`"
     return f"{status.run}: finished"

@@ -31,6 +31,7 @@ from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
+from search.output import command_line
 from search.predictor import make_predictor
 from search.progress import Reporter, make_reporter, note
 from search.quiet_ray import quiet_ray
@@ -114,7 +115,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         for line in changed_plans(config.search.plans, prepared.space) if not records else ():
             note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
-        with interruptible("measuring the unpruned model", f"go on with `paretoprune resume {folder.path}`"):
+        with interruptible("measuring the unpruned model", f"go on with `{command_line('resume', folder.path)}`"):
             resources, context = start_workers(config, folder, factory)
             shared = None if context.courier else folder
             following = FollowingSlots(config, resources, newcomers_of(config, shared, resources))
@@ -142,7 +143,7 @@ def _complain(state: SweepState, interrupted: bool) -> None:
     if state.broken is not None:
         raise RunFolderError(
             f"run folder {path} cannot be written any more ({one_line(state.broken)}), so the sweep ended after "
-            f"{len(state.records)} trials, which are kept; make room, then `paretoprune resume {path}`"
+            f"{len(state.records)} trials, which are kept; make room, then `{command_line('resume', path)}`"
         )
     fault = state.systematic_fault()
     if fault is not None and not interrupted:

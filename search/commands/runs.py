@@ -14,6 +14,7 @@ from search.output import (
     RECOVERIES,
     RUN,
     address_option,
+    command_line,
     echo,
     emit,
     emit_one,
@@ -168,9 +169,9 @@ def sweep(prepared: Prepared) -> int:
         click.echo(f"used up: {outcome.used_up}", err=True)
     shown = prepared.folder.path
     if outcome.interrupted or outcome.finished < outcome.total:
-        click.echo(f"go on: paretoprune resume {shown}", err=True)
+        click.echo(f"go on: {command_line('resume', shown)}", err=True)
         return int(outcome.interrupted)
-    click.echo(f"next: paretoprune finetune {shown}, then paretoprune report {shown}", err=True)
+    click.echo(f"next: {command_line('finetune', shown)}, then {command_line('report', shown)}", err=True)
     return 0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from pruning.builtin import BASELINE
-from search.cli import cli
-from search.output import data_alone_on_stdout, echo
+from search.cli import cli, run
+from search.errors import InterruptedRunError
+from search.interrupts import interruptible
+from search.output import command_line, data_alone_on_stdout, echo
+from tests.search_tests.fakes import make_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = """
@@ -86,4 +92,40 @@ def test_a_new_users_first_command_prints_json(home: str, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert {"layer", "block", "group"} <= set(json.loads(done.stdout)[0])
-    assert "ltralytics" in done.stderr  # else this would show nothing
+    if home == "fresh":
+        assert "Ultralytics Settings" in done.stderr  # else this would show nothing
+
+
+@pytest.mark.parametrize("name", ["a run", "a  run", "a #1", "it's", 'say "it"', "$HOME", "a;b", "a`b`", "ü", "-x"])
+def test_a_printed_command_can_be_pasted(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both by an error's line and by a command's data."""
+    prepared = make_prepared(tmp_path / name)
+    prepared.folder.path.mkdir()
+    prepared.config.save(prepared.folder.config)
+    words = ["paretoprune", "resume", str(tmp_path / name)]
+    assert run(["status", str(tmp_path / name)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert shlex.split(line.partition("go on with `")[2].removesuffix("`"), comments=True) == words
+
+    def interrupted(**_: object) -> None:
+        with interruptible("measuring", f"go on with `{command_line('resume', tmp_path / name)}`"):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.commands["status"], "callback", interrupted)
+        assert run(["status", "x"]) == 1
+    line = capsys.readouterr().err
+    assert shlex.split(line.partition("go on with `")[2].strip().removesuffix("`"), comments=True) == words
+    assert InterruptedRunError.__name__ not in line
+
+
+def test_no_command_is_put_together_without_quoting_its_words() -> None:
+    """A path that stands behind `paretoprune WORD` in a message as it is would be other words when it is pasted."""
+    for room in ("search", "results", "cluster", "pruning"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                parts = node.values if isinstance(node, ast.JoinedStr) else []
+                for before, after in itertools.pairwise(parts):
+                    if isinstance(before, ast.Constant) and isinstance(after, ast.FormattedValue):
+                        bare = re.search(r"paretoprune [a-z]+ [^`]*$", str(before.value))
+                        assert not bare, f"{path.name}:{node.lineno}"
