@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.trace_ops import HANDLERS, handle_unknown
+from pruning.elementwise import is_activation
+from pruning.trace_ops import HANDLERS, handle_unlisted
 
 FIXED = -1  # the atom of a channel nobody may remove (the image's, or one behind an unknown operation)
 _TRACE_SIZE = 128  # pixels; the smallest square that gives RT-DETR its 300 anchors
@@ -157,7 +158,7 @@ class ChannelTracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not _holds_tensor(result):
             return result
-        handler = HANDLERS.get(getattr(func, "__name__", "").strip("_"), handle_unknown)
+        handler = HANDLERS.get(getattr(func, "__name__", "").strip("_"), handle_unlisted)
         handler(self, func, args, kwargs, result)
         return result
 
@@ -199,10 +200,10 @@ def _freeze_outputs(tracer: ChannelTracer, output: Any) -> None:
 
 
 def _watch_modules(model: nn.Module, tracer: ChannelTracer) -> None:
-    from pruning.trace_rules import RULES
+    from pruning.trace_rules import RULES, activation
 
     for name, module in model.named_modules():
-        rule = next((r for kind, r in RULES.items() if type(module) is kind), None)
+        rule = RULES.get(type(module)) or (activation if is_activation(module) else None)
         inner = module.forward if rule is None else rule(tracer, name, module)
         module.forward = _named_forward(tracer, name, inner)  # type: ignore[method-assign]
 

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pruning.elementwise import value_at_zero
+
 if TYPE_CHECKING:  # the tracer imports this table; only the annotation looks back
     from pruning.trace import ChannelTracer
 
 Handler = Callable[["ChannelTracer", Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
 HANDLERS: dict[str, Handler] = {}
 
-# f(0) = 0 on every channel by itself: a removed channel is a zero channel on both sides of these.
+# Every channel by itself, zeros stay zeros, but not elementwise: a removed channel is a zero channel on both sides.
 _ZERO_KEEPING = (
-    "silu relu relu6 leaky_relu hardswish gelu mish elu tanh hardtanh dropout max_pool2d avg_pool2d "
-    "adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample contiguous clone detach float half to type_as "
-    "neg requires_grad abs prelu"
+    "dropout max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate upsample to type_as prelu"
 ).split()
-# f(0) != 0: only allowed as a convolution's own activation (masking happens after it).
-_ZERO_MOVING = "sigmoid hardsigmoid softplus".split()
 
 
 def _register(*names: str) -> Callable[[Handler], Handler]:
@@ -41,8 +39,25 @@ def _only_reads_the_shape(t: ChannelTracer, func: Any, args: Any, kwargs: Any, r
     """Makes a tensor of its own: depends on no channel's value."""
 
 
+def handle_unlisted(t: ChannelTracer, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
+    """An operation without a handler: an elementwise function of one tensor keeps channels apart, whatever its name.
+
+    Where it moves zeros, it is only allowed as a convolution's own activation: masking happens after it.
+    """
+    source: Any = args[0] if args else None
+    atoms, others = t.labels(source), _tensors((args[1:], tuple(kwargs.values())))
+    alike = isinstance(result, torch.Tensor) and result.shape == getattr(source, "shape", None)
+    if atoms is None or not alike or any(x.numel() != 1 for x in others):
+        return handle_unknown(t, func, args, kwargs, result)
+    at_zero = value_at_zero(lambda probe: func(probe, *args[1:], **kwargs))
+    if at_zero == 0 or (at_zero is not None and t.fresh(source)):
+        t.label(result, atoms)
+    else:
+        handle_unknown(t, func, args, kwargs, result)
+
+
 def handle_unknown(t: ChannelTracer, func: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
-    """An operation nobody described: freeze every labelled operand. The result stays unlabelled (fixed)."""
+    """An operation that mixes channels, or nobody knows: freeze every labelled operand. The result is fixed."""
     name = getattr(func, "__name__", "operation").strip("_")
     for operand in _tensors((args, tuple(kwargs.values()))):
         t.freeze(operand, name)
@@ -55,13 +70,6 @@ def _pass(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: Any) -> N
         t.label(result, atoms)
     elif atoms is not None:
         handle_unknown(t, func, args, kwargs, result)
-
-
-@_register(*_ZERO_MOVING)
-def _activation(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-    if t.labels(args[0]) is None or not t.fresh(args[0]):
-        return handle_unknown(t, func, args, kwargs, result)
-    t.label(result, _known(t, args[0]))
 
 
 @_register("pad")
@@ -191,13 +199,6 @@ def _cut(t: ChannelTracer, func: Any, args: Any, kwargs: Any, result: Any) -> No
 def _width_attribute(t: ChannelTracer, owner: Any, atoms: np.ndarray) -> bool:
     cv1 = t.convs.get(f"{t.where()}.cv1.conv")
     return cv1 is not None and hasattr(owner, "c") and 2 * owner.c == len(atoms) and np.array_equal(cv1.outputs, atoms)
-
-
-def _known(t: ChannelTracer, tensor: torch.Tensor) -> np.ndarray:
-    atoms = t.labels(tensor)
-    if atoms is None:
-        raise AssertionError("an unlabelled tensor where a labelled one was checked for")
-    return atoms
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -50,4 +50,18 @@ def attention(tracer: ChannelTracer, name: str, module: Any) -> Callable[[torch.
     return forward
 
 
+def activation(tracer: ChannelTracer, name: str, module: Any) -> Callable[..., Any]:
+    """An elementwise module that maps 0 to 0: looked at as a whole, whatever functions it is made of."""
+    inner = module.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        atoms, version = tracer.labels(x), x._version
+        with torch._C.DisableTorchFunction():
+            out: torch.Tensor = inner(x)
+        unchanged = out is x and x._version == version  # an identity leaves a convolution's output what it is
+        return out if unchanged or atoms is None else tracer.label(out, atoms)
+
+    return forward
+
+
 RULES: dict[type, Rule] = {Attention: attention}
