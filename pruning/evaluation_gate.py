@@ -7,7 +7,7 @@ batch (its loading included, since on a CPU that is work on the same device) and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import new_class
 from typing import Any, Protocol
 
@@ -67,9 +67,20 @@ class Turn:
 
     def pause(self) -> None:
         """Let in who waits, and go on afterwards."""
-        if self._depth:
-            self._held.close()
-            self._take()
+        with self.left():
+            pass
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Give the device up for work that takes it by itself, a batch at a time (a fine-tuning)."""
+        depth, self._depth = self._depth, 0
+        self._held.close()
+        try:
+            yield
+        finally:
+            self._depth = depth
+            if depth:
+                self._take()
 
     def _take(self) -> None:
         self._held.enter_context(self._gate.using())

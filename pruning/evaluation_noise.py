@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.errors import PruningError
+from pruning.evaluation_gate import nothing
 
 FloatArray = npt.NDArray[np.float64]
 RESAMPLES = 200
@@ -69,11 +70,13 @@ def paired_noise(
     resamples: int = RESAMPLES,
     seed: int = 0,
     max_seconds: float = MAX_SECONDS,
+    pause: Callable[[], None] = nothing,
 ) -> PairedNoise:
     """Bootstrap over images, both networks judged on the same resample each time (Efron and Tibshirani 1993, ch. 8).
 
     `ci95` is the percentile interval. Ends after `max_seconds`, but not before 20 resamples; deterministic for a `seed`
-    otherwise. Raises PruningError where the two did not see the same images, or fewer than two.
+    otherwise. `pause`: called between two resamples, where others may use the device. Raises PruningError where the two
+    did not see the same images, or fewer than two.
     """
     if len(reference) != len(other) or len(reference) < 2:
         raise PruningError(
@@ -83,6 +86,7 @@ def paired_noise(
     began = time.monotonic()
     rows: list[FloatArray] = []
     while len(rows) < resamples and (len(rows) < FEWEST_RESAMPLES or time.monotonic() - began < max_seconds):
+        pause()
         images = generator.integers(0, len(reference), len(reference))
         rows.append(np.subtract(other.accuracy(images), reference.accuracy(images)))
     differences = np.array(rows)

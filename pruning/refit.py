@@ -12,7 +12,7 @@ the asymmetric reconstruction), without its channel selection.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import dropwhile, islice
 from typing import Any
@@ -40,8 +40,8 @@ class RefitSettings:
     Attributes:
         positions: sampled output positions per convolution, over all calibration images.
         ridge: penalty on the change of the weights, relative to the mean diagonal of the inputs' second moments.
-        memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used.
-            A constant, not what is free: the same plan must give the same network on every machine.
+        memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used,
+            by all of the recovery. A constant, not what is free: the same plan must give the same network everywhere.
     """
 
     positions: int = 20_000
@@ -64,7 +64,21 @@ class Sample:
     answers: torch.Tensor
 
 
-Targets = dict[str, Sample]
+@dataclass(frozen=True)
+class Targets:
+    """What a refit aims at: the unpruned network's answers, and the very images that it gave them to.
+
+    Attributes:
+        images: (N, C, H, W), float32.
+        samples: by the name of the layer.
+    """
+
+    images: torch.Tensor
+    samples: Mapping[str, Sample]
+
+    def renamed(self, names: Mapping[str, str]) -> Targets:
+        """The same with layers under other names; who is not in `names` keeps its own."""
+        return replace(self, samples={names.get(name, name): sample for name, sample in self.samples.items()})
 
 
 def images_that_fit(model: nn.Module, images: torch.Tensor, memory_gb: float) -> torch.Tensor:
@@ -134,14 +148,14 @@ def record_targets(
                 if isinstance(module, _LAYERS) and _taps_apart(module):
                     hooks.after(module, partial(see, name, start, module))
             baseline(images[start : start + chunk].to(device))
-    return {name: Sample(places[shapes[name]], torch.cat(parts)) for name, parts in answers.items()}
+    samples = {name: Sample(places[shapes[name]], torch.cat(parts)) for name, parts in answers.items()}
+    return Targets(images, samples)
 
 
 def refit(
     pruned: nn.Module,
     table: LayerTable,
     kept: Mapping[str, tuple[int, ...]],
-    images: torch.Tensor,
     targets: Targets,
     settings: RefitSettings,
     pause: Callable[[], None] = nothing,
@@ -151,7 +165,6 @@ def refit(
     Args:
         pruned: eval mode, on the device to compute on.
         kept: per convolution that lost outputs, the indices it kept (see `Plan.kept`).
-        images: the ones `targets` were recorded on, (N, C, H, W).
         pause: called between two layers, where others may use the device.
 
     Returns:
@@ -159,19 +172,20 @@ def refit(
     """
     device = next(pruned.parameters()).device
     missed: dict[str, float] = {}
+    images, samples = targets.images, targets.samples
     shared = _SharedSums()
 
     def stop_at(name: str, layer: _Layer, source: torch.Tensor) -> None:
         if name not in missed:
             pause()
             rows = list(kept[name]) if name in kept else slice(None)
-            sample = Sample(targets[name].places.to(device), targets[name].answers[:, rows].to(device))
+            sample = Sample(samples[name].places.to(device), samples[name].answers[:, rows].to(device))
             missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
 
     with torch.no_grad(), _Hooks() as hooks:
         for name in (*table.convs, *table.linears):
             module = pruned.get_submodule(name)
-            if isinstance(module, _LAYERS) and name in targets and _can_refit(module, _norm_of(pruned, name)):
+            if isinstance(module, _LAYERS) and name in samples and _can_refit(module, _norm_of(pruned, name)):
                 hooks.before(module, partial(stop_at, name, module))
         if device.type == "cpu":  # a fifth faster, and what the layers are fed with lies as `gather_patches` takes it
             pruned.to(memory_format=torch.channels_last)

@@ -27,6 +27,12 @@ RECOVERIES = ("none", "bn", "refit", "refit+bn")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # estimate a rise of the loss, so that layers can be compared by them
 
 
+def check_recovery(how: str) -> None:
+    """Raise `PruningError` unless `how` is one of `RECOVERIES`."""
+    if how not in RECOVERIES:
+        raise PruningError(f"`recover` must be one of {', '.join(RECOVERIES)}, but got '{how}'.")
+
+
 class Workbench:
     """Prunes and recovers one baseline again and again. Everything costly is made at first use and kept.
 
@@ -61,6 +67,7 @@ class Workbench:
         self.refit_settings = refit_settings or RefitSettings()
         self.trust_checkpoint = trust_checkpoint
         self.gate = gate or NullGate()
+        self._first: Workbench | None = None  # whose images it looks at; see `on`
 
     @cached_property
     def turn(self) -> Turn:
@@ -78,6 +85,8 @@ class Workbench:
 
     @cached_property
     def calibration(self) -> Calibration:
+        if self._first is not None:
+            return self._first.calibration
         if self.data is None:
             raise PruningError("calibration images are needed, but no dataset was given; pass --data DATA.")
         found = load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
@@ -102,15 +111,17 @@ class Workbench:
 
     def scores_for(self, widths: Mapping[int, int]) -> np.ndarray:
         """Importance per class, shape (class_count,), for the plan with these widths by group id."""
-        if self.scores_follow_plans:
-            return score(self.importance, replace(self.evidence, widths=widths))
-        return self.scores
+        with self.turn:
+            if self.scores_follow_plans:
+                return score(self.importance, replace(self.evidence, widths=widths))
+            return self.scores
 
     def propose_ratios(self) -> dict[str, float]:
         """Layer -> ratio that class-separability clustering proposes; a layer it proposes nothing for is left out."""
         if self.importance != "separability":
             raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
-        ratios = propose_ratios(self.evidence, self.round_to)
+        with self.turn:
+            ratios = propose_ratios(self.evidence, self.round_to)
         if not ratios:
             raise PruningError("importance 'separability' proposes a ratio for no layer of this model; give one.")
         return ratios
@@ -134,21 +145,25 @@ class Workbench:
     @cached_property
     def geometry(self) -> NetworkGeometry:
         """What plans are judged by before they are applied."""
-        return read_geometry(self.model, self.table, self.imgsz)
+        with self.turn:
+            return read_geometry(self.model, self.table, self.imgsz)
 
     @cached_property
     def conv_costs(self) -> tuple[ConvCost, ...]:
         """Multiply-adds of every convolution at full width, for one image of `imgsz`."""
-        return conv_costs(self.model, self.table, self.imgsz)
+        with self.turn:
+            return conv_costs(self.model, self.table, self.imgsz)
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """The calibration images that a refit looks at, (images, 3, imgsz, imgsz)."""
+        """The calibration images that a recovery looks at, (images, channels, imgsz, imgsz)."""
+        if self._first is not None:
+            return self._first.images
         return images_that_fit(self.model, self.calibration.images, self.refit_settings.memory_gb)
 
     @cached_property
     def targets(self) -> Targets:
-        """The baseline's answers that refits aim at."""
+        """The baseline's answers that refits aim at, with the images that it answered."""
         images = self.images
         try:
             baseline, pause = self.model.to(self.device), self.turn.pause
@@ -165,21 +180,44 @@ class Workbench:
             widths = resolve(self.table, ratios, self.round_to)
             return prune(self.model, self.table, widths, self.scores_for(widths))
 
-    def recover(self, pruned: nn.Module, plan: Plan, how: str = "refit") -> None:
-        """Regain accuracy without a gradient step, in place; the network comes back on the device it was on."""
-        if how not in RECOVERIES:
-            raise PruningError(f"`recover` must be one of {', '.join(RECOVERIES)}, but got '{how}'.")
+    def recover(
+        self, pruned: nn.Module, plan: Plan, how: str = "refit", names: Mapping[str, str] | None = None
+    ) -> None:
+        """Regain accuracy without a gradient step, in place; the network comes back on the device it was on.
+
+        `names`: of the table's layers that `pruned` has under another name, table's name -> its own.
+        """
+        check_recovery(how)
         if how == "none":
             return
-        home = next(pruned.parameters()).device
+        home, pause, names = next(pruned.parameters()).device, self.turn.pause, names or {}
         with self.turn:
             pruned.to(self.device).eval()
             if "refit" in how:
-                kept, pause = plan.kept, self.turn.pause
-                refit(pruned, self.table, kept, self.images, self.targets, self.refit_settings, pause)
+                table = replace(self.table, convs={names.get(n, n): c for n, c in self.table.convs.items()})
+                kept = {names.get(n, n): indices for n, indices in plan.kept.items()}
+                refit(pruned, table, kept, self.targets.renamed(names), self.refit_settings, pause)
             if "bn" in how:
-                recalibrate_batch_norm(pruned, self.calibration.images, pause=self.turn.pause)
+                recalibrate_batch_norm(pruned, self.images, pause=pause)
             pruned.to(home)
+
+    def on(self, checkpoint: str) -> Workbench:
+        """The same with another baseline, made of this one's: it looks at the same images, in the same turn."""
+        other = Workbench(
+            checkpoint,
+            self.data,
+            self.imgsz,
+            self.device,
+            self.calibration_images,
+            self.importance,
+            self.round_to,
+            self.seed,
+            self.refit_settings,
+            self.trust_checkpoint,
+            self.gate,
+        )
+        other.turn, other._first = self.turn, self._first or self
+        return other
 
     def free_cached_memory(self) -> None:
         """Give the device memory that torch keeps for later back, for other processes on the same GPU."""

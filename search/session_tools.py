@@ -9,6 +9,7 @@ from search.trial_tools import DeviceGate
 
 if TYPE_CHECKING:
     from pruning.evaluation import Evaluator
+    from pruning.evaluation_gate import Turn
     from pruning.evaluation_noise import ImageStats
     from search.config import RunConfig
 
@@ -30,16 +31,19 @@ def evaluate_together(
     from pruning.checkpoints import task_of
     from pruning.evaluation import Evaluator
     from pruning.evaluation_dataset import has_split
+    from pruning.evaluation_gate import Turn
 
+    turn = Turn(gate)  # resampling keeps a CPU busy for seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     seen = _evaluate_split(models, evaluator, "", found)
-    _compare(seen, "", config.search.seed, found)
-    _compare_with_natives(seen, config.search.seed, found)
+    _compare(seen, "", config.search.seed, found, turn)
+    _compare_with_natives(seen, config.search.seed, found, turn)
     data = config.data
     if has_split(data.path, TEST, task_of(models[BASELINE])):
         test = Evaluator(data.path, config.model.imgsz, device, data.batch, TEST, gate, config.trial.workers)
         try:
-            _compare(_evaluate_split(models, test, f"{TEST}_", found), f"{TEST}_", config.search.seed, found)
+            seen = _evaluate_split(models, test, f"{TEST}_", found)
+            _compare(seen, f"{TEST}_", config.search.seed, found, turn)
         finally:
             test.close()
     return found
@@ -61,25 +65,31 @@ def _evaluate_split(
     return seen
 
 
-def _compare(seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]]) -> None:
+def _compare(
+    seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]], turn: Turn
+) -> None:
     """Every network against the baseline; one image alone says nothing about the noise."""
     from pruning.evaluation_noise import paired_noise
 
     for name, stats in seen.items():
         if name != BASELINE and len(stats) > 1:
-            noise = paired_noise(seen[BASELINE], stats, seed=seed)
+            with turn:
+                noise = paired_noise(seen[BASELINE], stats, seed=seed, pause=turn.pause)
             found[name][f"{prefix}map50_95_change"] = noise.difference
             found[name][f"{prefix}map50_95_change_ci95"] = list(noise.ci95)
 
 
-def _compare_with_natives(seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]]) -> None:
+def _compare_with_natives(
+    seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]], turn: Turn
+) -> None:
     from pruning.evaluation_noise import paired_noise
 
     natives = [name for name in seen if name.startswith(NATIVE)]
     for name in seen:
         if name == BASELINE or name in natives or len(seen[name]) < 2:
             continue
-        pairs = {native: paired_noise(seen[native], seen[name], seed=seed) for native in natives}
+        with turn:
+            pairs = {n: paired_noise(seen[n], seen[name], seed=seed, pause=turn.pause) for n in natives}
         found[name]["map50_95_over"] = {key: [noise.difference, *noise.ci95] for key, noise in pairs.items()}
 
 

@@ -224,7 +224,9 @@ class PruningTools:
             model, plan = self._bench.prune(ratios)
             self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
             seen = self._evaluator.run_by_image(model)[1]
-            noise = paired_noise(reference, seen, NOISE_RESAMPLES, self._config.search.seed)
+            turn, seed = self._bench.turn, self._config.search.seed
+            with turn:
+                noise = paired_noise(reference, seen, NOISE_RESAMPLES, seed, pause=turn.pause)
             self.release()
             if noise.std > 0:
                 how = f"{noise.images} validation images, {noise.resamples} resamples"

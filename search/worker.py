@@ -123,12 +123,13 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     from cluster.environment import describe_environment
 
     config = context.config
-    tools, _ = tools_of(context)
+    tools, gate = tools_of(context)
     model = tools.baseline
     with tools.logging(context.folder.path / "baseline.log"):
         metrics: dict[str, Any] = dict(tools.evaluate(model))
         measured = tools.start_measure(model).result()
-        metrics.update(tools.stats(model))
+        with gate.using():
+            metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
     described = tools.describe()
     tools.keep_scores(context.folder.path)

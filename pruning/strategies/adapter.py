@@ -15,13 +15,12 @@ from ultralytics.nn.modules.conv import Conv, RepConv
 
 from pruning.checkpoints import plain_copy
 from pruning.plan import Plan
-from pruning.refit import recalibrate_batch_norm, refit
 from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import check_recovery, conv_of, left_whole, touched, tuned
+from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
 from pruning.strategies.mapping import Cut, fold, insert, reconstruct, renamed
 from pruning.strategies.readers import sole_readers
 from pruning.surgery import choose_kept, resolve
-from pruning.workbench import Workbench
+from pruning.workbench import Workbench, check_recovery
 
 _DEPTHWISE = "a depthwise convolution gives back the channels it reads: a mapping behind it cannot spare any"
 _FUSED = "its {parent} is merged into one convolution for inference, and a mapping inside would be lost"
@@ -41,6 +40,7 @@ class Adapter:
 
     name = "adapter"
 
+    @in_turn
     def run(
         self,
         bench: Workbench,
@@ -56,12 +56,19 @@ class Adapter:
         model = plain_copy(bench.model)
         found = {}
         if "refit" in recover:
-            settings, uncut = bench.refit_settings, deepcopy(bench.model).to(bench.device)
-            found = reconstruct(uncut, cuts, bench.calibration.images, settings.positions, settings.ridge, bench.seed)
+            found = reconstruct(
+                deepcopy(bench.model).to(bench.device),
+                cuts,
+                bench.images,
+                bench.refit_settings.positions,
+                bench.refit_settings.ridge,
+                bench.seed,
+                pause=bench.turn.pause,
+            )
         for cut in cuts:
             insert(model, cut, found.get(cut.layer))
-        _recover(bench, model, plan, cuts, recover)
-        model = plain_copy(tuned(tune, model, epochs, folder / "tune"))
+        bench.recover(model, plan, recover, renamed(cuts))
+        model = plain_copy(tuned(bench, tune, model, epochs, folder / "tune"))
         folded = fold(model, cuts, renamed(cuts))
         rest = [c for c in cuts if c.layer not in folded]
         skipped = left_whole(bench.table, ratios, plan.ratios, why)
@@ -106,23 +113,6 @@ def _may_add(model: nn.Module, reader: str | None) -> bool:
     conv: Any = model.get_submodule(reader)
     wrapped = isinstance(model.get_submodule(reader.rpartition(".")[0]), Conv)
     return not any(conv.padding) and (conv.bias is not None or wrapped)
-
-
-def _recover(bench: Workbench, model: nn.Module, plan: Plan, cuts: Sequence[Cut], how: str) -> None:
-    """What `Workbench.recover` does, with the convolutions under the names that they have beside their mappings."""
-    if how == "none":
-        return
-    model.to(bench.device)
-    names = renamed(cuts)
-    images = bench.calibration.images
-    if "refit" in how:
-        table = replace(bench.table, convs={names.get(n, n): c for n, c in bench.table.convs.items()})
-        kept = {names[n]: indices for n, indices in plan.kept.items()}
-        targets = {names.get(n, n): sample for n, sample in bench.targets.items()}
-        refit(model, table, kept, images, targets, bench.refit_settings)
-    if "bn" in how:
-        recalibrate_batch_norm(model, images)
-    model.cpu()
 
 
 def _overhead(model: nn.Module, cuts: Sequence[Cut], imgsz: int) -> dict[str, float]:

@@ -49,8 +49,8 @@ class Strategy(Protocol):
     """One way to a narrower (or supposedly narrower) network.
 
     A strategy never changes `bench.model`. It spends `epochs` in total and no more, all through `tune`, which it calls
-    with folders below `folder`; 0 epochs are allowed and mean no call. It recovers by `bench.recover` (or, where its
-    architecture rules that out, says in `notes` what it does instead) before it tunes.
+    with folders below `folder`; 0 epochs are allowed and mean no call. It recovers by `bench.recover` before it tunes.
+    What it computes itself it computes within `bench.turn`, and tunes outside it.
 
     `folder` also holds what a strategy needs to go on after an interruption: an exception raised by `tune`, or the
     end of the process, costs at most the session under way. The same call again goes on there. Strategies of one

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pruning.errors import PruningError
 from pruning.layers import LayerTable
-from pruning.strategies.base import Tune
-from pruning.workbench import RECOVERIES
+from pruning.strategies.base import Outcome, Tune
+from pruning.workbench import Workbench
+
+_Run = TypeVar("_Run", bound=Callable[..., Outcome])
 
 
 def touched(table: LayerTable, ratios: Mapping[str, float]) -> tuple[str, ...]:
@@ -46,12 +49,20 @@ def conv_of(table: LayerTable) -> dict[str, str]:
     return {table.layer_of[conv]: conv for conv in table.convs}
 
 
-def check_recovery(recover: str) -> None:
-    """Raise `PruningError` unless `recover` is one of `RECOVERIES`."""
-    if recover not in RECOVERIES:
-        raise PruningError(f"`recover` must be one of {', '.join(RECOVERIES)}, but got '{recover}'.")
+def in_turn(run: _Run) -> _Run:
+    """A strategy's `run` whose own computing shares the device's gate (see `Turn`); `tuned` steps out of it."""
+
+    @wraps(run)
+    def held(self: object, bench: Workbench, *given: Any, **named: Any) -> Outcome:
+        with bench.turn:
+            return run(self, bench, *given, **named)
+
+    return cast(_Run, held)
 
 
-def tuned(tune: Tune, model: nn.Module, epochs: int, folder: Path) -> nn.Module:
+def tuned(bench: Workbench, tune: Tune, model: nn.Module, epochs: int, folder: Path) -> nn.Module:
     """The network after so many epochs; without epochs it is handed back as it is."""
-    return tune(model, epochs, folder) if epochs > 0 else model
+    if epochs <= 0:
+        return model
+    with bench.turn.left():
+        return tune(model, epochs, folder)

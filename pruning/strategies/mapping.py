@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from pruning.evaluation_gate import nothing
 from pruning.least_squares import Moments, solve_ridge
 from pruning.strategies.cutting import cut_inputs, cut_outputs, replace_module
 
@@ -57,6 +58,7 @@ def reconstruct(
     ridge: float,
     seed: int = 0,
     chunk: int = 16,
+    pause: Callable[[], None] = nothing,
 ) -> dict[str, Reconstruction]:
     """Least squares per layer: what the removed channels answer (after activation), from what the kept ones answer.
 
@@ -65,6 +67,7 @@ def reconstruct(
         images: (N, C, H, W), moved to the model's device chunk by chunk.
         positions: sampled per layer over all images.
         ridge: relative to the mean diagonal of the kept channels' second moments.
+        pause: called between two chunks, where others may use the device.
     """
     generator = torch.Generator().manual_seed(seed)
     moments: dict[str, Moments] = {}
@@ -86,6 +89,7 @@ def reconstruct(
     device = next(model.parameters()).device
     try:
         for start in range(0, len(images), chunk):
+            pause()
             model(images[start : start + chunk].to(device))
     finally:
         for hook in hooks:

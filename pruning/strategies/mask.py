@@ -16,7 +16,7 @@ from torch import nn
 from pruning.checkpoints import plain_copy
 from pruning.layers import LayerTable
 from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import left_whole, tuned
+from pruning.strategies.common import in_turn, left_whole, tuned
 from pruning.surgery import classes_from_kept
 from pruning.workbench import Workbench
 
@@ -30,6 +30,7 @@ class Mask:
 
     name = "mask"
 
+    @in_turn
     def run(
         self,
         bench: Workbench,
@@ -46,7 +47,7 @@ class Mask:
         model = plain_copy(bench.model)
         embed(model, bench.table, stays, pruned)
         apply_mask(model, bench.table, stays)
-        model = plain_copy(tuned(tune, model, epochs, folder / "tune"))
+        model = plain_copy(tuned(bench, tune, model, epochs, folder / "tune"))
         # Training revives what was zeroed: a zero scale and shift get gradients as any others do, since the layers
         # behind still read the channel. Without this the control would end as an ordinary unpruned network.
         apply_mask(model, bench.table, stays)

@@ -13,10 +13,10 @@ from pruning.layers import Group
 from pruning.models import load_model
 from pruning.plan import Plan
 from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import check_recovery, left_whole, touched, tuned
+from pruning.strategies.common import in_turn, left_whole, touched, tuned
 from pruning.strategies.session_file import Session, Sessions, identity
 from pruning.surgery import resolve
-from pruning.workbench import Workbench
+from pruning.workbench import Workbench, check_recovery
 
 _NOT_FIRST = "only the first layer to prune in a block is cut, here {first}"
 
@@ -43,6 +43,7 @@ class Sequential:
 
     name = "sequential"
 
+    @in_turn
     def run(
         self,
         bench: Workbench,
@@ -59,13 +60,14 @@ class Sequential:
         finished = done.read()
         for step in steps[len(finished) :]:
             number = len(finished) + 1
-            start = bench if number == 1 else _bench_on(bench, done.checkpoint(number - 1))
+            start = bench if number == 1 else bench.on(str(done.checkpoint(number - 1)))
             model, plan = start.prune({step.group.name: step.ratio})
             start.recover(model, plan, recover)
-            model = tuned(tune, model, step.epochs, folder / f"tune-{number}")
+            model = tuned(bench, tune, model, step.epochs, folder / f"tune-{number}")
             save_checkpoint(model, done.checkpoint(number), {"imgsz": bench.imgsz, "data": bench.data})
             finished.append(Session(step.group.block, step.group.name, step.epochs, plan))
             done.write(finished)
+            bench.turn.pause()
         return self._outcome(bench, ratios, steps, finished, done)
 
     def _outcome(
@@ -82,7 +84,7 @@ class Sequential:
             {k: v for s in finished for k, v in s.plan.kept.items()},
         )
         paths = tuple(done.checkpoint(k + 1) for k in range(len(finished)))
-        model: nn.Module = load_model(paths[-1]) if paths else bench.model
+        model: nn.Module = load_model(paths[-1], bench.trust_checkpoint) if paths else bench.model
         first = {s.group.block: s.group.name for s in steps}
         why = {
             name: _NOT_FIRST.format(first=first[group.block])
@@ -116,19 +118,3 @@ def share_epochs(epochs: int, sessions: int) -> list[int]:
         return []
     share, rest = divmod(epochs, sessions)
     return [share + (k >= sessions - rest) for k in range(sessions)]
-
-
-def _bench_on(bench: Workbench, checkpoint: Path) -> Workbench:
-    """The same bench with another baseline."""
-    return Workbench(
-        str(checkpoint),
-        bench.data,
-        bench.imgsz,
-        bench.device,
-        bench.calibration_images,
-        bench.importance,
-        bench.round_to,
-        bench.seed,
-        bench.refit_settings,
-        gate=bench.gate,
-    )

@@ -14,7 +14,7 @@ from pruning.cloning import clone
 from pruning.layers import LayerTable
 from pruning.plan import Plan
 from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import conv_of, left_whole, touched, tuned
+from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
 from pruning.strategies.cutting import cut_inputs, cut_outputs
 from pruning.surgery import choose_kept, resolve
 from pruning.workbench import Workbench
@@ -33,6 +33,7 @@ class Skip:
 
     name = "skip"
 
+    @in_turn
     def run(
         self,
         bench: Workbench,
@@ -52,6 +53,7 @@ class Skip:
             group = table.group_of.get(layer)
             if group is None or group.id not in widths or layer not in wanted:
                 continue
+            bench.turn.pause()
             indices = tuple(int(i) for i in stays[table.convs[conv].outputs].nonzero()[0])
             candidate = clone(model, {})
             _remove_naively(candidate, table, conv, indices)
@@ -63,7 +65,7 @@ class Skip:
                 cut[layer] = round(1 - widths[group.id] / group.channels, 6)
         plan = Plan(dict(sorted(cut.items())), kept)
         bench.recover(model, plan, recover)
-        model = tuned(tune, model, epochs, folder / "tune")
+        model = tuned(bench, tune, model, epochs, folder / "tune")
         return Outcome(self.name, plain_copy(model), plan, tuple(cut), left_whole(table, ratios, cut, why), epochs)
 
 

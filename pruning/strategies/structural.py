@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pruning.checkpoints import plain_copy
 from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import left_whole, tuned
+from pruning.strategies.common import in_turn, left_whole, tuned
 from pruning.workbench import Workbench
 
 
@@ -16,6 +16,7 @@ class Structural:
 
     name = "structural"
 
+    @in_turn
     def run(
         self,
         bench: Workbench,
@@ -28,6 +29,6 @@ class Structural:
         """See `Strategy.run`."""
         model, plan = bench.prune(ratios)
         bench.recover(model, plan, recover)
-        model = tuned(tune, model, epochs, folder / "tune")
+        model = tuned(bench, tune, model, epochs, folder / "tune")
         skipped = left_whole(bench.table, ratios, plan.ratios)
         return Outcome(self.name, plain_copy(model), plan, tuple(plan.ratios), skipped, epochs)

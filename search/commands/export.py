@@ -41,11 +41,13 @@ def export(
 
     for path in filter(None, (model, against)):
         check_model_file(path)
-    from cluster.devices import default_device
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import default_device, device_key
     from pruning.export import export_model, trained_size
 
     size, place = imgsz or trained_size(model, trust_checkpoint), device or default_device()
-    written = export_model(model, target, size, place, trust_checkpoint)
+    with DeviceLock(device_key(place)).using():
+        written = export_model(model, target, size, place, trust_checkpoint)
     echo(str(written))
     if not check:
         return 0
@@ -76,14 +78,16 @@ def checked(
     from results.atomic import write_json
     from search.preflight import measuring_threads
 
-    comparison = check_export(written, model, imgsz, device, data)
+    lock = DeviceLock(device_key(device))
+    with lock.using():
+        comparison = check_export(written, model, imgsz, device, data)
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:
         rival = Path(model)
         if against is not None:
             copy = Path(scratch) / Path(against).name
             copy.write_bytes(Path(against).read_bytes())
             rival = export_model(copy, target, imgsz, device)
-        with DeviceLock(device_key(device)).measuring():
+        with lock.measuring():
             times = measure_export(written, rival, imgsz, device, measuring_threads(), seconds)
     found = {
         "export": written.name,

@@ -104,6 +104,8 @@ def prune(
     from search.preflight import check_model_file
 
     check_model_file(model)
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import device_key
     from pruning.evaluation_dataset import check_dataset
     from pruning.workbench import Workbench
 
@@ -120,6 +122,7 @@ def prune(
         round_to=round_to,
         seed=seed,
         trust_checkpoint=trust_checkpoint,
+        gate=DeviceLock(device_key(_device(device))),
     )
     if data is not None:
         check_dataset(data, bench.model)

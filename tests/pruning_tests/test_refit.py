@@ -144,7 +144,7 @@ def test_redundant_channels_can_be_removed_without_a_trace(
     scores[table.convs[f"{name}.conv"].outputs[:half]] = 1
     pruned, plan = prune(model, table, resolve(table, {name: 0.5}), scores)
     damaged = response_error(model, pruned, reader, images)
-    refit(pruned, table, plan.kept, images, record_targets(model, table, images, TIGHT), TIGHT)
+    refit(pruned, table, plan.kept, record_targets(model, table, images, TIGHT), TIGHT)
     assert response_error(model, pruned, reader, images) < min(0.05, damaged / 10)
 
 
@@ -173,7 +173,7 @@ def test_whatever_kind_of_layer_is_wrong_is_put_right(images: torch.Tensor, fami
     with torch.no_grad():
         wrong.weight += wrong.weight.std() * torch.randn(wrong.weight.shape, generator=torch.Generator().manual_seed(3))
     damaged = response_error(model, twin, name, images)
-    refit(twin, table, {}, images, record_targets(model, table, images, TIGHT), TIGHT)
+    refit(twin, table, {}, record_targets(model, table, images, TIGHT), TIGHT)
     assert damaged > 0.1
     assert response_error(model, twin, name, images) < 0.01
 
@@ -187,13 +187,13 @@ def test_a_batch_norm_that_follows_in_a_plain_sequence_takes_up_the_intercept(im
     with torch.no_grad():
         twin[0][0].weight.mul_(-2)
     assert response_error(network, twin, "0", images) > 0.1
-    assert set(refit(twin, table, {}, images, targets, TIGHT)) == {"0.0"}
+    assert set(refit(twin, table, {}, targets, TIGHT)) == {"0.0"}
     assert response_error(network, twin, "0", images) < 0.01
 
 
 def test_an_unpruned_network_is_not_changed(model: nn.Module, table: LayerTable, images: torch.Tensor) -> None:
     twin = copy.deepcopy(model)
-    missed = refit(twin, table, {}, images, record_targets(model, table, images, TIGHT), TIGHT)
+    missed = refit(twin, table, {}, record_targets(model, table, images, TIGHT), TIGHT)
     assert max(missed.values()) < 1e-5
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
 
@@ -207,7 +207,7 @@ def test_a_refit_brings_the_responses_nearer(name: str, images: torch.Tensor) ->
     settings = RefitSettings(positions=2000, ridge=1e-2)
     plain, plan = prune(model, table, resolve(table, {"*": 0.25}), scores)
     better = copy.deepcopy(plain)
-    missed = refit(better, table, plan.kept, images, record_targets(model, table, images, settings), settings)
+    missed = refit(better, table, plan.kept, record_targets(model, table, images, settings), settings)
     assert len(missed) > 40
     unseen = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     head = f"model.{len(model.model) - 1}"  # type: ignore[arg-type]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pruning.calibration import Calibration
 from pruning.checkpoints import save_checkpoint
 from pruning.errors import PlanError, PruningError
 from pruning.finetune import FinetuneSettings, finetune
@@ -21,7 +24,7 @@ from pruning.strategies.common import touched
 from pruning.workbench import Workbench
 from tests.conftest import StockPython
 from tests.pruning_tests.masking import relative_error
-from tests.pruning_tests.recovery_material import same_weights, weights
+from tests.pruning_tests.recovery_material import CountingGate, same_weights, weights
 from tests.pruning_tests.strategies_material import (
     IMGSZ,
     RATIOS,
@@ -114,6 +117,31 @@ class StrategyContract:
         errors = [_feature_error(o.model, bench) for o in (plain, refitted)]
         assert errors[1] < 0.8 * errors[0]
 
+    def test_it_keeps_to_the_memory_and_to_the_gate(self, bench: Workbench, tmp_path: Path) -> None:
+        """Images that do not fit are as if they had not been given; who computes shares the device."""
+        gate, inside, while_tuning = CountingGate(), set[int](), set[int]()
+        scarce, alone = again(bench, memory_gb=0.003, gate=gate), again(bench)
+        alone.calibration = Calibration({"img": scarce.images})
+        assert 1 < len(scarce.images) < len(scarce.calibration.images)
+
+        def tune(model: nn.Module, epochs: int, folder: Path) -> nn.Module:
+            while_tuning.add(gate.inside)
+            return model
+
+        def recovered(bench: Workbench, name: str) -> dict[str, torch.Tensor]:
+            return weights(get_strategy(self.name).run(bench, TWO, 2, tmp_path / name, tune, "refit+bn").model)
+
+        hook = register_module_forward_pre_hook(lambda *_: inside.add(gate.inside))
+        try:
+            found = recovered(scarce, "scarce")
+        finally:
+            hook.remove()
+        assert inside == {1}  # no layer of any network computes outside
+        assert while_tuning == {0}  # a tuning takes the device by itself
+        assert gate.entered > 10  # a measurement is let in between the parts
+        assert gate.inside == 0
+        assert same_weights(found, recovered(alone, "alone"))
+
     @pytest.mark.parametrize("epochs", [0, 3, 7])
     def test_the_budget_is_spent_and_no_more(self, epochs: int, bench: Workbench, tmp_path: Path) -> None:
         tune = CountingTune()
@@ -193,6 +221,17 @@ class TestMask(StrategyContract):
             weight = outcome.model.get_submodule(conv).weight
             alive = weight.flatten(1).abs().sum(1) > 0  # type: ignore[union-attr, operator]
             assert np.flatnonzero(alive.numpy()).tolist() == list(kept)
+
+
+TWO = {"model.3": 0.5, "model.4.cv1": 0.5}  # blocks; one of them with a mapping that stays
+
+
+def again(bench: Workbench, memory_gb: float = 4.0, gate: CountingGate | None = None) -> Workbench:
+    """A bench on the same files that has kept nothing yet."""
+    settings = replace(bench.refit_settings, memory_gb=memory_gb)
+    kind, count = bench.importance, bench.calibration_images
+    path, data = bench.model_path, bench.data
+    return Workbench(path, data, IMGSZ, "cpu", count, kind, refit_settings=settings, gate=gate)
 
 
 def _feature_error(model: nn.Module, bench: Workbench) -> float:
