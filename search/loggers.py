@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,20 @@ from results.accuracy import accuracies
 from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.errors import ConfigError
+from search.progress import note
 from search.request import TrialRequest
 
 TENSORBOARD = "tensorboard"
 INTEGRATIONS = {
     "mlflow": ("ray.air.integrations.mlflow", "MLflowLoggerCallback"),
     "wandb": ("ray.air.integrations.wandb", "WandbLoggerCallback"),
+}
+
+SECONDS_TO_ANSWER = 10
+OFFLINE = ("offline", "disabled")
+_REMEDIES = {
+    "mlflow": "start the server that MLFLOW_TRACKING_URI names, or unset it to write into the run folder",
+    "wandb": "call `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline",
 }
 
 
@@ -70,13 +80,45 @@ def _write(target: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], walltime
                 writer.add_scalar(name, value, step, walltime=walltime)
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Raise ConfigError where a tool that was asked for is not installed."""
+def check_loggers(names: Sequence[str], title: str = "paretoprune") -> None:
+    """Raise ConfigError where a tool that was asked for is not installed, nobody is logged in, or nobody answers.
+
+    What a run named ``title`` would do after its unpruned model was measured is done now: the callbacks are made and
+    set up, which also makes its experiment on an MLflow server; W&B is asked who we are.
+    """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"search.loggers names {name}, which is not installed; pip install {name}, or leave it out"
             )
+    for name in names:
+        note(f"asking {name} whether it can be used")
+        with tempfile.TemporaryDirectory(prefix="paretoprune-tracker-") as scratch, _short_answers():
+            try:
+                (callback,) = integrations([name], RunFolder(Path(scratch) / title))
+                (Path(scratch) / title).mkdir()
+                callback.setup()
+                if name == "wandb" and os.environ.get("WANDB_MODE") not in OFFLINE:
+                    importlib.import_module(name).Api(timeout=SECONDS_TO_ANSWER).viewer  # noqa: B018 - asks the server
+            except Exception as error:  # whatever a tracker and its libraries raise; all mean that it cannot be used
+                line = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"search.loggers names {name}, which cannot be used ({type(error).__name__}: {line}); "
+                    f"{_REMEDIES[name]}, or leave it out"
+                ) from error
+
+
+@contextmanager
+def _short_answers() -> Iterator[None]:
+    """MLflow asks a server that is not there seven times, for minutes: once is enough for a check."""
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(SECONDS_TO_ANSWER)}
+    before = {name: os.environ.get(name) for name in short}
+    os.environ.update({name: value for name, value in short.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name in (name for name in short if before[name] is None):
+            os.environ.pop(name, None)
 
 
 def integrations(names: Sequence[str], folder: RunFolder) -> list[Any]:

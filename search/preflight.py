@@ -79,7 +79,6 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     check_files(config)
     check_energy(config)
     check_device(config)
-    check_loggers(config.search.loggers)
     check_runtime_here(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
@@ -88,6 +87,7 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
     check_run_folder(folder, config)
     check_other_run(config)
     space, objectives = check_model(config)
+    check_loggers(config.search.loggers, folder.path.name)
     search = config.search.model_copy(update={"objectives": objectives})
     return Prepared(folder, config.model_copy(update={"search": search}), space)
 

@@ -98,3 +98,51 @@ def test_a_tracker_that_is_missing_is_said_before_any_work(monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"search.loggers names wandb, which is not installed; pip install wandb"):
         check_loggers(["wandb"])
+
+
+class Tracker:
+    """In place of a tracker and of Ray's callback for it: fails at set-up, or when it is asked who we are."""
+
+    setup_fails = False
+    server_fails = False
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def setup(self) -> None:
+        if self.setup_fails:
+            raise ValueError("No WandB API key found.\n  Either set it, or ...")
+
+    @property
+    def viewer(self) -> str:
+        if self.server_fails:
+            raise ConnectionError("no route to host")
+        return "us"
+
+    def log_trial_start(self, trial: Any) -> None: ...
+
+
+@pytest.mark.parametrize("name", sorted(INTEGRATIONS))
+def test_a_tracker_that_cannot_work_is_said_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, callback = INTEGRATIONS[name]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{callback: Tracker}))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(Api=Tracker))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    check_loggers([name], "a run")
+    monkeypatch.setattr(Tracker, "setup_fails", True)
+    with pytest.raises(ConfigError, match=rf"search.loggers names {name}, which cannot .*API key found. Either set it"):
+        check_loggers([name])
+
+
+def test_a_server_that_does_not_answer_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, callback = INTEGRATIONS["wandb"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{callback: Tracker}))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(Api=Tracker))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(Tracker, "server_fails", True)
+    with pytest.raises(ConfigError, match=r"no route to host\); call `wandb login`, .* or WANDB_MODE=offline"):
+        check_loggers(["wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_loggers(["wandb"])
