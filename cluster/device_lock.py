@@ -2,7 +2,8 @@
 
 Every batch of a training or validation holds the device's *room* in common with other batches (`using`). A latency
 measurement holds the room alone (`measuring`). Both are `flock`s on a file, so the kernel lets go when a process dies,
-however it dies, and every process of this user on this host that names the same device takes part, of whatever run.
+however it dies, and every process on this host that names the same device takes part, of whatever run and user (see
+`cluster.lock_directory` for where the files lie).
 
 Precedence. A plain read-write lock starves the measurer: with several trainings there is always a batch in the room.
 So a measurer first puts up a *ticket*, a locked file of its own beside the room, and whoever wants to use the device
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.devices import device_key
-from cluster.errors import LockOrderError
-from cluster.lock_directory import key_directory
+from cluster.errors import LockDirectoryError, LockOrderError
+from cluster.lock_directory import REMEDY, key_directory
 
 __all__ = ["DeviceLock", "DevicesUsed", "device_key", "seconds_waited"]
 
-_TICKET_SUFFIX = ".ticket"
+# <pid>-<thread>-<random>, then one of the two. Nothing else is ever removed: who owns the directory could swap it.
+_NEW_SUFFIX, _TICKET_SUFFIX = ".new", ".ticket"
+_TICKET_NAME = re.compile(r"\d+-\d+-[0-9a-f]{8}\.(new|ticket)")
+_MAKER_SECONDS = 2.0
 
 # Descriptors that hold a lock in this process, and what the present thread holds, by room.
 _open_fds: set[int] = set()
@@ -115,7 +121,11 @@ class DeviceLock:
             with ExitStack() as stack:
                 began = time.monotonic()
                 try:
-                    enter(stack)
+                    try:
+                        enter(stack)
+                    except FileNotFoundError:  # the directory was cleaned away, as at its owner's logout
+                        key_directory(self.device_key, self._given_directory)
+                        enter(stack)
                 finally:
                     _waited.seconds = seconds_waited() + time.monotonic() - began
                 hold = holds[self._room] = _Hold(mode, stack.pop_all())
@@ -136,9 +146,10 @@ class DeviceLock:
     @contextmanager
     def _ticket(self) -> Iterator[None]:
         """Put up a ticket that users stand back from until it comes down, or until this process dies."""
+        self._clear_hidden()
         owner = os.getpid()
         name = f"{owner}-{threading.get_ident()}-{os.urandom(4).hex()}"
-        hidden = self.directory / f"{name}.new"
+        hidden = self.directory / f"{name}{_NEW_SUFFIX}"
         # Locked first, shown after: a ticket that is seen without a lock is one whose measurer died.
         with _locked(hidden, fcntl.LOCK_EX):
             shown = hidden.rename(self.directory / f"{name}{_TICKET_SUFFIX}")
@@ -151,15 +162,28 @@ class DeviceLock:
 
     def _stand_back(self) -> None:
         """Return at a moment when no living measurer has a ticket up; sleeps in the kernel meanwhile."""
-        while tickets := self._tickets():
+        dead: set[Path] = set()
+        while tickets := [path for path in self._tickets(_TICKET_SUFFIX) if path not in dead]:
             for ticket in tickets:
                 with suppress(FileNotFoundError), _locked(ticket, fcntl.LOCK_SH, create=False):
                     # Its lock is gone: the measurer is done (and took the file down itself) or dead (and could not).
-                    ticket.unlink(missing_ok=True)
+                    dead.add(ticket)
+                    with suppress(PermissionError):  # another user's
+                        ticket.unlink(missing_ok=True)
 
-    def _tickets(self) -> list[Path]:
+    def _clear_hidden(self) -> None:
+        """Remove what measurers left behind that were killed before they showed their ticket."""
+        for hidden in self._tickets(_NEW_SUFFIX):
+            with (
+                suppress(FileNotFoundError, BlockingIOError, PermissionError),
+                _locked(hidden, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False),
+            ):
+                hidden.unlink()
+
+    def _tickets(self, suffix: str) -> list[Path]:
         with os.scandir(self.directory) as entries:
-            return [self.directory / entry.name for entry in entries if entry.name.endswith(_TICKET_SUFFIX)]
+            names = [entry.name for entry in entries if entry.name.endswith(suffix)]
+        return [self.directory / name for name in names if _TICKET_NAME.fullmatch(name)]
 
 
 class DevicesUsed:
@@ -197,9 +221,8 @@ def _locked(path: Path, mode: int, create: bool = True) -> Iterator[None]:
 
 
 def _open_and_lock(path: Path, mode: int, create: bool) -> int:
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     while True:
-        fd = os.open(path, flags, 0o600)
+        fd = _open(path, create)
         _open_fds.add(fd)
         try:
             fcntl.flock(fd, mode)
@@ -212,6 +235,40 @@ def _open_and_lock(path: Path, mode: int, create: bool) -> int:
             raise
         _open_fds.discard(fd)
         os.close(fd)
+
+
+def _open(path: Path, create: bool) -> int:
+    """A descriptor of a regular file that everybody may read, which is all that `flock` asks for.
+
+    Opened before made: kernels refuse O_CREAT on another user's file in a directory where everybody may write.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe planted here would hold us up
+    end = time.monotonic() + _MAKER_SECONDS
+    while True:
+        try:
+            fd = os.open(path, flags)
+        except FileNotFoundError:
+            if not create:
+                raise
+            with suppress(FileExistsError):
+                fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(fd, 0o644)  # whatever the umask
+                return fd
+        except PermissionError:
+            if time.monotonic() > end:  # its maker opens it to others in the next moment
+                raise _unusable(path) from None
+            time.sleep(0.01)
+        except OSError as error:  # a link
+            raise _unusable(path) from error
+        else:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+            raise _unusable(path)
+
+
+def _unusable(path: Path) -> LockDirectoryError:
+    return LockDirectoryError(f"a device lock must be a file that everybody can read, but {path} is none; {REMEDY}")
 
 
 def _is_at(fd: int, path: Path) -> bool:

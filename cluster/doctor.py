@@ -25,6 +25,7 @@ from cluster.code import ROOMS
 from cluster.device_lock import DeviceLock
 from cluster.environment import query_gpus, usable_cpus
 from cluster.errors import ClusterError
+from cluster.lock_directory import REMEDY, lock_place
 from cluster.nodes import Question, ask_nodes, count_entries, faults, token_in
 
 DISTRIBUTION = "paretoprune"
@@ -45,7 +46,7 @@ print(json.dumps(seen))
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `remedy` says what to do and is empty where all is well."""
+    """One finding. `remedy` says what to do and is empty where all is well; with `ok`, what would be better."""
 
     name: str
     ok: bool
@@ -153,12 +154,12 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
 def check_lock() -> Check:
     """The lock that keeps other work off a device while its latency is measured."""
     try:
-        lock = DeviceLock("doctor")
-        with lock.measuring(), lock.using():
+        with DeviceLock("doctor").measuring():
             pass
     except (ClusterError, OSError) as error:
-        return Check("device lock", False, str(error), "set PARETOPRUNE_LOCK_DIR to a local directory of yours")
-    return Check("device lock", True, str(lock.directory.parent))
+        return Check("device lock", False, str(error), REMEDY)
+    place = lock_place()
+    return Check("device lock", True, place.caveat or str(place.base), REMEDY if place.caveat else "")
 
 
 def check_torch(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> list[Check]:

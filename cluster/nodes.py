@@ -182,7 +182,7 @@ def _folder_faults(answer: Answer, question: Question) -> Iterator[tuple[str, st
             "put it on a file system that all nodes mount at the same path, or give an object store's URI",
         )
     if answer.lock:
-        yield answer.lock, "set PARETOPRUNE_LOCK_DIR on that node to a local directory of yours"
+        yield answer.lock, "set PARETOPRUNE_LOCK_DIR on that node to a local directory that all its users can write"
 
 
 @contextmanager

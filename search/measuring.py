@@ -11,6 +11,14 @@ from search.progress import note
 SAID_AFTER_S = 5.0  # of waiting
 
 
+def note_lock_place() -> None:
+    """Say so where this host's device locks do not reach everything that may use its devices."""
+    from cluster.lock_directory import REMEDY, lock_place
+
+    if caveat := lock_place().caveat:
+        note(f"device locks: {caveat}; {REMEDY}")
+
+
 @contextmanager
 def alone_on(device: str) -> Iterator[None]:
     """``device`` alone, for a command of a person; tells them where others take long to leave it."""
@@ -21,6 +29,7 @@ def alone_on(device: str) -> Iterator[None]:
     timer = threading.Timer(SAID_AFTER_S, note, (line,))
     timer.daemon = True
     timer.start()
+    note_lock_place()
     try:
         with DeviceLock(device_key(device)).measuring():
             timer.cancel()

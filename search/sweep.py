@@ -31,6 +31,7 @@ from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search, make_screen
 from search.loggers import integrations, write_missing
+from search.measuring import note_lock_place
 from search.output import command_line
 from search.predictor import make_predictor
 from search.progress import Reporter, make_reporter, note
@@ -200,6 +201,7 @@ def start_workers(
 
     info: ClusterInfo = connect(config.resources.address)
     check_target(LatencyTarget.parse(config.latency.target))
+    note_lock_place()
     resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
     carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
     if is_joined(config):
