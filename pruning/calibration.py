@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from pruning.checkpoints import task_of
+from pruning.dataset_reading import read_dataset
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
 from pruning.evaluation_gate import nothing
 from pruning.quiet import quiet_ultralytics
-from pruning.tasks import kind_of
+from pruning.tasks import is_single_class, kind_of
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,19 @@ def _dataset(data: str, model: nn.Module, imgsz: int) -> Any:
     from ultralytics.cfg import get_cfg
     from ultralytics.data import ClassificationDataset
     from ultralytics.data.build import build_yolo_dataset
-    from ultralytics.data.utils import check_det_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
 
     kind, task = kind_of(model), task_of(model)
     place = dataset_file(data, task)
-    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False})
+    one = is_single_class(model)
+    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False, "single_cls": one})
     if kind == "classify":
         names = dict(model.names)  # type: ignore[arg-type]
         return ClassificationDataset(place / "train", cfg, augment=False, prefix="train", names=names)
-    content = check_det_dataset(str(place), autodownload=False)
+    content = read_dataset(place)
     if kind == "rtdetr":
         return RTDETRDataset(
-            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=False, hyp=cfg, rect=False, data=content
-        )
+            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=False, hyp=cfg, rect=False, data=content,
+            single_cls=one,
+        )  # fmt: skip
     return build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)

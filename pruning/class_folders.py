@@ -6,7 +6,8 @@ both are errors of one line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pruning.errors import PruningError
@@ -38,17 +39,58 @@ def check(data: str | Path, names: Mapping[int, str]) -> None:
     never told its classes' names calls them 0, 1, 2 ...); their number must be the model's.
     """
     folder = folder_of(data)
-    train = folder / "train"
-    val = next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
+    train, val = folder / "train", validation_folder(folder)
     if not train.is_dir() or val is None:
         missing = "train/" if not train.is_dir() else "val/"
         raise PruningError(
             f"a classifier's dataset has train/<class>/ and val/<class>/, but '{folder}' has no {missing}"
         )
     for place in (train, val):
-        if not _has_image(place):
+        if next(images_by_class(place), None) is None:
             raise PruningError(f"'{place}' must hold images in a folder a class, but got none: correct the path")
     _check_classes(folder, _classes(train), names)
+    _check_validation(val, _classes(train), names)
+
+
+def validation_folder(folder: Path) -> Path | None:
+    """The folder of the validation images below a dataset's, as Ultralytics chooses it."""
+    return next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
+
+
+def images_by_class(split: Path) -> Iterator[Path]:
+    """The images below a split's class folders, at any depth, in the order of their paths."""
+    from ultralytics.data.utils import IMG_FORMATS
+
+    for name in _classes(split):
+        for folder, _, files in sorted(os.walk(split / name, followlinks=True)):
+            yield from (Path(folder, file) for file in sorted(files) if file.rpartition(".")[-1].lower() in IMG_FORMATS)
+
+
+def has_classes(data: str | Path, split: str) -> bool:
+    """Whether the dataset has a folder for `split` with images sorted into classes."""
+    folder = folder_of(data) / split
+    return folder.is_dir() and next(images_by_class(folder), None) is not None
+
+
+def remarks(data: str | Path) -> list[str]:
+    """A line where there is a test folder by which nothing can be judged."""
+    test = folder_of(data) / "test"
+    if not test.is_dir() or has_classes(data, "test"):
+        return []
+    return [f"'{test}' has no images in a folder a class; the test split is left out"]
+
+
+def _check_validation(val: Path, trained: list[str], names: Mapping[int, str]) -> None:
+    """The validation's folders are numbered like the training's: by name, or by all of them being there."""
+    from ultralytics.nn.autobackend import check_class_names
+
+    found = _classes(val)
+    named = set(check_class_names(dict(enumerate(trained))).values()) & set(check_class_names(dict(names)).values())
+    if not set(found) & set(trained) or (not named and found != trained):
+        raise PruningError(
+            f"'{val}' must have the classes of 'train', but it has {', '.join(found[:5])} and that "
+            f"{', '.join(trained[:5])}: name its folders as those of 'train'"
+        )
 
 
 def _check_classes(folder: Path, found: list[str], names: Mapping[int, str]) -> None:
@@ -70,9 +112,3 @@ def _check_classes(folder: Path, found: list[str], names: Mapping[int, str]) -> 
 
 def _classes(split: Path) -> list[str]:
     return sorted(place.name for place in split.iterdir() if place.is_dir())
-
-
-def _has_image(split: Path) -> bool:
-    from ultralytics.data.utils import IMG_FORMATS
-
-    return any(found.suffix[1:].lower() in IMG_FORMATS for found in split.glob("*/*"))

@@ -15,12 +15,13 @@ from torch import nn
 from ultralytics.utils import nms
 
 from pruning.checkpoints import plain_copy, task_of
+from pruning.dataset_reading import read_dataset
 from pruning.errors import NonFiniteError, PruningError
-from pruning.evaluation_dataset import check_dataset, dataset_file, read_dataset
+from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
 from pruning.evaluation_noise import ImageStats, image_stats
 from pruning.quiet import quiet_ultralytics
-from pruning.tasks import kind_of, metric_keys, suffix_of, validator_of
+from pruning.tasks import is_single_class, kind_of, metric_keys, suffix_of, validator_of
 
 __all__ = ["EVALUATION_BATCH", "Evaluator", "check_dataset", "evaluate"]
 
@@ -92,7 +93,7 @@ class Evaluator:
         refuse_non_finite(model)
         with quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="paretoprune-val-") as scratch:
             validator = _validator_class(kind, self._wrap, self._see, self._gate)(
-                dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(task_of(model))
+                dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(model)
             )
             try:
                 stats = validator(model=plain_copy(model))
@@ -100,13 +101,15 @@ class Evaluator:
                 self.release()
         return named_metrics(stats, kind)
 
-    def _validator_args(self, task: str) -> dict[str, Any]:
+    def _validator_args(self, model: nn.Module) -> dict[str, Any]:
+        task = task_of(model)
         silent = {"plots": False, "verbose": False, "save_json": False, "save_txt": False}
         # val=False: otherwise a val2017 list turns save_json on and asks for COCO's own tools
         path = dataset_file(self._data, task)
-        if path.is_file():  # Ultralytics' own reading would run the yaml's `download` entry where images are missing
+        if path.is_file():  # in one line what Ultralytics would say of a dataset that is not there
             read_dataset(path)
-        return {**self._args, **silent, "data": str(path), "task": task, "mode": "val", "rect": True, "val": False}
+        about = {"data": str(path), "task": task, "single_cls": is_single_class(model)}
+        return {**self._args, **silent, **about, "mode": "val", "rect": True, "val": False}
 
     def _wrap(self, loader: Any) -> GatedLoader:
         self._loader = GatedLoader(loader, self._gate, self._finish)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import nn
 
 from pruning import class_folders
 from pruning.checkpoints import task_of
+from pruning.dataset_labels import read_labels
+from pruning.dataset_reading import image_paths, label_paths, one_line, places_of, read_dataset
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
+from pruning.tasks import is_single_class
 
-_LABELLED_BY_TEXT = {"detect", "segment", "pose", "obb"}
+_SHOWN = 20  # class names in an error
 
 
 def dataset_file(data: str | Path, task: str = "detect") -> Path:
@@ -34,49 +38,50 @@ def dataset_file(data: str | Path, task: str = "detect") -> Path:
             if path is not None and path.is_dir():
                 path = find_dataset_yaml(path)
         except (OSError, ValueError, AssertionError) as error:
-            raise PruningError(_line(f"the dataset '{data}' cannot be read: {error}")) from error
+            raise PruningError(one_line(f"the dataset '{data}' cannot be read: {error}")) from error
     if path is None or not path.is_file():
         raise PruningError(f"a dataset is a data.yaml, but there is no file '{data}': give the path of an existing one")
     return path
 
 
-def check_dataset(data: str | Path, model: nn.Module) -> None:
+def check_dataset(data: str | Path, model: nn.Module) -> list[str]:
     """Raise PruningError, in one line, if `model` cannot be trained and validated on `data`.
 
-    Checked: the yaml is there and readable; its train and val images are there; labels are where Ultralytics looks for
-    them; there are as many classes as the model has; keypoints have the model's shape. For a classifier: the folders of
-    the classes are there and are the model's. Takes well under a second, reads no image, downloads nothing.
+    Checked: the yaml is there and readable; its train and val images are there, as Ultralytics finds them, and some of
+    them have objects that it takes; there are as many classes as the model has, in the same order; keypoints have the
+    model's shape. For a classifier: the folders of the classes are there and are the model's. Quick where the labels
+    are good: it reads one of each split.
+
+    Returns lines about what is passed over or taken on trust: a test split without labels, other names of the classes.
     """
     task = task_of(model)
     if task == "classify":
         class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
-        return
+        return class_folders.remarks(data)
     path = dataset_file(data)
     content = read_dataset(path)
-    for split in ("train", "val"):
-        _check_images(path, split, content.get(split), task)
-    _check_classes(path, content, model)
+    remarks = _check_classes(path, content, model)
+    for split in ("train", "val", "test"):
+        why = _refusal(path, content, split, model)
+        if why is not None and split != "test":
+            raise PruningError(why)
+        if why is not None and content.get(split):
+            remarks.append(f"{why}; until then the test split is left out")
+    return remarks
 
 
-def read_dataset(path: Path) -> dict[str, Any]:
-    """A data.yaml with its paths made absolute, in Ultralytics' own reading; its `download` entry is never run.
-
-    Raises PruningError where it is no dataset description or its validation images are not there.
-    """
-    from ultralytics.data.utils import check_det_dataset
-
-    if path.suffix not in {".yaml", ".yml"}:
-        raise PruningError(f"a dataset is a data.yaml, but got '{path}': give the .yaml file")
-    with quiet_ultralytics():
-        try:
-            return dict(check_det_dataset(str(path), autodownload=False))
-        except FileNotFoundError as error:
-            missing = str(error).split("\n")[0].split("missing path")[-1].strip()
-            raise PruningError(
-                _line(f"images of '{path}' must exist, but got {missing}: correct its paths, or fetch the images")
-            ) from error
-        except Exception as error:  # yaml's own errors, KeyError, TypeError, SyntaxError: whatever the file provokes
-            raise PruningError(_line(f"'{path}' is not a dataset description: {error}")) from error
+def _refusal(path: Path, content: Mapping[str, Any], split: str, model: nn.Module) -> str | None:
+    """Why `model` cannot use a split: it has no images, or its labels are not there or not usable."""
+    places = content.get(split)
+    if not places:
+        return f"a dataset has train and val images, but '{path}' says nothing for '{split}': add the key"
+    images = image_paths(places)
+    if not images:
+        missing = [place for place in places_of(places) if not place.exists()] or list(places_of(places))
+        return f"'{split}' of '{path}' must hold images, but got none in '{missing[0]}': correct the path"
+    task = task_of(model)
+    why = read_labels(images, content, task, is_single_class(model)).refusal(len(images), task)
+    return None if why is None else f"labels of '{split}' of '{path}' {why}"
 
 
 def dataset_places(data: str | Path) -> list[str]:
@@ -88,79 +93,32 @@ def dataset_places(data: str | Path) -> list[str]:
     content = read_dataset(path)
     found = [str(path)]
     for split in ("train", "val"):
-        places = content.get(split) or []
-        for place in map(Path, places if isinstance(places, list) else [places]):
-            image = first_image(place)
-            found += [str(place), *([str(label_folder(image))] if image is not None else [])]
+        for place in places_of(content.get(split)):
+            labels = {Path(label).parent for label in label_paths(image_paths(str(place))[:1])}
+            found += [str(place), *(str(folder) for folder in labels if folder.is_dir())]
     return list(dict.fromkeys(found))
 
 
-def _check_images(path: Path, split: str, places: Any, task: str) -> None:
-    """At least one image in each place of a split, and a folder of labels for it."""
-    if not places:
-        raise PruningError(f"a dataset has train and val images, but '{path}' says nothing for '{split}': add the key")
-    for place in places if isinstance(places, list) else [places]:
-        image = first_image(Path(place))
-        if image is None:
-            raise PruningError(f"'{split}' of '{path}' must hold images, but got none in '{place}': correct the path")
-        if task in _LABELLED_BY_TEXT and not label_folder(image).is_dir():
-            raise PruningError(
-                f"labels of '{split}' of '{path}' belong in '{label_folder(image)}', but there is no such folder: "
-                "put the .txt files there"
-            )
-
-
-def first_image(place: Path) -> Path | None:
-    """The first image of a folder (searched in depth) or of a text file that lists images; None if there is none."""
-    from ultralytics.data.utils import IMG_FORMATS
-
-    if place.is_file() and place.suffix == ".txt":
-        with place.open(encoding="utf-8") as lines:
-            names = [line.strip() for line in islice(lines, 100) if line.strip()]
-        images = (place.parent / name if name.startswith("./") else Path(name) for name in names)
-    else:
-        images = (found for found in place.rglob("*.*"))
-    return next((image for image in images if image.suffix[1:].lower() in IMG_FORMATS and image.is_file()), None)
-
-
-def label_folder(image: Path) -> Path:
-    """Where Ultralytics looks for the labels of an image."""
-    from ultralytics.data.utils import img2label_paths
-
-    return Path(img2label_paths([str(image)])[0]).parent
-
-
-def class_counts(data: str | Path, model: nn.Module) -> tuple[int, int]:
-    """(classes of `model`, classes of `data`). Raises PruningError for a dataset that cannot be read."""
+def class_counts(data: str | Path, model: nn.Module, single_class: bool = False) -> tuple[int, int]:
+    """(classes of `model`, classes of `data`; 1 where all are to be one). Raises PruningError for unreadable data."""
     task = task_of(model)
     path = dataset_file(data, task)
     if task == "classify":
         return _classes_of(model), sum(place.is_dir() for place in (path / "train").iterdir())
-    return _classes_of(model), int(read_dataset(path)["nc"])
+    return _classes_of(model), 1 if single_class else int(read_dataset(path)["nc"])
 
 
-def has_split(data: str | Path, split: str, task: str = "detect") -> bool:
-    """Whether the dataset names images for `split` ("test") and they are there."""
-    path = dataset_file(data, task)
-    places = (
-        (path / split if (path / split).is_dir() else None) if task == "classify" else read_dataset(path).get(split)
-    )
-    if not places:
-        return False
-    return all(first_image(Path(place)) for place in (places if isinstance(places, list) else [places]))
+def has_split(data: str | Path, split: str, model: nn.Module) -> bool:
+    """Whether the dataset names images for `split` ("test") with labels by which `model` can be judged."""
+    if task_of(model) == "classify":
+        return class_folders.has_classes(data, split)
+    path = dataset_file(data)
+    return _refusal(path, read_dataset(path), split, model) is None
 
 
 def image_files(data: str | Path, split: str, most: int) -> list[Path]:
     """The first images of a split, at most so many; [] where there are none. Not for classifiers' folders."""
-    from ultralytics.data.utils import IMG_FORMATS
-
-    places = read_dataset(dataset_file(data)).get(split) or []
-    found: list[Path] = []
-    for place in places if isinstance(places, list) else [places]:
-        first = first_image(Path(place))
-        folder = sorted(first.parent.iterdir()) if first else []
-        found += [path for path in folder if path.suffix[1:].lower() in IMG_FORMATS]
-    return found[:most]
+    return [Path(image) for image in image_paths(read_dataset(dataset_file(data)).get(split))[:most]]
 
 
 def _classes_of(model: nn.Module) -> int:
@@ -168,10 +126,11 @@ def _classes_of(model: nn.Module) -> int:
     return int(getattr(head, "nc", len(getattr(model, "names", ()))))
 
 
-def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> None:
+def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> list[str]:
     head: Any = list(model.model)[-1]  # type: ignore[arg-type]
     has, got = _classes_of(model), int(content["nc"])
-    if has != got:
+    as_one = is_single_class(model) and has == 1
+    if has != got and not as_one:
         raise PruningError(
             f"the dataset's classes must be the model's, but '{path}' has {got} and the model {has}: "
             "give the data.yaml it was trained on, or train the model on this one first"
@@ -182,8 +141,50 @@ def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> Non
             f"the dataset's keypoints must be the model's, but '{path}' says kpt_shape {shape} and the model has "
             f"{list(wanted)}: correct kpt_shape"
         )
+    return [] if as_one else _check_names(path, dict(content["names"]), dict(model.names))  # type: ignore[arg-type]
 
 
-def _line(message: str) -> str:
-    """`message` on one line, without the marks Ultralytics decorates its errors with."""
-    return " ".join(message.replace("❌", " ").replace("️", " ").split())
+def _check_names(path: Path, dataset: Mapping[int, str], model: Mapping[int, str]) -> list[str]:
+    """PruningError where a class has another number than in the model; a line where it only has another name.
+
+    Upper and lower case, spaces and punctuation are no difference, and numbers in place of names fit every name.
+    """
+    ours, theirs = ({number: _plain(name) for number, name in sorted(names.items())} for names in (dataset, model))
+    differing = [number for number in ours if ours[number] != theirs.get(number)]
+    numbered = [_only_numbers(names) for names in (ours, theirs)]
+    if not differing or all(numbered):
+        return []
+    if any(ours[number] in theirs.values() for number in differing):
+        raise PruningError(
+            f"the dataset's classes must be in the model's order, but '{path}' has {_listed(dataset, differing)} and "
+            f"the model {_listed(model, differing)}: correct the order of `names` (and the labels' numbers with it)"
+        )
+    if any(numbered):
+        return []
+    first = differing[0]
+    more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    return [f"classes are taken by their numbers: '{path}' calls {first} '{dataset[first]}', the model "
+            f"'{model.get(first)}'{more}"]  # fmt: skip
+
+
+def _plain(name: object) -> str:
+    return re.sub(r"[\W_]+", "", str(name).casefold()) or str(name)
+
+
+def _only_numbers(names: Mapping[int, str]) -> bool:
+    """Whether classes are called by their numbers, counted from 0 or 1: `0`, `class_0`, `item1` ..."""
+    return any(
+        all(
+            re.fullmatch(rf"(class|cls|item|object|obj|label)?0*{number + first}", name)
+            for number, name in names.items()
+        )
+        for first in (0, 1)
+    )
+
+
+def _listed(names: Mapping[int, str], differing: list[int]) -> str:
+    """The names in their order; of many those that differ, with their numbers."""
+    if len(names) <= _SHOWN:
+        return "[" + ", ".join(names[number] for number in sorted(names)) + "]"
+    shown = ", ".join(f"{number}: {names.get(number)}" for number in differing[:_SHOWN])
+    return "{" + shown + (", ..." if len(differing) > _SHOWN else "") + "}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pruning.dataset_reading import image_paths, label_paths, read_dataset
 from pruning.errors import PruningError
-from pruning.evaluation_dataset import dataset_file, first_image, label_folder, read_dataset
+from pruning.evaluation_dataset import dataset_file
 from pruning.quiet import quiet_ultralytics
 
 _SAYS = "ignoring corrupt"
@@ -21,19 +22,15 @@ def ignored_images(data: str | Path) -> list[str]:
         content = read_dataset(dataset_file(data))
     except PruningError:  # not a dataset of label files
         return []
-    lines = [line for split in ("train", "val") for place in _places(content.get(split)) for line in _noted(place)]
+    lines = [line for split in ("train", "val") for line in _noted(content.get(split))]
     return [line.strip() for line in dict.fromkeys(lines) if _SAYS in line]
 
 
-def _places(split: Any) -> list[Path]:
-    return [Path(place) for place in (split if isinstance(split, list) else [split]) if place]
-
-
-def _noted(place: Path) -> list[str]:
+def _noted(places: Any) -> list[str]:
     from ultralytics.data import dataset
 
-    image = first_image(place)
-    cache = label_folder(image).with_suffix(".cache") if image is not None else None
+    images = image_paths(places)
+    cache = Path(label_paths(images[:1])[0]).parent.with_suffix(".cache") if images else None  # one for the split
     if cache is None or not cache.is_file():
         return []
     with quiet_ultralytics():

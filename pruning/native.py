@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.checkpoints import task_of
+from pruning.checkpoints import stock_args, task_of
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import class_counts, dataset_file
 from pruning.evaluation_gate import Gate
@@ -50,8 +50,11 @@ def train_native(
     device: str = "cpu",
     gate: Gate | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
+    single_class: bool = False,
 ) -> NativeResult:
     """Train the stock model at `path` on `data` for `settings.epochs`, keeping the best epoch.
+
+    single_class: all classes are taken as one, as the pruned model was trained.
 
     With the dataset's number of classes it is fine-tuned as the picks are. With another number it gets a fresh head,
     and the whole training is Ultralytics' own (`YOLO(path).train(...)` with its default optimizer, warm-up and
@@ -60,11 +63,12 @@ def train_native(
     """
     begin = time.monotonic()
     model = load_model(path)
-    has, wanted = class_counts(data, model)
+    has, wanted = class_counts(data, model, single_class)
     if has == wanted:
+        model.args = {**stock_args(model), "single_cls": single_class}  # type: ignore[assignment]
         tuned = finetune(model, data, settings, save_dir, device, gate, on_epoch=on_epoch)
         return NativeResult(tuned.model, tuned.epochs, tuned.best_epoch, AS_PICKS, time.monotonic() - begin)
-    best, epochs, best_epoch = _train_stock(path, model, data, settings, save_dir, device, gate, on_epoch)
+    best, epochs, best_epoch = _train_stock(path, model, data, settings, save_dir, device, gate, on_epoch, single_class)
     return NativeResult(best, epochs, best_epoch, AS_ULTRALYTICS, time.monotonic() - begin)
 
 
@@ -77,6 +81,7 @@ def _train_stock(
     device: str,
     gate: Gate | None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None,
+    single_class: bool,
 ) -> tuple[nn.Module, int, int]:
     from ultralytics import YOLO
 
@@ -101,6 +106,7 @@ def _train_stock(
                 patience=settings.patience or settings.epochs, seed=settings.seed, workers=settings.workers,
                 device=device, amp=stock_amp(model, device, settings.amp), name="stock",
                 project=str(save_dir.resolve()), exist_ok=True, plots=False, verbose=False,
+                single_cls=single_class,
             )  # fmt: skip
         best = Path(yolo.trainer.best)
     if not best.is_file():

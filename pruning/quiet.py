@@ -104,6 +104,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     - none of its integrations: its Ray callback calls `tune.report` by itself inside a live trial, and MLflow, ClearML,
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
     - a dataset's label cache is looked at before it is unpickled; one that would run something is made anew;
+    - a dataset is read from any folder, without a download and without a change to its images (`dataset_reading`);
     - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
       firewall it waits three seconds);
     - the thread count that torch has now stays: `select_device("cpu")` otherwise sets it to the number of cores less
@@ -119,7 +120,10 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     from ultralytics import utils
     from ultralytics.data import dataset as data_sets
     from ultralytics.data import utils as data_utils
+    from ultralytics.data.base import BaseDataset
     from ultralytics.utils import callbacks, torch_utils
+
+    from pruning import dataset_reading as reading
 
     path = None if log_path is None else Path(log_path)
     with ExitStack() as stack:
@@ -129,6 +133,10 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(data_utils, "check_font", _nothing))
         checked = _checked_cache(data_sets.load_dataset_cache_file)
         stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", checked))
+        stack.enter_context(_replaced(data_utils, "YAML", reading.DatasetYaml))
+        stack.enter_context(_replaced(data_utils, "_replace_image", reading.leave_image))
+        stack.enter_context(_replaced(data_utils, "check_image", reading.image_checker(data_utils.check_image)))
+        stack.enter_context(_replaced(BaseDataset, "get_img_files", reading.list_reader(BaseDataset.get_img_files)))
         stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
         _ACTIVE.append(path)
         stack.callback(_ACTIVE.pop)

@@ -87,3 +87,9 @@ def trainer_of(kind: str) -> type[Any]:
         "classify": yolo.classify.ClassificationTrainer,
         "rtdetr": RTDETRTrainer,
     }[kind]
+
+
+def is_single_class(model: nn.Module) -> bool:
+    """Whether `model` was trained with all classes taken as one (`single_cls`)."""
+    args = getattr(model, "args", None)
+    return bool(args.get("single_cls") if isinstance(args, dict) else getattr(args, "single_cls", False))

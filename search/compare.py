@@ -122,7 +122,8 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
         importance=config.recover.importance,
         trust_checkpoint=config.model.trust_checkpoint,
     )
-    check_dataset(config.data.path, bench.model)
+    for remark in check_dataset(config.data.path, bench.model):
+        note(remark)
     if not resolve(bench.table, ratios, config.space.round_to):
         raise SearchError(
             f"the ratios remove no channel at widths in steps of {config.space.round_to}; "

@@ -21,6 +21,7 @@ from search.errors import ConfigError, RunFolderError
 from search.joined import is_joined, with_model_brought_along
 from search.latency_target import LatencyTarget
 from search.loggers import check_loggers
+from search.progress import note
 from search.space import Space, build_space, check_patterns
 from search.starts import check_other_run, check_plans
 
@@ -221,7 +222,8 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
         importance=config.recover.importance,
         trust_checkpoint=config.model.trust_checkpoint,
     )
-    check_dataset(config.data.path, bench.model)
+    for remark in check_dataset(config.data.path, bench.model):
+        note(remark)
     check_teachable(config, bench.model)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.

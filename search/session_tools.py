@@ -22,13 +22,13 @@ SECONDS_FACTOR = 4.0  # against a trial's measurement: these figures are the one
 def evaluate_together(
     models: Mapping[str, Any], config: RunConfig, device: str, gate: DeviceGate, evaluator: Evaluator
 ) -> dict[str, dict[str, Any]]:
-    """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one.
+    """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
+    with labels.
 
     Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images, with the
     95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change`` likewise. Picks
     have ``map50_95_over`` too: native rival -> [difference, low, high].
     """
-    from pruning.checkpoints import task_of
     from pruning.evaluation import Evaluator
     from pruning.evaluation_dataset import has_split
     from pruning.evaluation_gate import Turn
@@ -39,7 +39,7 @@ def evaluate_together(
     _compare(seen, "", config.search.seed, found, turn)
     _compare_with_natives(seen, config.search.seed, found, turn)
     data = config.data
-    if has_split(data.path, TEST, task_of(models[BASELINE])):
+    if has_split(data.path, TEST, models[BASELINE]):
         test = Evaluator(data.path, config.model.imgsz, device, data.batch, TEST, gate, config.trial.workers)
         try:
             seen = _evaluate_split(models, test, f"{TEST}_", found)

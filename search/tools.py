@@ -135,6 +135,7 @@ class PruningTools:
         """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
         from pruning.finetune import FinetuneSettings
         from pruning.native import train_native
+        from pruning.tasks import is_single_class
 
         config, section = self._config, self._config.finetune
         settings = FinetuneSettings(
@@ -148,7 +149,8 @@ class PruningTools:
             amp=section.amp,
             evaluation_batch=config.data.batch,
         )
-        result = train_native(path, config.data.path, settings, folder, self.device, self._gate, on_epoch)
+        as_one = is_single_class(self.baseline)
+        result = train_native(path, config.data.path, settings, folder, self.device, self._gate, on_epoch, as_one)
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -125,7 +125,8 @@ def prune(
         gate=DeviceLock(device_key(_device(device))),
     )
     if data is not None:
-        check_dataset(data, bench.model)
+        for remark in check_dataset(data, bench.model):
+            click.echo(remark, err=True)
     wanted = bench.propose_ratios() if wanted is None else wanted
     if output is None:  # a dry run
         _foretell(bench, wanted, measure, run, _device(device), form)

@@ -69,5 +69,5 @@ def test_tasks_and_splits_are_checked(data: Path) -> None:
     check_native(BASELINE, "detect")
     with pytest.raises(PruningError, match=r"must have the task 'segment', but .* has 'detect'"):
         check_native(BASELINE, "segment")
-    assert has_split(data, "val")
-    assert not has_split(data, "test")
+    assert has_split(data, "val", load_model(BASELINE))
+    assert not has_split(data, "test", load_model(BASELINE))
