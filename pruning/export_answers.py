@@ -28,14 +28,19 @@ class Layout:
 
     end_to_end: rows of box, score, class, more; else of box, a score for each of the ``classes``, more.
     keypoints: how many a box has and values of each (two coordinates, a visibility where there are three).
-    side: what a coordinate is divided by to be a fraction of the image's side.
+    size: height and width of the image in the unit of the coordinates: pixels, or 1 where they are fractions already.
     """
 
     kind: str
     classes: int = 0
     end_to_end: bool = False
     keypoints: tuple[int, int] = (0, 0)
-    side: float = 1.0
+    size: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def side(self) -> float:
+        """The longer one, which distances are fractions of."""
+        return max(self.size)
 
     @property
     def centred(self) -> bool:
@@ -43,8 +48,8 @@ class Layout:
         return not self.end_to_end or self.kind in ("obb", "rtdetr")
 
 
-def layout_of(model: nn.Module, imgsz: int) -> Layout:
-    """The layout of a network's answers, by its head."""
+def layout_of(model: nn.Module, size: tuple[int, int]) -> Layout:
+    """The layout of a network's answers to images of `size` (height, width), by its head."""
     from ultralytics.nn.modules import OBB, Detect, Pose, RTDETRDecoder, Segment
 
     head: Any = model.model[-1]  # type: ignore[index]
@@ -55,7 +60,7 @@ def layout_of(model: nn.Module, imgsz: int) -> Layout:
     kinds = {Segment: "segment", Pose: "pose", OBB: "obb"}
     kind = next((name for its, name in kinds.items() if isinstance(head, its)), "detect")
     keypoints = tuple(head.kpt_shape) if kind == "pose" else (0, 0)
-    return Layout(kind, head.nc, bool(head.end2end), keypoints, float(imgsz))
+    return Layout(kind, head.nc, bool(head.end2end), keypoints, (float(size[0]), float(size[1])))
 
 
 def differences(ours: Sequence[Array], theirs: Sequence[Array], layout: Layout) -> tuple[int, float, float]:
@@ -156,7 +161,8 @@ class _Boxes:
         """A box on the prototypes' grid, at least one pixel wide and high."""
         assert self.prototypes is not None
         height, width = self.prototypes.shape[1:]
-        box = self.boxes[row] / self.layout.side
+        tall, wide = self.layout.size
+        box = self.boxes[row] / (wide, tall, wide, tall)
         x0, y0, x1, y1 = (*(box[:2] - box[2:] / 2), *(box[:2] + box[2:] / 2)) if self.layout.centred else box
         return _span(y0, y1, height), _span(x0, x1, width)
 

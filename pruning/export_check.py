@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from pruning import class_folders
+from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
-from pruning.evaluation_dataset import image_files
+from pruning.evaluation_dataset import dataset_file, image_files
 from pruning.export_answers import Layout, differences, layout_of
+from pruning.image_size import ImageSize, height_width, size_text
 from pruning.latency import time_pair, timing_conditions
-from pruning.latency_stats import across_sessions
+from pruning.models import load_model
 from pruning.quiet import quiet_ultralytics
+from pruning.runtimes import image_channels
 
 # Two runtimes in 32 bits differ by 1e-5 at most; one that computes in 16 bits, as OpenVINO does by itself on a CPU that
 # can, differed by 0.05 in a score and 0.007 in a box; another network, or a mistaken layout, by ten times that.
@@ -24,6 +29,7 @@ EXACT = 1e-3
 SCORE_TOLERANCE = 0.1
 BOX_TOLERANCE = 0.02  # of the image's side
 IMAGES = 8
+MOST_CANDIDATES = 1000  # files that are looked at for as many that can be read
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,14 @@ class ExportCheck:
     score_difference: the largest absolute one of any class score, visibility of a keypoint or mask (of any value, for
     a network without boxes). box_difference: the largest one of any coordinate, keypoints' too, as a fraction of the
     image's side, among boxes that the checkpoint gives a score above 0.25; 0 where it finds none. objects: how many
-    those are.
+    those are. left_out: images that could not be read, with the reason.
     """
 
     images: int
     objects: int
     score_difference: float
     box_difference: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -58,7 +65,7 @@ class ExportCheck:
 class ExportLatency:
     """Both networks in turn through Ultralytics' own backend, times in milliseconds; speedup: exported over the other.
 
-    speedup_ci95: as of a `LatencyResult`. against: what it was timed beside.
+    against: what it was timed beside.
     """
 
     median_ms: float
@@ -74,30 +81,41 @@ class ExportLatency:
 
 
 class Backend:
-    """A checkpoint or an exported network as Ultralytics runs it: images in, decoded predictions out.
+    """A network or an exported file as Ultralytics runs it: images in, decoded predictions out.
 
-    Raises PruningError where the format's runtime is not installed or cannot load the file.
+    Raises PruningError where the format's runtime is not installed or cannot load the file, and where it does not take
+    images of `imgsz`. A checkpoint is loaded as `load_model` does.
     """
 
-    def __init__(self, path: str | Path, imgsz: int, device: str = "cpu") -> None:
+    def __init__(
+        self, network: nn.Module | str | Path, imgsz: ImageSize, device: str = "cpu", trust: bool = False
+    ) -> None:
         from ultralytics.nn.autobackend import AutoBackend
 
         self._device = torch.device(device)
-        self._input = torch.zeros(1, 3, imgsz, imgsz, device=self._device)
+        self._size = height_width(imgsz)
+        if isinstance(network, (str, Path)) and Path(network).suffix == ".pt":
+            network = load_model(network, trust)
+        given: Any = plain_copy(network) if isinstance(network, nn.Module) else str(network)
         with quiet_ultralytics():
             try:
-                self._model = AutoBackend(str(path), device=self._device, fp16=False, verbose=False)
+                self._model = AutoBackend(given, device=self._device, fp16=False, verbose=False)
                 self._model.eval()
+                self._input = torch.zeros(1, int(self._model.channels), *self._size, device=self._device)
                 self(self._input)
-            except Exception as error:  # whatever a runtime raises, or the import of one that is missing
+            except ImportError as error:
+                raise PruningError(f"'{network}' cannot be run here ({error}); install its runtime") from error
+            except Exception as error:  # whatever a runtime raises
                 line = " ".join(str(error).split())[:200]
+                what = "the network" if isinstance(network, nn.Module) else f"'{network}'"
                 raise PruningError(
-                    f"'{path}' cannot be run here ({type(error).__name__}: {line}); install its runtime to check it"
+                    f"{what} cannot be run here on images of {size_text(imgsz)} ({type(error).__name__}: {line}); "
+                    "check that it is whole and that its runtime is installed"
                 ) from error
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        """(1, 3, imgsz, imgsz) in [0, 1] -> the outputs that are used, (1, values, boxes) for a detector.
+        """(1, channels, height, width) in [0, 1] -> the outputs that are used, (1, values, boxes) for a detector.
 
         A checkpoint gives them together with what only its loss looks at.
         """
@@ -110,7 +128,7 @@ class Backend:
 
     def layout(self) -> Layout:
         """What a checkpoint's outputs mean; of an exported network nobody knows."""
-        return layout_of(self._model.model, int(self._input.shape[-1]))
+        return layout_of(self._model.model, self._size)
 
     def time_ms(self) -> float:
         """One inference to its end: the answer is brought to the CPU."""
@@ -119,26 +137,67 @@ class Backend:
         return (time.perf_counter() - start) * 1e3
 
 
+@dataclass(frozen=True)
+class RealImages:
+    """What an export is checked on, each (1, channels, height, width) in [0, 1]; `left_out`: what could not be read."""
+
+    images: tuple[torch.Tensor, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def real_images(network: nn.Module, imgsz: ImageSize, data: str | None = None) -> RealImages:
+    """The first images of the dataset's validation split that can be read, else the two that Ultralytics brings along.
+
+    As many channels as the network takes, by Ultralytics' own reading of such a dataset: one is grey, three are
+    colours, and files of more must hold that many. Raises PruningError where there is none.
+    """
+    from ultralytics.utils import ASSETS
+
+    channels, found, left_out = image_channels(network), list[torch.Tensor](), list[str]()
+    for path in _candidates(network, data) if data else sorted(ASSETS.glob("*.jpg")):
+        image, fault = _read(path, channels)
+        if image is None:
+            left_out.append(f"{path} {fault}")
+            continue
+        found.append(_letterboxed(image, imgsz))
+        if len(found) == IMAGES:
+            break
+    if not found:
+        why = f" (the first: {left_out[0]})" if left_out else ""
+        raise PruningError(
+            f"an export is checked on real images of {channels} channels, but there are none{why}; give --data with a "
+            "val split"
+        )
+    return RealImages(tuple(found), tuple(left_out))
+
+
 def check_export(
-    exported: str | Path, original: str | Path, imgsz: int, device: str = "cpu", data: str | None = None
+    exported: str | Path,
+    original: nn.Module | str | Path,
+    imgsz: ImageSize,
+    device: str = "cpu",
+    data: str | None = None,
+    images: RealImages | None = None,
 ) -> ExportCheck:
-    """Compare both on real images: of the dataset's validation split, else the two that Ultralytics brings along."""
-    pair = Backend(original, imgsz, device), Backend(exported, imgsz, device)
-    images = [_letterboxed(path, imgsz) for path in _real_images(data)]
+    """Compare both on `images`, else on those of `real_images`."""
+    network = original if isinstance(original, nn.Module) else load_model(original)
+    images = images or real_images(network, imgsz, data)
+    pair = Backend(network, imgsz, device), Backend(exported, imgsz, device)
     layout = pair[0].layout()
-    rows = [differences(pair[0](image), pair[1](image), layout) for image in images]
+    rows = [differences(pair[0](image), pair[1](image), layout) for image in images.images]
     objects, scores, boxes = (list(column) for column in zip(*rows, strict=True))
-    return ExportCheck(len(images), sum(objects), max(scores), max(boxes))
+    return ExportCheck(len(rows), sum(objects), max(scores), max(boxes), images.left_out)
 
 
 def measure_export(
     exported: str | Path,
     against: str | Path,
-    imgsz: int,
+    imgsz: ImageSize,
     device: str = "cpu",
     threads: int | None = None,
     max_seconds: float = 8.0,
     target_halfwidth: float = 0.01,
+    trust: bool = False,
 ) -> ExportLatency:
     """Time `exported` beside `against` in turn, batch 1, with the paired method of `pruning.latency`.
 
@@ -146,32 +205,46 @@ def measure_export(
     caller keeps the device free of others.
     """
     with timing_conditions(threads):
-        first, second = Backend(exported, imgsz, device), Backend(against, imgsz, device)
+        first, second = Backend(exported, imgsz, device), Backend(against, imgsz, device, trust)
         times = time_pair(first, second, max_seconds, target_halfwidth)
-    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
+    own = times.all_ms("candidate")
     return ExportLatency(
         median_ms=float(np.median(own)),
         p90_ms=float(np.quantile(own, 0.9)),
         against_median_ms=float(np.median(times.all_ms("baseline"))),
         speedup=times.speedup.value,
-        speedup_ci95=(interval.low, interval.high),
+        speedup_ci95=(times.speedup.low, times.speedup.high),
         against=Path(against).name,
     )
 
 
-def _real_images(data: str | None) -> Sequence[Path]:
-    from ultralytics.utils import ASSETS
-
-    found = image_files(data, "val", IMAGES) if data else sorted(ASSETS.glob("*.jpg"))
-    if not found:
-        raise PruningError("an export is checked on real images, but there are none; give --data with a val split")
-    return found
+def _candidates(network: nn.Module, data: str) -> Sequence[Path]:
+    if task_of(network) == "classify":
+        folder = class_folders.validation_folder(dataset_file(data, "classify"))
+        return list(class_folders.images_by_class(folder)) if folder else []
+    return image_files(data, "val", MOST_CANDIDATES)
 
 
-def _letterboxed(path: Path, imgsz: int) -> torch.Tensor:
-    """The image as validation would show it: scaled to fit, padded with grey, RGB in [0, 1]."""
+def _read(path: Path, channels: int) -> tuple[Any, str]:
+    """An image as Ultralytics reads it, (height, width, channels) in 8 bits; None and why where that cannot be."""
     import cv2
+    from ultralytics.utils.patches import imread
+
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+    try:
+        image = imread(path, flags)
+    except (cv2.error, OSError, ValueError) as error:
+        return None, f"cannot be read ({' '.join(str(error).split())[:80]})"
+    if image is None:
+        return None, "cannot be read as an image"
+    has = image.shape[2]
+    return (image, "") if has == channels else (None, f"has {has} channels, not {channels}")
+
+
+def _letterboxed(image: Any, imgsz: ImageSize) -> torch.Tensor:
+    """As validation would show it: scaled to fit, padded with grey, colours as RGB, in [0, 1]."""
     from ultralytics.data.augment import LetterBox
 
-    picture = LetterBox((imgsz, imgsz))(image=cv2.imread(str(path)))
-    return torch.from_numpy(np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
+    picture = LetterBox(height_width(imgsz))(image=image)
+    picture = picture[..., ::-1] if picture.shape[2] == 3 else picture
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float() / 255

@@ -18,6 +18,7 @@ from pruning.evaluation_dataset import check_dataset, dataset_file
 from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
+from pruning.image_size import check_image_size
 from pruning.precision import training_precision
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 from pruning.tasks import NOT_TAUGHT, kind_of
@@ -62,8 +63,7 @@ class FinetuneSettings:
         for name in ("epochs", "imgsz", "batch", "evaluation_batch"):
             if getattr(self, name) < 1:
                 raise PruningError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}")
-        if self.imgsz % 32:
-            raise PruningError(f"imgsz must be a multiple of 32, but got {self.imgsz}")
+        check_image_size(self.imgsz)
         if self.lr is not None and not 0 < self.lr <= 1:
             raise PruningError(f"lr must be in (0, 1], or None to have it chosen, but got {self.lr}")
 

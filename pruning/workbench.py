@@ -16,6 +16,7 @@ from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
 from pruning.geometry import NetworkGeometry
 from pruning.geometry_reading import read_geometry
+from pruning.image_size import check_image_size, stride_of
 from pruning.importance import CRITERIA, Evidence, propose_ratios, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
@@ -77,7 +78,9 @@ class Workbench:
     @cached_property
     def model(self) -> nn.Module:
         """The unpruned baseline, float32 on the CPU; never changed."""
-        return load_model(self.model_path, self.trust_checkpoint)
+        model = load_model(self.model_path, self.trust_checkpoint)
+        check_image_size(self.imgsz, stride_of(model), self.model_path)
+        return model
 
     @cached_property
     def table(self) -> LayerTable:

@@ -119,6 +119,7 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
     bench = Workbench(
         config.model.path,
         config.data.path,
+        config.model.imgsz,
         importance=config.recover.importance,
         trust_checkpoint=config.model.trust_checkpoint,
     )

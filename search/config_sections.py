@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pruning.image_size import check_image_size
 from search.latency_target import LatencyTarget
 
 STRUCTURAL: Literal["structural"] = "structural"
@@ -27,12 +28,27 @@ class ModelSection(Section):
 
     path: str
     """Ultralytics checkpoint (.pt), a path or a name that Ultralytics knows."""
-    imgsz: int = Field(default=640, ge=32, multiple_of=32)
-    """Side of the square input, pixels; a multiple of 32."""
+    imgsz: int = 640
+    """Side of the square input, pixels; a multiple of the model's largest stride, and of 32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
     trust_checkpoint: bool = False
     """Load ``path`` although it names things that no network needs; whatever they do is then run."""
+
+    @field_validator("imgsz", mode="before")
+    @classmethod
+    def _one_side(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)) or (isinstance(value, str) and "," in value):
+            raise ValueError(
+                f"one side of a square is needed, got {value}; height and width are for latency and export"
+            )
+        return value
+
+    @field_validator("imgsz")
+    @classmethod
+    def _of_whole_strides(cls, value: int) -> int:
+        check_image_size(value)
+        return value
 
 
 class DataSection(Section):

@@ -16,6 +16,9 @@ from typing import IO, Any
 
 import click
 
+from pruning.errors import PruningError
+from pruning.image_size import ImageSize, check_image_size
+
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
@@ -38,7 +41,35 @@ class RunType(click.ParamType):
         return mirror
 
 
+class ImageSizeType(click.ParamType):
+    """``640``, the side of a square; where a ``pair`` is taken also ``384,640``, height and width."""
+
+    name = "pixels"
+
+    def __init__(self, pair: bool = False) -> None:
+        self._pair = pair
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
+        try:
+            sides = [int(side) for side in str(value).split(",")]
+        except ValueError:
+            sides = []
+        if len(sides) == 2 and not self._pair:
+            self.fail(f"one side of a square is needed here, got {value}; height and width are for latency and export")
+        if len(sides) not in (1, 2):
+            pair = ", or HEIGHT,WIDTH" if self._pair else ""
+            self.fail(f"a side in pixels is needed{pair}, got {value}")
+        size = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+        try:
+            check_image_size(size)
+        except PruningError as error:
+            self.fail(str(error))
+        return size
+
+
 RUN = RunType()
+SIZE = ImageSizeType()
+SIZE_OR_PAIR = ImageSizeType(pair=True)
 
 format_option: Callable[[Any], Any] = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
@@ -193,5 +224,6 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return " .. ".join(_text(item) for item in value)
+        size = all(isinstance(item, int) for item in value)  # height and width, as the option takes them
+        return (",".join if size else " .. ".join)(_text(item) for item in value)
     return str(value)

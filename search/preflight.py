@@ -219,6 +219,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     bench = Workbench(
         config.model.path,
         config.data.path,
+        config.model.imgsz,
         importance=config.recover.importance,
         trust_checkpoint=config.model.trust_checkpoint,
     )

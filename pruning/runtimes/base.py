@@ -12,6 +12,7 @@ from torch import nn
 
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
+from pruning.image_size import ImageSize, height_width
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ def image_channels(network: Network) -> int:
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What is run: `batch` images of `imgsz` pixels on `device`.
+    """What is run: `batch` images of `imgsz` (a square's side, or height and width) on `device`.
 
     `half`: 16 bits where the device computes in them natively (see `Session.precision` for which). `threads`: on the
     CPU; None: the runtime's own choice. Both models of a measurement get equal specs.
     """
 
-    imgsz: int
+    imgsz: ImageSize
     device: str
     batch: int = 1
     half: bool = False
@@ -110,9 +111,9 @@ def gpu_index(device: str) -> int:
 
 
 def random_images(network: Network, spec: SessionSpec) -> torch.Tensor:
-    """The fixed input: (batch, channels, imgsz, imgsz) float32 in [0, 1), on the CPU; the same for the same spec."""
+    """The fixed input: (batch, channels, height, width) float32 in [0, 1), on the CPU; the same for the same spec."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(spec.batch, image_channels(network), spec.imgsz, spec.imgsz, generator=generator)
+    return torch.rand(spec.batch, image_channels(network), *height_width(spec.imgsz), generator=generator)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -13,10 +13,11 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
+from pruning.image_size import ImageSize, height_width
 from pruning.quiet import quiet_ultralytics
 from pruning.runtimes.base import Network, OnnxFile, SessionSpec, on_gpu
 
-_Key = tuple[str, int, int, bool, bool]
+_Key = tuple[str, ImageSize, int, bool, bool]
 
 
 class ExportCache:
@@ -62,7 +63,7 @@ class ExportCache:
             copy.pt_path = str(Path(folder) / "network.pt")  # the exporter writes beside it
             settings = {
                 "format": target,
-                "imgsz": spec.imgsz,
+                "imgsz": list(height_width(spec.imgsz)),
                 "batch": spec.batch,
                 "quantize": 16 if half else None,
                 # A GPU that only runs a float32 file need not be used to write it

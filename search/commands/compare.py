@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, echo, emit, format_option, trust_option
+from search.output import FOLDER, SIZE, echo, emit, format_option, trust_option
 
 if TYPE_CHECKING:
     from results.comparison import Comparison
@@ -34,7 +34,7 @@ LAYERS_NAMED = 4
 )
 @click.option("--ratio", type=float, help="Fraction removed from every prunable layer, in [0, 1).  [default: 0.3]")
 @click.option("--plan", type=click.Path(path_type=Path), help="The ratios of a plan.json, in place of --ratio.")
-@click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.batch=8.")
 @trust_option

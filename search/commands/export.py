@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import echo, trust_option
+from search.output import SIZE_OR_PAIR, echo, trust_option
+
+if TYPE_CHECKING:
+    from pruning.export_check import RealImages
+    from pruning.image_size import ImageSize
 
 
 @click.command()
 @click.argument("model")
 @click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
-@click.option("--imgsz", type=click.IntRange(min=32), help="Side of the input, pixels.  [default: as it was trained]")
+@click.option(
+    "--imgsz", type=SIZE_OR_PAIR, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: as it was trained]"
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for it.  [default: beside MODEL]"
+)
 @click.option("--data", help="data.yaml with images to check on.  [default: two that Ultralytics brings along]")
 @click.option("--against", help="Also export this unpruned model and time it beside.  [default: MODEL in PyTorch]")
 @click.option("--check/--no-check", default=True, help="Compare with MODEL on real images and measure the latency.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="Longest timing.")
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 @trust_option
-def export(
-    model: str,
-    target: str,
-    imgsz: int | None,
-    data: str | None,
-    against: str | None,
-    check: bool,
-    seconds: float,
-    device: str | None,
-    trust_checkpoint: bool,
-) -> int:
+def export(model: str, target: str, check: bool, device: str | None, trust_checkpoint: bool, **options: Any) -> int:
     """Export MODEL through Ultralytics' exporter; prints the path of what was written.
 
     Then its answers on real images are compared with MODEL's and its latency is measured in turn with MODEL's in
@@ -39,19 +38,25 @@ def export(
     """
     from search.preflight import check_model_file
 
-    for path in filter(None, (model, against)):
+    for path in filter(None, (model, options["against"])):
         check_model_file(path)
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import default_device, device_key
-    from pruning.export import export_model, trained_size
+    from cluster.devices import default_device
+    from pruning.export import export_model, export_path
+    from pruning.export_check import real_images
+    from pruning.image_size import check_image_size, stride_of, trained_size
+    from pruning.models import load_model
 
-    size, place = imgsz or trained_size(model, trust_checkpoint), device or default_device()
-    with DeviceLock(device_key(place)).using():
-        written = export_model(model, target, size, place, trust_checkpoint)
+    export_path(model, target, options["output"])
+    network: Any = load_model(model, trust_checkpoint)
+    size = options.pop("imgsz") or trained_size(getattr(network, "args", None), stride_of(network))
+    check_image_size(size, stride_of(network), model)
+    place = device or default_device()
+    images = real_images(network, size, options.pop("data")) if check else None
+    written = export_model(model, target, size, place, trust_checkpoint, options.pop("output"))
     echo(str(written))
-    if not check:
+    if images is None:
         return 0
-    found = checked(written, model, target, size, place, data, against, seconds)
+    found = checked(written, model, target, size, place, images, trust_checkpoint, **options)
     for line in lines(found):
         click.echo(line, err=True)
     return 0 if found["ok"] else 1
@@ -61,9 +66,10 @@ def checked(
     written: Path,
     model: str,
     target: str,
-    imgsz: int,
+    imgsz: ImageSize,
     device: str,
-    data: str | None,
+    images: RealImages,
+    trust: bool,
     against: str | None,
     seconds: float,
 ) -> dict[str, Any]:
@@ -75,20 +81,17 @@ def checked(
     from cluster.devices import device_key
     from pruning.export import export_model
     from pruning.export_check import check_export, measure_export
+    from pruning.models import load_model
     from results.atomic import write_json
     from search.preflight import measuring_threads
 
-    lock = DeviceLock(device_key(device))
-    with lock.using():
-        comparison = check_export(written, model, imgsz, device, data)
+    comparison = check_export(written, load_model(model, trust), imgsz, device, images=images)
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:
         rival = Path(model)
         if against is not None:
-            copy = Path(scratch) / Path(against).name
-            copy.write_bytes(Path(against).read_bytes())
-            rival = export_model(copy, target, imgsz, device)
-        with lock.measuring():
-            times = measure_export(written, rival, imgsz, device, measuring_threads(), seconds)
+            rival = export_model(against, target, imgsz, device, trust, scratch)
+        with DeviceLock(device_key(device)).measuring():
+            times = measure_export(written, rival, imgsz, device, measuring_threads(), seconds, trust=trust)
     found = {
         "export": written.name,
         "format": target,
@@ -106,7 +109,10 @@ def checked(
 def lines(found: dict[str, Any]) -> list[str]:
     """For people."""
     low, high = found["speedup_ci95"]
+    left_out = found["left_out"]
+    more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
     return [
+        *([f"left out of the check: {left_out[0]}{more}"] if left_out else []),
         f"answers: {found['verdict']} on {found['images']} images ({found['objects']} objects, scores "
         f"differ by {found['score_difference']:.1e} at most, boxes by {found['box_difference']:.1e} of the image)",
         f"latency: {found['median_ms']:.2f} ms, {found['speedup']:.2f}x ({low:.2f} to {high:.2f}) as fast as "

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import emit, emit_one, format_option, trust_option
+from search.output import SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
@@ -22,7 +22,9 @@ COLUMNS = (
     help="torch, torch-cuda-graph, onnx, openvino or tensorrt; may be repeated.",
 )  # fmt: skip
 @click.option("--half", is_flag=True, help="16 bits, where the device computes in them natively.")
-@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option(
+    "--imgsz", type=SIZE_OR_PAIR, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import FOLDER, RECOVERIES, echo, emit, emit_one, format_option, trust_option
+from search.output import FOLDER, RECOVERIES, SIZE, echo, emit, emit_one, format_option, trust_option
 
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
@@ -63,7 +63,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
 @click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
-@click.option("--imgsz", type=click.IntRange(min=32), default=640, show_default=True, help="Side of the input, pixels.")
+@click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels.")
 @click.option(
     "--calibration-images", type=click.IntRange(min=1), default=128, show_default=True, help="Images looked at."
 )

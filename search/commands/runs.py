@@ -13,6 +13,7 @@ from search.output import (
     FOLDER,
     RECOVERIES,
     RUN,
+    SIZE,
     address_option,
     command_line,
     echo,
@@ -54,7 +55,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
 @click.option("--trials", type=int, help="Trials in all.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
-@click.option("--imgsz", type=int, help="Side of the input, pixels.  [default: 640]")
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
 @click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")

@@ -92,7 +92,7 @@ BOX = [80.0, 80.0, 40.0, 40.0]
 
 class TestDifferences:
     def test_boxes_of_objects_and_all_scores(self) -> None:
-        layout = Layout("detect", 2, side=160)
+        layout = Layout("detect", 2, size=(160, 160))
         ours = raw([*BOX, 0.0, 0.0], [*BOX, 0.9, 0.0])
         theirs = raw([99.0, *BOX[1:], 0.0, 0.25], [88.0, *BOX[1:], 0.9, 0.0])  # the first is one that nobody sees
         assert differences([ours], [theirs], layout) == (1, 0.25, pytest.approx(8 / 160))
@@ -106,18 +106,18 @@ class TestDifferences:
             differences([boxes, prototypes], [boxes], layout)
 
     def test_keypoints_are_places_and_their_visibility_a_score(self) -> None:
-        layout = Layout("pose", 1, keypoints=(2, 3), side=160)
+        layout = Layout("pose", 1, keypoints=(2, 3), size=(160, 160))
         points = [10.0, 10.0, 0.5, 20.0, 20.0, 0.5]
         moved = [10.0, 26.0, 0.5, 20.0, 20.0, 0.3]
         found = differences([raw([*BOX, 0.9, *points])], [raw([*BOX, 0.9, *moved])], layout)
         assert found == (1, pytest.approx(0.2), pytest.approx(0.1))
-        flat = Layout("pose", 1, keypoints=(2, 2), side=160)
+        flat = Layout("pose", 1, keypoints=(2, 2), size=(160, 160))
         assert differences([raw([*BOX, 0.9, 1.0, 1.0, 9.0, 9.0])], [raw([*BOX, 0.9, 1.0, 1.0, 9.0, 17.0])], flat) == (
             1, 0.0, pytest.approx(0.05),
         )  # fmt: skip
 
     def test_a_turn_counts_by_what_it_moves(self) -> None:
-        layout = Layout("obb", 1, side=160)
+        layout = Layout("obb", 1, size=(160, 160))
         ours = raw([*BOX, 0.9, 0.0])
         same = differences([ours], [raw([*BOX, 0.9, np.pi])], layout)[2]
         turned = differences([ours], [raw([*BOX, 0.9, -0.5])], layout)[2]
@@ -125,7 +125,7 @@ class TestDifferences:
         assert turned == pytest.approx(0.5 * np.hypot(20, 20) / 160)
 
     def test_masks_are_compared_within_their_box(self) -> None:
-        layout = Layout("segment", 1, side=160)
+        layout = Layout("segment", 1, size=(160, 160))
         prototypes = np.zeros((1, 2, 4, 4), np.float32)
         prototypes[0, 0] = 10.0
         prototypes[0, 1, 0, 0] = 100.0  # outside the box
@@ -135,7 +135,7 @@ class TestDifferences:
         assert differences(ours, [ours[0], -prototypes], layout)[1] > 0.99
 
     def test_rows_that_changed_places_are_the_same_answer(self) -> None:
-        layout = Layout("detect", 3, end_to_end=True, side=160)
+        layout = Layout("detect", 3, end_to_end=True, size=(160, 160))
         one, two = [10.0, 10.0, 50.0, 50.0, 0.8001, 1.0], [90.0, 90.0, 140.0, 140.0, 0.8, 2.0]
         faint = [0.0, 0.0, 9.0, 9.0, 0.01, 0.0]
         swapped = sorted_rows([*two[:4], 0.8001, 2.0], [*one[:4], 0.8, 1.0], faint)
@@ -152,7 +152,7 @@ class TestDifferences:
         ],
     )
     def test_a_row_that_has_no_like_is_found(self, row: list[float]) -> None:
-        layout = Layout("detect", 3, end_to_end=True, side=160)
+        layout = Layout("detect", 3, end_to_end=True, size=(160, 160))
         ours, theirs = sorted_rows([10.0, 10.0, 50.0, 50.0, 0.8, 1.0]), sorted_rows(row)
         for pair in ((ours, theirs), (theirs, ours)):
             _, score, place = differences([pair[0]], [pair[1]], layout)

@@ -12,8 +12,10 @@ from pruning.builtin import BASELINE, IMGSZ
 from pruning.builtin.dataset import build_dataset
 from pruning.checkpoints import save_checkpoint
 from pruning.errors import PruningError
-from pruning.export import export_model, trained_size
+from pruning.export import export_model
 from pruning.export_check import Backend, check_export, measure_export
+from pruning.image_size import trained_size
+from pruning.models import load_model
 from pruning.workbench import Workbench
 from search.cli import run
 
@@ -37,7 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_an_export_answers_like_its_checkpoint(pair: tuple[Path, Path], data: str) -> None:
     pruned, exported = pair
     assert exported.suffix == ".onnx"
-    assert trained_size(pruned) == IMGSZ
+    assert trained_size(load_model(pruned).args) == IMGSZ
     found = check_export(exported, pruned, IMGSZ, data=data)
     assert found.images == 4
     assert found.verdict == "the same as the checkpoint's"
@@ -63,7 +65,10 @@ def test_an_export_is_timed_beside_its_checkpoint(pair: tuple[Path, Path]) -> No
 def test_what_cannot_be_run_is_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no network")
-    with pytest.raises(PruningError, match=r"broken.onnx' cannot be run here .*; install its runtime"):
+    with pytest.raises(
+        PruningError,
+        match=r"broken.onnx' cannot be run here .*; check that it is whole and that its runtime is installed",
+    ):
         Backend(broken, IMGSZ)
 
 
