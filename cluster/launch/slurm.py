@@ -1,4 +1,4 @@
-"""A batch script for Slurm: one Ray over the nodes of the allocation, started and ended by `ray symmetric-run`."""
+"""A batch script for Slurm: one Ray over the nodes of the allocation, beside whatever else the user runs there."""
 
 from __future__ import annotations
 
@@ -47,16 +47,30 @@ umask 077
 export RAY_AUTH_MODE=token
 ray get-auth-token --generate > /dev/null
 export RAY_USAGE_STATS_ENABLED=0
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 
+# The address that the last node got a connection from this one by: what a node calls itself may be 127.0.1.1.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-read -r head_ip _ < <(srun --nodes=1 --ntasks=1 --nodelist="${{hosts[0]}}" hostname --ip-address)
-port=$((20000 + SLURM_JOB_ID % 20000))
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="${{hosts[-1]}}" printenv SLURM_LAUNCH_NODE_IPADDR)
+if [[ $head_ip == 127.* ]]; then head_ip=127.0.0.1; fi  # one node alone: Ray takes its outside address for this
+head_port=$((20000 + 2 * SLURM_JOB_ID % 12000))  # this one and the next; other jobs on the node have others
+export RAY_ADDRESS="$head_ip:$head_port"
 
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \\
-  ray symmetric-run --address "$head_ip:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \\
-  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpus} --include-dashboard=false -- \\
-  {command}
+start_ray() {{  # NODES OPTION_OF_SRUN OPTION_OF_RAY...; srun does not take a task's CPUs from the job
+  exec srun --nodes="$1" --ntasks="$1" "$2" --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \\
+    ray start "${{@:3}}" --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpus} --log-color=false --block
+}}
+trap 'echo "ending Ray" >&2; kill $(jobs -p) 2> /dev/null; wait' EXIT
+start_ray 1 --nodelist="${{hosts[0]}}" --head --node-ip-address="$head_ip" --port="$head_port" \\
+  --ray-client-server-port=$((head_port + 1)) --include-dashboard=false &
+until (: < "/dev/tcp/$head_ip/$head_port") 2> /dev/null; do
+  kill -0 $! 2> /dev/null || {{ echo "error: Ray did not start on ${{hosts[0]}}; see above" >&2; exit 1; }}
+  sleep 1
+done
+if ((SLURM_JOB_NUM_NODES > 1)); then  # trials begin without them, and use them when they have joined
+  start_ray $((SLURM_JOB_NUM_NODES - 1)) --exclude="${{hosts[0]}}" --address="$RAY_ADDRESS" &
+fi
+
+{command}
 """
 
 

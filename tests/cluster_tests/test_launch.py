@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import yaml
+from click.testing import CliRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.code import source_digests
@@ -102,49 +105,112 @@ def test_an_option_cannot_become_a_command(options: dict[str, str]) -> None:
         slurm.batch_script(request(), options)
 
 
+# Slurm's and Ray's programs, the command: what each was called with is a line of $CALLS.
+NOTE = 'printf "%s\\x1f" "$(basename "$0")" "$@" >> "$CALLS"; echo >> "$CALLS"\n'
 FAKES = {
     "scontrol": 'printf "node1\\nnode2\\n"',
+    "hostname": "echo 127.0.1.1",
     # Options first, then the command, which really runs.
-    "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
-    "hostname": "echo 10.0.0.1 10.0.0.2",
-    "ray": 'printf "%s\\n" "$RAY_AUTH_MODE" "$@" >> "$CALLS"',
+    "srun": NOTE
+    + """
+while [ "${1#-}" != "$1" ]; do shift; done
+SLURM_LAUNCH_NODE_IPADDR=$PEER exec "$@" """,
+    "ray": NOTE
+    + """
+case "$RAY_AUTH_MODE $*" in
+  "token get-auth-token --generate") ;;
+  "token start --head "*) exec $HEAD ;;
+  "token start --address="*) exec sleep 30 ;;
+  *) exit 9 ;;
+esac""",
+    "listen": """exec python3 -c "import os, socket, time
+host, port = os.environ['RAY_ADDRESS'].split(':')
+server = socket.create_server((host, int(port)))
+time.sleep(30)" """,
+    "paretoprune": NOTE
+    + """
+until grep -q "start.--address=" "$CALLS"; do sleep 0.1; done  # the other node begins beside it
+echo "$RAY_ADDRESS"; exit "$CODE\"""",
 }
 
 
-def test_the_batch_script_runs_what_was_asked(tmp_path: Path) -> None:
-    """By bash, with Slurm's and Ray's programs replaced; the words must arrive as they were."""
+def run_script(tmp_path: Path, peer: str, head: str = "listen", code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The batch script by bash; `peer` is the address that the last node sees the first one by."""
     for name, body in FAKES.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     slurm_says = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2",
-                  "SLURM_CPUS_PER_TASK": "8", "CALLS": str(tmp_path / "calls")}  # fmt: skip
+                  "SLURM_CPUS_PER_TASK": "8", "CALLS": str(tmp_path / "calls"), "PEER": peer, "HEAD": head,
+                  "CODE": str(code)}  # fmt: skip
     path = tmp_path / "x.sbatch"
     path.write_text(slurm.batch_script(request(setup=('export PATH="$PATH:/opt/some"',))))
     given = os.environ | slurm_says | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run(["bash", str(path)], env=given, check=True, cwd=tmp_path)
-    calls = (tmp_path / "calls").read_text().split("\n")[:-1]
-    assert calls[:3] == ["token", "get-auth-token", "--generate"] or calls == calls[3:]
-    words = calls[calls.index("symmetric-run") - 1 :]
-    assert words == [
-        "token", "symmetric-run", "--address", "10.0.0.1:23456", "--min-nodes", "2", "--num-cpus=8", "--num-gpus=4",
-        "--include-dashboard=false", "--", *NASTY,
-    ]  # fmt: skip
+    return subprocess.run(
+        ["bash", str(path)], env=given, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+
+
+def calls(tmp_path: Path, program: str) -> list[list[str]]:
+    lines = [line.split("\x1f")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    return [words for name, *words in lines if name == program]
+
+
+def outside_address() -> str:
+    found = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries
+             if entry.family == socket.AF_INET and not entry.address.startswith("127.")]  # fmt: skip
+    return found[0] if found else pytest.skip("this machine has no address but the loopback's")
+
+
+@pytest.mark.parametrize("peer", ["outside", "127.0.1.1"])
+def test_the_batch_script_starts_ray_where_all_nodes_reach_it_and_runs_what_was_asked(
+    tmp_path: Path, peer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words must arrive as they were, and what a node calls itself (127.0.1.1) must not become Ray's address."""
+    seen = outside_address() if peer == "outside" else peer
+    host = "127.0.0.1" if seen.startswith("127.") else seen
+    done = run_script(tmp_path, seen)
+    assert (done.returncode, done.stdout) == (0, f"{host}:26912\n"), done.stderr
+    assert calls(tmp_path, "paretoprune") == [list(NASTY[1:])]
     assert not Path("/tmp/never").exists()
+    look, *steps = calls(tmp_path, "srun")
+    assert look == ["--nodes=1", "--ntasks=1", "--nodelist=node2", "printenv", "SLURM_LAUNCH_NODE_IPADDR"]
+    assert [step[:4] for step in steps] == [
+        ["--nodes=1", "--ntasks=1", place, "--cpus-per-task=8"] for place in ("--nodelist=node1", "--exclude=node1")
+    ]
+    first, *starts = calls(tmp_path, "ray")
+    assert first == ["get-auth-token", "--generate"]
+    for kind, where in (("--head", [f"--node-ip-address={host}", "--port=26912"]), (f"--address={host}:26912", [])):
+        (words,) = [words for words in starts if words[1] == kind]
+        assert words[: 2 + len(where)] == ["start", kind, *where]
+        assert {"--num-cpus=8", "--num-gpus=4", "--block"} <= set(words)
+        assert_ray_takes(words[1:], monkeypatch)
 
 
-def test_symmetric_run_takes_these_options() -> None:
-    """Ray's own parser of them, and of the `ray start` that it hands the others to."""
+def assert_ray_takes(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own `ray start`, up to where it would start processes: a worker is refused some options of a head."""
     from ray.scripts.scripts import start
-    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
-    script = slurm.batch_script(request())
-    call = shlex.split(script[script.index("ray symmetric-run") :].replace("\\\n", " "))
-    own = call[2 : call.index("--")]
-    rest = curate_and_validate_ray_start_args([word.replace("$SLURM_CPUS_PER_TASK", "8") for word in own])
-    assert rest == ["--num-cpus=8", "--num-gpus=4", "--include-dashboard=false"]
-    assert start.make_context("start", ["--head", *rest]).params["num_gpus"] == 4
-    names = {option for parameter in symmetric_run.params for option in parameter.opts}
-    assert {"--address", "--min-nodes"} <= names
+    class Reached(Exception):
+        pass
+
+    def node(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("ray._private.node.Node", node)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    result = CliRunner().invoke(start, words)
+    assert isinstance(result.exception, Reached), result.output
+
+
+def test_the_batch_script_ends_as_its_command_did(tmp_path: Path) -> None:
+    assert run_script(tmp_path, "127.0.0.1", code=3).returncode == 3
+
+
+def test_a_ray_that_does_not_start_ends_the_job_at_once(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "127.0.0.1", head="false")
+    assert done.returncode == 1
+    assert "error: Ray did not start on node1; see above" in done.stderr
+    assert calls(tmp_path, "paretoprune") == []
 
 
 def test_without_slurm_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
