@@ -28,7 +28,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         "instead of pruning is the next smaller model of the family: yolov8s is brought to the dataset, cut to the "
         "latency measured for yolov8n (one plan by sensitivity, no search), and fine-tuned fully; yolov8n gets the "
         "same total of epochs, once in one training and once divided as the pruned one's. Latency is that of batch 1, "
-        "all networks of a seed timed in turn in one session; intervals are 95 %: of the speed-up by block bootstrap, "
+        "all networks of a seed timed in turn in one session; intervals are 95 %: of the speed-up for another "
+        "measurement at another time (docs/latency.md), "
         "of the difference in mAP50-95 by a paired bootstrap over the validation images.",
     ]
     for at in dict.fromkeys(tuple(cell[key] for key in _AT) for cell in content["cells"]):

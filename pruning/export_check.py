@@ -19,6 +19,7 @@ from pruning.evaluation_dataset import dataset_file, image_files
 from pruning.export_answers import Layout, differences, layout_of
 from pruning.image_size import ImageSize, height_width, size_text
 from pruning.latency import time_pair, timing_conditions
+from pruning.latency_stats import across_sessions
 from pruning.models import load_model
 from pruning.quiet import quiet_ultralytics
 from pruning.runtimes import image_channels
@@ -65,7 +66,7 @@ class ExportCheck:
 class ExportLatency:
     """Both networks in turn through Ultralytics' own backend, times in milliseconds; speedup: exported over the other.
 
-    against: what it was timed beside.
+    speedup_ci95: as of a `LatencyResult`. against: what it was timed beside.
     """
 
     median_ms: float
@@ -207,13 +208,13 @@ def measure_export(
     with timing_conditions(threads):
         first, second = Backend(exported, imgsz, device), Backend(against, imgsz, device, trust)
         times = time_pair(first, second, max_seconds, target_halfwidth)
-    own = times.all_ms("candidate")
+    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return ExportLatency(
         median_ms=float(np.median(own)),
         p90_ms=float(np.quantile(own, 0.9)),
         against_median_ms=float(np.median(times.all_ms("baseline"))),
         speedup=times.speedup.value,
-        speedup_ci95=(times.speedup.low, times.speedup.high),
+        speedup_ci95=(interval.low, interval.high),
         against=Path(against).name,
     )
 

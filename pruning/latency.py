@@ -17,11 +17,20 @@ from pruning.device_state import Conditions, Watch, watch
 from pruning.errors import PruningError
 from pruning.evaluation_gate import MeasuringGate, NullGate, device_finisher, torch_device
 from pruning.image_size import ImageSize, check_image_size, stride_of
-from pruning.latency_stats import Quad, Speedup, across_sessions, inferences_per_block, is_settled, speedup
+from pruning.latency_stats import (
+    FEWEST_QUADS,
+    Quad,
+    Speedup,
+    across_sessions,
+    block_length_ms,
+    inferences_per_block,
+    is_settled,
+    speedup,
+)
 from pruning.runtimes import ExportCache, Network, Session, SessionSpec, open_session
 from pruning.steady_memory import freed_memory_kept
 
-_FEWEST_QUADS = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
+_QUADS_TO_STOP = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
 _WARMUP_SHARE = 0.3  # of max_seconds, at most
 _LAZY = 2  # inferences in which a runtime allocates memory and chooses kernels: they need no device of their own
@@ -34,8 +43,9 @@ class LatencyResult:
     """A candidate's latency and its speed-up over the baseline measured in the same minutes. Times in milliseconds.
 
     `median_ms`, `p90_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as many of
-    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads, with its 95 % interval: that
-    of the session by block bootstrap, widened by what sessions differ among themselves (`across_sessions`).
+    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads. `speedup_ci95`: the 95 %
+    interval for another measurement at another time: the session's by block bootstrap, widened by what sessions differ
+    among themselves (`across_sessions`); it means this wherever the name is used.
     `session_halfwidth`: of the bootstrap's interval alone, as a fraction; `converged`: it reached `target_halfwidth`;
     if not, the time was up. `blocks`: timed blocks of both models together. `warmup_iterations`: inferences of each
     model before the first timed one.
@@ -196,27 +206,29 @@ def time_pair(
     device_watch: Watch | None = None,
     patience: float = 1.0,
 ) -> PairedTimes:
-    """Warm both sessions up, then time quads A B B A until the target or the time is reached; at least two quads.
+    """Warm both sessions up, then time quads A B B A until the target or the time is reached; four at least.
 
+    Fewer would give an interval that says nothing, so slow networks may take longer than `max_seconds`.
     `device_watch` is looked at between quads, where it delays no timed inference. `patience`: see `measure_pair`.
     """
     begun = clock()
     end, latest = begun + max_seconds, begun + patience * max_seconds
     warm = _warm_up(candidate, baseline, clock() + _WARMUP_SHARE * max_seconds, clock)
-    counts = [inferences_per_block(float(np.median(series[-3:]))) for series in warm]
+    block_ms = block_length_ms((1 - _WARMUP_SHARE) * max_seconds, 4 * _QUADS_TO_STOP)
+    counts = [inferences_per_block(float(np.median(series[-3:])), block_ms) for series in warm]
     candidate.time_ms()  # the warm-up ended with the baseline
     quads: list[Quad] = []
     while True:
         quads.append(_time_quad(candidate, baseline, counts))
         if device_watch is not None and len(quads) % _LOOK_EVERY == 1:
             device_watch.look()
-        overtime = len(quads) >= 2 and clock() >= end
+        overtime = len(quads) >= FEWEST_QUADS and clock() >= end
         time_is_up = overtime and clock() >= latest
-        look = len(quads) % _LOOK_EVERY == 0 and (overtime or len(quads) >= _FEWEST_QUADS)
+        look = len(quads) % _LOOK_EVERY == 0 and (overtime or len(quads) >= _QUADS_TO_STOP)
         if not (time_is_up or look):
             continue
         result = speedup(quads)
-        converged = len(quads) >= _FEWEST_QUADS and result.halfwidth <= target_halfwidth
+        converged = len(quads) >= _QUADS_TO_STOP and result.halfwidth <= target_halfwidth
         useful = overtime and across_sessions(result).halfwidth <= USEFUL_HALFWIDTH
         if converged or useful or time_is_up:
             return PairedTimes(tuple(quads), result, converged, warmup_iterations=len(warm[0]))

@@ -14,7 +14,16 @@ import torch
 from pruning.errors import PruningError
 from pruning.image_size import ImageSize, check_image_size, stride_of
 from pruning.latency import Timed, timing_conditions
-from pruning.latency_stats import Quad, Speedup, inferences_per_block, is_settled, speedup
+from pruning.latency_stats import (
+    FEWEST_QUADS,
+    Quad,
+    Speedup,
+    across_sessions,
+    block_length_ms,
+    inferences_per_block,
+    is_settled,
+    speedup,
+)
 from pruning.runtimes import ExportCache, Network, SessionSpec, open_session
 
 FEWEST_ROUNDS = 12  # an interval from fewer is too uncertain itself to stop on
@@ -32,7 +41,7 @@ class GroupTimes:
     converged: bool
 
     def speedup(self, of: str, over: str) -> Speedup:
-        """Time of `over` / time of `of` with its 95 % interval. A round is one quad: a linear drift cancels in it."""
+        """Time of `over` / time of `of` in this session. A round is one quad: a linear drift cancels in it."""
         pairs = zip(self.rounds[of], self.rounds[over], strict=True)
         return speedup([Quad(candidate, baseline) for candidate, baseline in pairs])
 
@@ -51,7 +60,7 @@ def time_group(
     """Time all sessions in turn until every speed-up over `reference` is known well enough, or `max_seconds` are over.
 
     Well enough: the half-width of its 95 % interval is at most `target_halfwidth` (a fraction) after 12 rounds or more;
-    two rounds are made at least. Which network begins a round changes from round to round, so that none always follows
+    four rounds are made at least. Which network begins a round changes from round to round, so that none always follows
     the same one. Raises PruningError without the reference or with a bound that is not above 0.
     """
     if reference not in sessions:
@@ -59,8 +68,9 @@ def time_group(
     if not (max_seconds > 0 and target_halfwidth > 0):
         raise PruningError(f"bounds must be above 0, but got max_seconds={max_seconds}, {target_halfwidth=}")
     end = clock() + max_seconds
-    counts = _warm_up(sessions, clock() + WARMUP_SHARE * max_seconds, clock)
     names = list(sessions)
+    block_ms = block_length_ms((1 - WARMUP_SHARE) * max_seconds, 2 * len(names) * FEWEST_ROUNDS)
+    counts = _warm_up(sessions, clock() + WARMUP_SHARE * max_seconds, clock, block_ms)
     rounds: dict[str, list[tuple[Block, Block]]] = {name: [] for name in names}
     done = 0
     while True:
@@ -70,7 +80,7 @@ def time_group(
         for name in reversed(order):
             rounds[name].append((forwards[name], _block(sessions[name], counts[name])))
         done += 1
-        time_is_up = done >= 2 and clock() >= end
+        time_is_up = done >= FEWEST_QUADS and clock() >= end
         if not (time_is_up or (done >= FEWEST_ROUNDS and done % LOOK_EVERY == 0)):
             continue
         times = GroupTimes(rounds, converged=False)
@@ -80,14 +90,14 @@ def time_group(
             return GroupTimes(rounds, converged)
 
 
-def _warm_up(sessions: Mapping[str, Timed], end: float, clock: Callable[[], float]) -> dict[str, int]:
+def _warm_up(sessions: Mapping[str, Timed], end: float, clock: Callable[[], float], block_ms: float) -> dict[str, int]:
     """Run all in turn until none gets faster any more or `end` is reached; inferences per block of each."""
     seen: dict[str, list[float]] = {name: [] for name in sessions}
     while True:
         for name, session in sessions.items():
             seen[name].append(session.time_ms())
         if all(is_settled(series) for series in seen.values()) or clock() >= end:
-            return {name: inferences_per_block(float(np.median(series[-3:]))) for name, series in seen.items()}
+            return {name: inferences_per_block(float(np.median(times[-3:])), block_ms) for name, times in seen.items()}
 
 
 def _block(session: Timed, count: int) -> Block:
@@ -110,6 +120,7 @@ def measure_group(
     """Time all `models` in one session: name -> `median_ms`, `p90_ms`, `iterations`, `baseline_median_ms`, `speedup`
     over `reference` with `speedup_ci95`, `converged`, and `over`: every other name -> [speed-up over it, low, high].
 
+    Intervals are those for another measurement at another time, as everywhere (see `LatencyResult`).
     The caller keeps the device free of others. Raises PruningError for a runtime, device or bound that is not usable.
     """
     check_image_size(imgsz, max(map(stride_of, models.values())), "the networks")
@@ -121,7 +132,7 @@ def measure_group(
     found = {}
     for name in models:
         own = times.all_ms(name)
-        over = {other: times.speedup(name, other) for other in models if other != name}
+        over = {other: across_sessions(times.speedup(name, other)) for other in models if other != name}
         gain = over.get(reference) or Speedup(1.0, 1.0, 1.0)
         found[name] = {
             "median_ms": float(np.median(own)),

@@ -25,6 +25,9 @@ Measured, not derived: yolov8n pruned by half at 320 pixels, one thread of a vir
 10 s; a calmer machine deserves less, and gets intervals that are too wide rather than too narrow.
 """
 
+FEWEST_QUADS = 4
+"""Of a measurement, however short its time: Student's quantile is 12.7 over two quads, 3.2 over four."""
+
 _RESAMPLES = 1000
 _MOST_CORRELATION = 0.95  # beyond it a few dozen quads say nothing
 
@@ -52,7 +55,10 @@ class Quad:
 
 @dataclass(frozen=True)
 class Speedup:
-    """A speed-up (baseline time over candidate time, > 1: the candidate is faster) and its 95 % interval."""
+    """A speed-up (baseline time over candidate time, > 1: the candidate is faster) and its 95 % interval.
+
+    As `speedup` gives it, the interval of one session; published is `across_sessions` of it, as `speedup_ci95`.
+    """
 
     value: float
     low: float
@@ -173,6 +179,11 @@ def is_settled(times: Sequence[float], window: int = 5, tolerance: float = 0.03)
     later = float(np.median(times[-window:]))
     earlier = float(np.median(times[-2 * window : -window]))
     return earlier <= later * (1 + tolerance)
+
+
+def block_length_ms(max_seconds: float, blocks: int) -> float:
+    """20 ms, or less where so many blocks would not fit into the time: many short ones tell more than few long ones."""
+    return min(20.0, 1e3 * max_seconds / blocks)
 
 
 def inferences_per_block(single_ms: float, block_ms: float = 20.0, most: int = 200) -> int:

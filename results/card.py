@@ -55,7 +55,8 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> 
         "## What it scores",
         finished_table(run, shown),
         "Accuracy is that of the dataset's validation split; intervals are 95 %. Latency is measured in turn "
-        "with the unpruned model: expect other figures on another device.",
+        "with the unpruned model; the speed-up's interval is for another measurement at another time. Expect other "
+        "figures on another device.",
         "## Licence",
         LICENCE,
     ]

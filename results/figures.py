@@ -12,10 +12,18 @@ import numpy as np
 
 from results import wording
 from results.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
-from results.frames import speedup_interval
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from results.pareto import hypervolume, non_dominated
-from results.records import BEYOND_BOUNDS, FORETOLD, SOURCE, TrialRecord, TrialState
+from results.records import (
+    BEYOND_BOUNDS,
+    FORETOLD,
+    PI95,
+    SOURCE,
+    TrialRecord,
+    TrialState,
+    likely_speedups,
+    speedup_interval,
+)
 from results.run_folder import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
 
@@ -43,6 +51,8 @@ class Point:
     accuracy_label: str = LABELS[DEFAULT]
     foretold: bool = False
     """Whether its latency was predicted from other plans, not measured."""
+    speedup_pi95: tuple[float, float] | None = None
+    """Then, in place of `speedup_ci95`: the prediction's own interval."""
     others: Mapping[str, float] = field(default_factory=dict)
     """Whatever else can be an objective, as far as it was measured."""
 
@@ -110,20 +120,21 @@ def point(
     latency_ms = ratio * base_ms if ratio else latency
     if accuracy is None or not latency_ms:
         return None
-    bounds = speedup_interval(metrics)
+    bounds = likely_speedups(metrics)
     return Point(
         name=name,
         accuracy=accuracy,
         latency_ms=float(latency_ms),
         speedup=base_ms / latency_ms,
         latency_interval_ms=(base_ms / bounds[1], base_ms / bounds[0]) if bounds and min(bounds) > 0 else None,
-        speedup_ci95=bounds,
+        speedup_ci95=speedup_interval(metrics),
         params_m=metrics.get("params_m"),
         gflops=metrics.get("gflops"),
         fidelity=fidelity,
         ending=ending,
         accuracy_label=accuracy_label(metrics),
         foretold=metrics.get(SOURCE) == FORETOLD,
+        speedup_pi95=speedup_interval(metrics, PI95),
         others={name: float(metrics[name]) for name in DIRECTIONS if name not in _SHOWN and name in metrics},
     )
 

@@ -12,7 +12,7 @@ from results.accuracy import LABELS
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.objectives import DEFAULT_OBJECTIVES
-from results.records import SOURCE, TrialRecord
+from results.records import CI95, PI95, SOURCE, TrialRecord, speedup_interval
 from results.run_folder import RunFolder, Selected
 from results.selection import comparable, front
 from results.ties import accuracy_noise, standings
@@ -35,8 +35,7 @@ METRIC_COLUMNS = (
     "size_mb",
     "energy_j",
 )
-
-
+INTERVAL_COLUMNS = ("speedup_low", "speedup_high", "speedup_predicted_low", "speedup_predicted_high")
 DROP_COLUMNS = tuple(f"{name}_drop" for name in LABELS)
 
 
@@ -46,8 +45,9 @@ def trials_frame(
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
     Columns: trial_id, state, fidelity, epochs, on_front, feasible, violations, the metrics, objectives not among them,
-    speedup_low, speedup_high (95 % interval), latency_source (measured, or foretold, as for some that were stopped),
-    map50_95_drop and top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
+    speedup_low, speedup_high (95 % interval of a measured one), speedup_predicted_low, speedup_predicted_high (of one
+    that was predicted, as for some that were stopped), latency_source (measured or foretold), map50_95_drop and
+    top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
     node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
     run's bounds (`feasible`; `violations` names those not kept).
     """
@@ -55,7 +55,7 @@ def trials_frame(
     metrics = metric_columns(objectives)
     rows = [{**_row(record, baseline, metrics), "on_front": record.trial_id in on_front} for record in records]
     frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
-    numbers = (*metrics, "speedup_low", "speedup_high", *DROP_COLUMNS)
+    numbers = (*metrics, *INTERVAL_COLUMNS, *DROP_COLUMNS)
     return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
 
 
@@ -67,19 +67,14 @@ def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
 def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
     head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
-    return (*head, *metrics, "speedup_low", "speedup_high", SOURCE, *DROP_COLUMNS, *tail)
+    return (*head, *metrics, *INTERVAL_COLUMNS, SOURCE, *DROP_COLUMNS, *tail)
 
 
-def speedup_interval(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The speed-up's 95 % interval (low, high), or None where it was not measured."""
-    bounds = metrics.get("speedup_ci95")
-    if not isinstance(bounds, Sequence) or len(bounds) != 2:
-        return None
-    return float(bounds[0]), float(bounds[1])
+def _interval_cells(measured: Sequence[float] | None, predicted: Sequence[float] | None) -> dict[str, float | None]:
+    return dict(zip(INTERVAL_COLUMNS, (*(measured or (None, None)), *(predicted or (None, None))), strict=True))
 
 
 def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    low, high = speedup_interval(record.metrics) or (None, None)
     return {
         "trial_id": record.trial_id,
         "state": record.state.value,
@@ -88,8 +83,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
         "feasible": record.feasible,
         "violations": ", ".join(record.violations),
         **{name: record.number(name) for name in metrics},
-        "speedup_low": low,
-        "speedup_high": high,
+        **_interval_cells(speedup_interval(record.metrics), speedup_interval(record.metrics, PI95)),
         SOURCE: record.metrics.get(SOURCE, "measured" if record.number("latency_ms") is not None else None),
         **_drops(record.metrics, baseline),
         "seconds_total": sum(record.seconds.values()),
@@ -148,8 +142,9 @@ def _front_row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"trial_id": record.trial_id, "fidelity": record.fidelity_label, "epochs": record.epochs}
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
-    bounds = speedup_interval(record.metrics)
-    row["speedup_ci95"] = list(bounds) if bounds else None
+    for name in (CI95, PI95):
+        bounds = speedup_interval(record.metrics, name)
+        row[name] = list(bounds) if bounds else None
     row.update(_drops(record.metrics, baseline))
     row["plan_hash"] = record.plan_hash
     row["plan"] = _existing(folder.trial_plan(record.trial_id))
@@ -168,6 +163,6 @@ def front_frame(run: RunFolder | str | Path) -> pd.DataFrame:
     """`front_rows` as a data frame with flat columns, for front.csv."""
     rows = front_rows(run)
     for row in rows:
-        row["speedup_low"], row["speedup_high"] = row.pop("speedup_ci95") or (None, None)
+        row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
         row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])

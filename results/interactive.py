@@ -36,8 +36,10 @@ def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str
         f"latency  <b>{wording.milliseconds(item.latency_ms)}</b>" + ("  (foretold)" if item.foretold else ""),
     ]
     if item is not baseline:
-        interval = wording.interval(item.speedup_ci95)
-        lines.append(f"speed-up  <b>{wording.factor(item.speedup)}</b>" + (f"  (95 % {interval})" if interval else ""))
+        interval = wording.interval(item.speedup_ci95 or item.speedup_pi95)
+        which = "predicted, 95 %" if item.foretold else "95 %"
+        around = f"  ({which} {interval})" if interval else ""
+        lines.append(f"speed-up  <b>{wording.factor(item.speedup)}</b>{around}")
     if item.params_m is not None:
         lines.append(f"{item.params_m:.2f} M parameters  ({wording.change(item.params_m, baseline.params_m)})")
     if item.gflops is not None:

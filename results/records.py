@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from numbers import Real
@@ -26,6 +26,9 @@ BEYOND_BOUNDS = "beyond the bounds"
 ACCURACY_BOUNDS = frozenset({"min_map", "max_drop"})
 SOURCE, FORETOLD = "latency_source", "foretold"
 """The metric that says of a latency that it was not measured, and its value."""
+CI95, PI95 = "speedup_ci95", "speedup_pi95"
+"""Metrics, [low, high] each: a measured speed-up's 95 % interval, which another measurement at another time meets as
+often; and the one that a prediction gives in place of a measurement. A trial has one of the two."""
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +153,8 @@ class TrialRecord:
         if content.get("schema_version") not in (1, RECORD_VERSION):
             raise SchemaVersionError("a trial record", content.get("schema_version"), RECORD_VERSION)
         content = {**content, "schema_version": RECORD_VERSION}  # what version 1 lacks has its default
+        if isinstance(content.get("metrics"), Mapping):
+            content["metrics"] = present_metrics(content["metrics"])
         names = {item.name for item in fields(cls)}
         for name in content:
             if name not in names:
@@ -158,6 +163,25 @@ class TrialRecord:
             return cls(**content)
         except TypeError as error:
             raise RecordError("record", f"a record lacks a field ({error})") from error
+
+
+def present_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's metrics under today's names: older runs gave a prediction's interval the name of a measured one's."""
+    names = {CI95: PI95} if metrics.get(SOURCE) == FORETOLD else {}
+    return {names.get(name, name): value for name, value in metrics.items()}
+
+
+def speedup_interval(metrics: Mapping[str, Any], name: str = CI95) -> tuple[float, float] | None:
+    """(low, high) of the measured speed-up, or with `PI95` of the predicted one; None where there is none."""
+    bounds = metrics.get(name)
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+        return None
+    return float(bounds[0]), float(bounds[1])
+
+
+def likely_speedups(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(low, high) of the speed-up as far as it is known, measured or predicted; None where it is not."""
+    return speedup_interval(metrics) or speedup_interval(metrics, PI95)
 
 
 def _check_trial_id(trial_id: object) -> None:

@@ -14,7 +14,7 @@ from results.accuracy import accuracy_of, missing_metric
 from results.atomic import write_json
 from results.errors import RecordError, RunFolderError, SchemaVersionError
 from results.objectives import DEFAULT_OBJECTIVES, check_objectives
-from results.records import SCHEMA_VERSION, RecordStore, TrialRecord
+from results.records import SCHEMA_VERSION, RecordStore, TrialRecord, present_metrics
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _selected(path: Path) -> Selected:
     return Selected(
         trial_id=str(content.get("trial_id", path.parent.name)),
         chosen_as=str(content.get("chosen_as", "")),
-        before=content.get("before") or {},
+        before=present_metrics(content.get("before") or {}),
         after=after,
         baseline=content.get("baseline") or {},
         epochs=int(content.get("epochs") or 0),

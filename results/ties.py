@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from results.accuracy import LABELS, accuracy_name
 from results.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, Losses, to_losses
-from results.records import TrialRecord
+from results.records import TrialRecord, likely_speedups
 
 Z95 = 1.959964
 UNKNOWN = "not known (a run made before it was measured): accuracies are taken as exact"
@@ -64,8 +64,9 @@ def loss_intervals(
 ) -> tuple[Losses, Losses]:
     """n records -> the (n, m) lower and upper ends of their 95 % intervals, as losses; low <= loss <= high.
 
-    Latency: the paired measurement's own interval. Accuracy: half of the difference's interval to either side, so that
-    two intervals overlap exactly where the difference is within its noise. Everything else is exact.
+    Latency: from its `speedup_ci95`, or the prediction's interval where it was predicted. Accuracy: half of the
+    difference's interval to either side, so that two intervals overlap exactly where the difference is within its
+    noise. Everything else is exact.
     """
     losses = to_losses(records, objectives)
     low, high = losses.copy(), losses.copy()
@@ -82,9 +83,9 @@ def loss_intervals(
 
 def _latency_interval(record: TrialRecord) -> tuple[float, float]:
     """latency_ms is the baseline's divided by the speed-up, so the speed-up's interval gives its own."""
-    latency, bounds = float(record.metrics["latency_ms"]), record.metrics.get("speedup_ci95")
+    latency, bounds = float(record.metrics["latency_ms"]), likely_speedups(record.metrics)
     speedup = record.number("speedup")
-    if not speedup or not isinstance(bounds, Sequence) or len(bounds) != 2 or min(bounds) <= 0:
+    if not speedup or not bounds or min(bounds) <= 0:
         return latency, latency
     base = latency * speedup
     return min(latency, base / max(bounds)), max(latency, base / min(bounds))

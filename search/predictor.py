@@ -10,7 +10,7 @@ import numpy as np
 from pruning.errors import PruningError
 from pruning.geometry import NetworkGeometry
 from pruning.latency_model import FEWEST_PLANS, MeasuredPlan, fit_latency_model
-from results.records import FORETOLD, SOURCE, TrialRecord
+from results.records import FORETOLD, SOURCE, TrialRecord, speedup_interval
 from search.prediction import LatencyPredictor, NoPredictor, Prediction
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def measured_plan(record: TrialRecord) -> MeasuredPlan | None:
     ratio = record.number("latency_ratio")
     if ratio is None or ratio <= 0 or record.metrics.get(SOURCE) == FORETOLD:
         return None
-    low, high = record.metrics.get("speedup_ci95") or (0.0, 0.0)
-    return MeasuredPlan(record.ratios, ratio, abs(float(high) - float(low)) / 2 * ratio)  # of the speed-up, 1 / ratio
+    low, high = speedup_interval(record.metrics) or (0.0, 0.0)
+    return MeasuredPlan(record.ratios, ratio, abs(high - low) / 2 * ratio)  # of the speed-up, 1 / ratio
 
 
 def make_predictor(baseline: Mapping[str, Any], records: Iterable[TrialRecord] = ()) -> LatencyPredictor:

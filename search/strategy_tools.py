@@ -14,7 +14,7 @@ from results.accuracy import accuracies
 from results.comparison import ComparisonFolder
 from search.events import PhaseClock
 from search.tools import PruningTools
-from search.trial import latency_metrics
+from search.trial import ITSELF, latency_metrics
 from search.trial_tools import DeviceGate, TrialTools
 from search.worker import WorkerContext, tools_of
 
@@ -168,5 +168,5 @@ def _measured(tools: Any, model: Any, baseline_ms: float | None) -> dict[str, An
     metrics: dict[str, Any] = {**tools.evaluate(model), **tools.stats(model)}
     measured = tools.start_measure(model).result()
     if baseline_ms is None:
-        measured, baseline_ms = {**measured, "speedup": 1.0}, float(measured["median_ms"])
+        measured, baseline_ms = {**measured, **ITSELF}, float(measured["median_ms"])
     return {**metrics, **latency_metrics(measured, baseline_ms)}

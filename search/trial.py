@@ -22,7 +22,7 @@ from typing import Any
 from results.accuracy import accuracies
 from results.atomic import write_json
 from results.bounds import NO_BOUNDS, Bounds
-from results.records import FORETOLD, SOURCE, TrialRecord, TrialState
+from results.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
 from search.errors import TrialError
 from search.events import PhaseClock
 from search.request import RECORD_NAME, TrialRequest
@@ -32,6 +32,7 @@ from search.trial_tools import DeviceGate, Measurement, PlanLike, TrialTools, Tu
 TRIAL_LOG = "trial.log"
 CHECKPOINT_NAME = "pruned.pt"
 PLAN_NAME = "plan.json"
+ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
 
 CONDITIONS = (
@@ -151,7 +152,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
         "latency_p90_ms": float(measured["p90_ms"]),
         "baseline_latency_measured_ms": float(measured["baseline_median_ms"]),
         "speedup": speedup,
-        "speedup_ci95": [float(bound) for bound in measured["speedup_ci95"]],
+        CI95: [float(bound) for bound in measured[CI95]],
         **{name: float(measured[name]) for name in ("energy_j",) if name in measured},
         "latency_conditions": {name: measured[name] for name in CONDITIONS if name in measured},
     }
@@ -197,7 +198,7 @@ class Latency:
         assert self._foretold is not None, "measured at once, else"
         ratio, low, high = (self._foretold[name] for name in ("ratio", "low", "high"))
         figures = {"latency_ms": ratio * baseline_ms, "latency_ratio": ratio, "speedup": 1 / ratio}
-        return {**figures, "speedup_ci95": [1 / high, 1 / low], SOURCE: FORETOLD}
+        return {**figures, PI95: [1 / high, 1 / low], SOURCE: FORETOLD}
 
 
 def _attempted(work: Workplace, judge: Judge) -> TrialRecord:

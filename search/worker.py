@@ -26,7 +26,7 @@ from search.limits import bounds_of_search
 from search.request import TrialRequest, left_record
 from search.starts import weights_hash
 from search.stopping import StoppingRule, rungs_of
-from search.trial import TrialSettings, latency_metrics, run_trial
+from search.trial import ITSELF, TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
 
 ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
@@ -130,7 +130,7 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
         measured = tools.start_measure(model).result()
         with gate.using():
             metrics.update(tools.stats(model))
-    metrics.update(latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"])))
+    metrics.update(latency_metrics({**measured, **ITSELF}, float(measured["median_ms"])))
     described = tools.describe()
     tools.keep_scores(context.folder.path)
     return {

@@ -13,13 +13,16 @@ import pytest
 import torch
 
 from pruning.errors import PruningError
+from pruning.export_check import measure_export
 from pruning.latency import USEFUL_HALFWIDTH, PairedTimes, measure_pair, time_pair
+from pruning.latency_group import measure_group
 from pruning.latency_stats import (
     SESSION_SD,
     Quad,
     Speedup,
     across_sessions,
     agree,
+    block_length_ms,
     inferences_per_block,
     is_settled,
     neighbours_correlation,
@@ -168,6 +171,21 @@ class FakeTime:
         return self.now_s
 
 
+class Constant:
+    """A session whose every inference takes the same time, as it says."""
+
+    threads, precision, version = 1, "fp32", ""
+
+    def __init__(self, ms: float) -> None:
+        self._ms = ms
+
+    def time_ms(self) -> float:
+        return self._ms
+
+
+CONSTANT = {"fast": Constant(30.0), "slow": Constant(45.0)}
+
+
 class FakeSession:
     def __init__(self, world: FakeTime, name: str, time_ms: Callable[[int], float]) -> None:
         self.world, self.name, self._time_ms, self.runs = world, name, time_ms, 0
@@ -178,6 +196,31 @@ class FakeSession:
         self.world.order += self.name
         self.world.now_s += took / 1e3
         return took
+
+
+def by_pair(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("pruning.latency.open_session", lambda model, *_: CONSTANT[model])
+    return measure_pair("fast", "slow", 64, threads=1).to_dict()["speedup_ci95"]  # type: ignore[arg-type]
+
+
+def by_group(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("pruning.latency_group.open_session", lambda model, *_: CONSTANT[model])
+    found = measure_group({"base": "slow", "new": "fast"}, "base", 64)  # type: ignore[dict-item]
+    assert found["base"]["speedup_ci95"] == [1.0, 1.0]  # over itself, by definition
+    assert found["new"]["over"]["base"][1:] == found["new"]["speedup_ci95"]
+    return found["new"]["speedup_ci95"]
+
+
+def by_export(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("pruning.export_check.Backend", lambda path, *_: CONSTANT[path])
+    return measure_export("fast", "slow", 64).to_dict()["speedup_ci95"]
+
+
+@pytest.mark.parametrize("by", [by_pair, by_group, by_export])
+def test_the_interval_means_the_same_whoever_measures(by: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of times without any noise there is left what sessions differ by: the interval of a measurement another day."""
+    low, high = by(monkeypatch)
+    assert (low, high) == pytest.approx((1.5 * math.exp(-1.959964 * SESSION_SD), 1.5 * math.exp(1.959964 * SESSION_SD)))
 
 
 class TestMeasuring:
@@ -228,12 +271,32 @@ class TestMeasuring:
         assert across_sessions(wild.speedup).halfwidth > USEFUL_HALFWIDTH
         assert 2 <= of(0.15, 1)[1] < 2.4
 
-    def test_even_no_time_gives_a_figure(self) -> None:
-        world = FakeTime()
-        a, b = FakeSession(world, "A", lambda _: 3000.0), FakeSession(world, "B", lambda _: 6000.0)
-        times = time_pair(a, b, max_seconds=0.1, target_halfwidth=0.01, clock=world.clock)
+    @pytest.mark.parametrize("patience", [1, 4])
+    def test_even_no_time_gives_a_figure(self, patience: float) -> None:
+        """However short: four quads, so that the interval is Student's over three degrees of freedom, not over one."""
+        world, generator = FakeTime(), np.random.default_rng(0)
+
+        def of(name: str, ms: float) -> FakeSession:
+            return FakeSession(world, name, lambda _: float(ms * np.exp(0.02 * generator.normal())))
+
+        times = time_pair(of("A", 3e3), of("B", 6e3), 0.1, 0.01, clock=world.clock, patience=patience)
         assert not times.converged
-        assert times.speedup.value == pytest.approx(2.0)
+        assert len(times.quads) == 4
+        found = across_sessions(times.speedup)
+        logs = np.array([quad.log_speedup for quad in times.quads])
+        # t(3) = 3.18 and 6.2 (the most that correlated neighbours add) on a spread of at most the whole range
+        bound = 3.18 / 1.96 * math.sqrt(4 / 3) * 6.25 * np.ptp(logs) + 1.96 * SESSION_SD
+        assert math.log(found.high / found.value) < bound < 1.5
+        assert math.log(found.value / found.low) < bound
+
+    def test_a_short_time_is_shared_out_in_short_blocks(self) -> None:
+        world = FakeTime()
+        a, b = FakeSession(world, "A", lambda _: 1.0), FakeSession(world, "B", lambda _: 2.0)
+        times = time_pair(a, b, max_seconds=0.96 / 0.7, target_halfwidth=0.01, clock=world.clock)
+        assert times.converged
+        assert [len(block) for block in (*times.quads[0].candidate, *times.quads[0].baseline)] == [10, 10, 5, 5]
+        assert world.now_s < 1.4
+        assert [block_length_ms(seconds, 96) for seconds in (0.096, 0.96, 1.92, 9.0)] == pytest.approx([1, 10, 20, 20])
 
     def test_warm_up_is_waited_for(self) -> None:
         world = FakeTime()

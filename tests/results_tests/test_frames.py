@@ -41,7 +41,7 @@ def test_front_rows_have_the_promised_keys_and_paths_that_exist(
     rows = front_rows(make_run(records))
     assert [row["trial_id"] for row in rows] == [record.trial_id for record in front(records)]
     for row in json.loads(json.dumps(rows, allow_nan=False)):
-        assert row.keys() >= KEYS | {"speedup", "speedup_ci95", "fidelity", "epochs", "on_front"}
+        assert row.keys() >= KEYS | {"speedup", "speedup_ci95", "speedup_pi95", "fidelity", "epochs", "on_front"}
         assert Path(row["plan"]).is_file()
         assert Path(row["checkpoint"]).is_file()
         assert row["on_front"]

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
-from results.records import RecordStore, TrialRecord, TrialState
+from results.figures import point
+from results.frames import trials_frame
+from results.records import PI95, RecordStore, TrialRecord, TrialState, speedup_interval
+from results.run_folder import RunFolder
 
 Build = Callable[..., TrialRecord]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -212,6 +215,29 @@ def test_files_of_schema_version_1_still_load() -> None:
     assert records[0].ratios == {"model.4.cv1.conv": 0.25}
     assert records[0].metrics["speedup_ci95"] == [1.32, 1.36]
     assert records[2].error == "worker died (signal 9); its log is beside its plan"
+
+
+def test_a_prediction_of_older_runs_gets_the_name_of_one() -> None:
+    """They gave its interval the name of a measured one's. Measured ones keep theirs."""
+    folder = RunFolder(FIXTURES / "run_foretold")
+    measured, predicted = folder.read_records()
+    assert speedup_interval(measured.metrics) == (1.32, 1.36)
+    assert speedup_interval(measured.metrics, PI95) is None
+    assert speedup_interval(predicted.metrics) is None
+    assert predicted.metrics["speedup_pi95"] == [1.22, 1.28]
+    assert TrialRecord.from_json(predicted.to_json()) == predicted
+    (pick,) = folder.read_selected()
+    assert pick.before == predicted.metrics
+    frame = trials_frame([measured, predicted], {"metrics": {}})
+    columns = frame[["speedup_low", "speedup_high", "speedup_predicted_low", "speedup_predicted_high"]].to_numpy()
+    assert columns[0, :2].tolist() == [1.32, 1.36]
+    assert columns[1, 2:].tolist() == [1.22, 1.28]
+    assert math.isnan(columns[0, 2])
+    assert math.isnan(columns[1, 0])
+    at = point("t0001", predicted.metrics, 12.5, "refit only", "stopped")
+    assert at is not None
+    assert (at.speedup_ci95, at.speedup_pi95) == (None, (1.22, 1.28))
+    assert at.latency_interval_ms == (12.5 / 1.28, 12.5 / 1.22)
 
 
 def test_a_record_of_version_1_is_read_and_has_no_history(record: Build) -> None:

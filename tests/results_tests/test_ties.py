@@ -53,6 +53,14 @@ def test_a_front_member_that_leads_by_less_than_the_noise_is_said_to(record: Bui
     assert standings([slow, fast], [slow, fast], noise=AccuracyNoise())["slow"].beaten_by == ()
 
 
+def test_a_predicted_latency_ties_by_the_predictions_interval(record: Build) -> None:
+    a = measured(record, "a", 0.6, 1.50, 0.03)
+    metrics = {"speedup": 1.6, "latency_source": "foretold"}
+    for half, tied in ((0.08, ("a",)), (0.06, ())):
+        b = record("b", 0.6, BASE_MS / 1.6, metrics={**metrics, "speedup_pi95": [1.6 - half, 1.6 + half]})
+        assert standings([b], [a])["b"].tied_with == tied
+
+
 def test_overlapping_latencies_of_equal_accuracy_tie(record: Build) -> None:
     a, b = measured(record, "a", 0.6, 1.50, 0.03), measured(record, "b", 0.6, 1.54, 0.03)
     assert standings([a], [a, b])["a"].tied_with == ("b",)

@@ -180,7 +180,7 @@ def test_a_foretold_trial_that_is_stopped_at_the_first_rung_is_never_timed(tmp_p
     assert record.state is TrialState.STOPPED
     figures = {name: value for name, value in record.metrics.items() if "latency" in name or "speedup" in name}
     expected = {"latency_ms": 8.0, "latency_ratio": 0.8, "speedup": 1.25, "latency_source": "foretold"}
-    assert figures == {**expected, "speedup_ci95": [1 / 0.82, 1 / 0.78]}
+    assert figures == {**expected, "speedup_pi95": [1 / 0.82, 1 / 0.78]}
     assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
 
 
