@@ -11,6 +11,10 @@ class PlanError(PruningError):
     """A plan does not fit: a ratio outside [0, 1), a layer that is not there or not prunable, ratios in conflict."""
 
 
+class NotEquivalentError(PruningError):
+    """A pruned network does not compute what the unpruned one computes with the removed channels masked."""
+
+
 class ModelError(PruningError):
     """A model file is missing, unreadable, or not an Ultralytics model."""
 
@@ -25,3 +29,12 @@ class RefusedNameError(ModelError):
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
+
+
+_LONGEST_REASON = 200
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of anybody's error, blanks joined, not longer than a table's cell can bear."""
+    line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
+    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"

@@ -144,8 +144,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Put the process's random state (Python, NumPy, torch on every device) back afterwards.
+def preserved_random_state(cuda: bool = True) -> Iterator[None]:
+    """Put the process's random state (Python, NumPy, torch on the CPU and, where `cuda`, on every GPU) back afterwards.
 
     Ultralytics' trainer seeds all of them; a caller's own random numbers must not repeat because a training ran.
     """
@@ -153,7 +153,7 @@ def preserved_random_state() -> Iterator[None]:
     import torch
 
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the legacy state that Ultralytics seeds
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ from torch import nn
 
 from pruning.allocation import ConvCost, allocate, conv_costs
 from pruning.calibration import Calibration, load_calibration
+from pruning.equivalence import EquivalenceCheck
 from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
 from pruning.geometry import NetworkGeometry
@@ -174,14 +175,33 @@ class Workbench:
         finally:
             self.model.to("cpu")  # also where the device has no memory left: what comes next expects it there
 
+    @cached_property
+    def equivalence(self) -> EquivalenceCheck:
+        """What every pruned network is compared by with the masked baseline."""
+        return EquivalenceCheck(self.model, self.imgsz)
+
     def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
-        """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network."""
+        """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+            NotEquivalentError: the pruned network does not compute what the masked baseline does.
+        """
         with self.turn:
             if isinstance(plan, Plan) and plan.kept:
-                return replay(self.model, self.table, plan)
-            ratios = plan.ratios if isinstance(plan, Plan) else plan
-            widths = resolve(self.table, ratios, self.round_to)
-            return prune(self.model, self.table, widths, self.scores_for(widths))
+                pruned, applied = replay(self.model, self.table, plan)
+            else:
+                ratios = plan.ratios if isinstance(plan, Plan) else plan
+                widths = resolve(self.table, ratios, self.round_to)
+                pruned, applied = prune(self.model, self.table, widths, self.scores_for(widths))
+            self.equivalence.check(pruned, applied.kept)
+            return pruned, applied
+
+    def check_surgery(self, ratios: Mapping[str, float]) -> None:
+        """Apply ratios to channels drawn at random, which needs no images, and compare; raises as `prune` does."""
+        scores = np.random.default_rng(self.seed).random(self.table.class_count)
+        pruned, applied = prune(self.model, self.table, resolve(self.table, ratios, self.round_to), scores)
+        self.equivalence.check(pruned, applied.kept)
 
     def recover(
         self, pruned: nn.Module, plan: Plan, how: str = "refit", names: Mapping[str, str] | None = None

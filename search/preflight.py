@@ -6,6 +6,7 @@ The cheap checks come first: they need neither torch nor the model.
 from __future__ import annotations
 
 import os
+import random
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -208,11 +209,12 @@ def check_writable(path: Path) -> None:
 
 def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     """The model loads, the dataset fits it, the criterion exists, a teacher that is asked for can teach this kind of
-    network, and the settings leave something to prune.
+    network, the settings leave something to prune, and a random plan of theirs gives a network that computes the same.
 
     Also returns the objectives: those that were given, or the usual ones in the words of the model's task.
     """
     from pruning.evaluation_dataset import check_dataset
+    from pruning.strategies import get_strategy
     from pruning.tasks import kind_of, metric_keys
     from pruning.workbench import Workbench
 
@@ -221,6 +223,8 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
         config.data.path,
         config.model.imgsz,
         importance=config.recover.importance,
+        round_to=config.space.round_to,
+        seed=config.search.seed,
         trust_checkpoint=config.model.trust_checkpoint,
     )
     for remark in check_dataset(config.data.path, bench.model):
@@ -230,7 +234,10 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.plans, [layer.name for layer in bench.table.layers])
-    return build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL), objectives
+    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL)
+    if get_strategy(config.trial.strategy).exact:
+        bench.check_surgery(space.ratios(space.random_narrower(random.Random(config.search.seed))))
+    return space, objectives
 
 
 def check_teachable(config: RunConfig, model: Any = None) -> None:

@@ -130,6 +130,10 @@ class Space:
         """The plan nearest to ``ratios`` by layer (absent ones count as 0), within every axis's bounds."""
         return tuple(self._level_of(axis, ratios) for axis in self.axes)
 
+    def random_narrower(self, generator: random.Random) -> Levels:
+        """A plan drawn among those that narrow every axis."""
+        return tuple(generator.randrange(1, axis.size) for axis in self.axes)
+
     def random(self, generator: random.Random) -> Levels:
         """A plan drawn uniformly."""
         return tuple(generator.randrange(axis.size) for axis in self.axes)

@@ -39,6 +39,7 @@ class Adapter:
     """
 
     name = "adapter"
+    exact = False
 
     @in_turn
     def run(

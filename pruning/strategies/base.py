@@ -60,6 +60,8 @@ class Strategy(Protocol):
     """
 
     name: str
+    exact: bool
+    """Whether its network, before recovery, computes what the baseline computes with the removed channels masked."""
 
     def run(
         self,

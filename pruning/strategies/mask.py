@@ -29,6 +29,7 @@ class Mask:
     """
 
     name = "mask"
+    exact = True
 
     @in_turn
     def run(

@@ -42,6 +42,7 @@ class Sequential:
     """
 
     name = "sequential"
+    exact = True
 
     @in_turn
     def run(

@@ -11,6 +11,8 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy
 from pruning.cloning import clone
+from pruning.equivalence import set_mode
+from pruning.errors import first_line
 from pruning.layers import LayerTable
 from pruning.plan import Plan
 from pruning.strategies.base import Outcome, Tune
@@ -20,7 +22,6 @@ from pruning.surgery import choose_kept, resolve
 from pruning.workbench import Workbench
 
 _PROBE_SIZE = 128  # pixels; which channels fit does not depend on it
-_LONGEST_REASON = 200
 
 
 class Skip:
@@ -32,6 +33,7 @@ class Skip:
     """
 
     name = "skip"
+    exact = False
 
     @in_turn
     def run(
@@ -97,22 +99,13 @@ def first_mismatch(model: nn.Module) -> str:
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     image = torch.rand(1, channels, _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator().manual_seed(0))
     for training in (False, True):
-        model.train(training)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # one image of one position has no variance
+        set_mode(model, training)  # one image of one position has no variance
         try:
             with torch.no_grad():
                 model(image)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            return f"{inside[-1] or 'the model'}: {tidy(error)}"
+            return f"{inside[-1] or 'the model'}: {first_line(error)}"
     return ""
-
-
-def tidy(error: Exception) -> str:
-    """The first line of an error, blanks joined, not longer than a table's cell can bear."""
-    line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
-    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 
 def void(_: object) -> None:

@@ -15,6 +15,7 @@ class Structural:
     """What `Workbench.prune` gives, recovered and tuned in one session."""
 
     name = "structural"
+    exact = True
 
     @in_turn
     def run(

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pruning.checkpoints import plain_copy
+from pruning.errors import first_line
 from pruning.plan import Plan
 from pruning.strategies import get_strategy
 from pruning.strategies.mask import apply_mask
-from pruning.strategies.skip import first_mismatch, tidy
+from pruning.strategies.skip import first_mismatch
 from pruning.surgery import classes_from_kept
 from pruning.workbench import Workbench
 from tests.pruning_tests.recovery_material import same_weights, weights
@@ -97,9 +98,9 @@ def test_a_branch_that_only_training_takes_is_probed() -> None:
 
 
 def test_a_reason_is_one_line_of_bearable_length() -> None:
-    assert tidy(RuntimeError("  shapes   differ\nmore of it")) == "shapes differ"
-    assert tidy(ValueError()) == "ValueError"
-    assert len(tidy(RuntimeError("x" * 1000))) == 200
+    assert first_line(RuntimeError("  shapes   differ\nmore of it")) == "shapes differ"
+    assert first_line(ValueError()) == "ValueError"
+    assert len(first_line(RuntimeError("x" * 1000))) == 200
 
 
 @pytest.mark.parametrize("recover", ["none", "bn", "refit", "refit+bn"])
