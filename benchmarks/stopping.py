@@ -127,8 +127,9 @@ class Campaign:
         else:
             return False
         self.records.append(record)
+        self.teller.learn(record)
         low = record.state is TrialState.STOPPED and self.way == "low"
-        told = Told(record.metrics) if low else self.teller.told(record, self.records)
+        told = Told(record.metrics) if low else self.teller.told(record)
         if told is None or (record.state is TrialState.STOPPED and self.way == "silence"):
             self.study.fail(course.suggestion.number, "stopped")
         else:

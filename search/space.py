@@ -8,9 +8,11 @@ plan), and an axis with a single width does not exist: it would be a dead dimens
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Protocol
 
 from search.config_sections import SpaceSection
@@ -65,7 +67,21 @@ class GroupChoice:
 
     def nearest(self, ratio: float) -> int:
         """The allowed width whose ratio is nearest to ``ratio`` (the wider one of two equally near)."""
-        return min(self.widths, key=lambda width: (abs(self.ratio(width) - ratio), -width))
+        return self.widths[self.level(ratio)]
+
+    def level(self, ratio: float) -> int:
+        """The index of that width."""
+        above = bisect_left(self._ratios, ratio)
+        if above == 0:
+            return 0
+        if above == len(self._ratios):
+            return above - 1
+        return above - 1 if ratio - self._ratios[above - 1] <= self._ratios[above] - ratio else above
+
+    @cached_property
+    def _ratios(self) -> list[float]:
+        """Of the widths, rising. Kept: a run of thousands of trials asks some hundred thousand times at its start."""
+        return [self.ratio(width) for width in self.widths]
 
     def ratio(self, width: int) -> float:
         """Fraction of channels removed at ``width``, in [0, 1)."""
@@ -124,7 +140,7 @@ class Space:
 
     def uniform(self, ratio: float) -> Levels:
         """The plan nearest to one ``ratio`` everywhere, within every axis's bounds."""
-        return tuple(axis.groups[0].widths.index(axis.groups[0].nearest(ratio)) for axis in self.axes)
+        return tuple(axis.groups[0].level(ratio) for axis in self.axes)
 
     def nearest(self, ratios: Mapping[str, float]) -> Levels:
         """The plan nearest to ``ratios`` by layer (absent ones count as 0), within every axis's bounds."""
@@ -148,8 +164,7 @@ class Space:
     @staticmethod
     def _level_of(axis: Axis, ratios: Mapping[str, float]) -> int:
         leader = axis.groups[0]
-        ratio = next((ratios[layer] for layer in leader.layers if layer in ratios), 0.0)
-        return leader.widths.index(leader.nearest(ratio))
+        return leader.level(next((ratios[layer] for layer in leader.layers if layer in ratios), 0.0))
 
 
 def build_space(table: TableLike, section: SpaceSection, first_only: bool = False) -> Space:

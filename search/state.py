@@ -63,6 +63,8 @@ class SweepState:
         self._numbers: dict[str, int] = {}
         self._running: dict[str, TrialRequest] = {}
         for record in self.records:
+            self._teller.learn(record)
+        for record in self.records:
             self._replay(record)
         finished = {record.trial_id for record in self.records}
         left = unfinished(folder, finished)
@@ -122,7 +124,8 @@ class SweepState:
     def _tell(self, record: TrialRecord) -> None:
         self._predictor.learn(record)
         number = self._numbers.pop(record.trial_id)
-        told = self._teller.told(record, self.records)
+        self._teller.learn(record)
+        told = self._teller.told(record)
         if told is None:
             self._study.fail(number, record.error or record.state.value)
             return
@@ -185,7 +188,7 @@ class SweepState:
         if levels is None:
             return
         try:
-            self._study.replay(levels, self._teller.told(record, self.records), record.trial_id)
+            self._study.replay(levels, self._teller.told(record), record.trial_id)
         except TrialError:
             self._study.replay(levels, None, record.trial_id)
 

@@ -180,10 +180,14 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
     unpruned = space.uniform(0.0)
     if baseline and not space.ratios(unpruned):
         study.replay(unpruned, teller.told_baseline(), "baseline")
-    for record in other.told if other else ():
-        levels = space.levels_of(record.ratios)
-        if levels is not None:
-            study.replay(levels, teller.told(record, other.told if other else ()), f"{OTHER_RUN}/{record.trial_id}")
+    if other:
+        theirs = Teller(settings.objectives, bounds, baseline)  # of its own: how their trials go on is theirs
+        for record in other.told:
+            theirs.learn(record)
+        for record in other.told:
+            levels = space.levels_of(record.ratios)
+            if levels is not None:
+                study.replay(levels, theirs.told(record), f"{OTHER_RUN}/{record.trial_id}")
     return SweepState(
         prepared.folder, space, study, records, settings.trials, lambda ratios: Plan(ratios).hash, teller, predictor,
         budget,

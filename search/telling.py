@@ -9,7 +9,7 @@ from typing import Any
 from results.bounds import NO_BOUNDS, Bounds
 from results.objectives import DIRECTIONS
 from results.records import TrialRecord, TrialState
-from search.fidelity import estimate_final
+from search.extrapolation import LearningCurves
 
 MAXIMIZED = "max"  # results' word for it
 
@@ -24,16 +24,24 @@ class Told:
     constraints: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Teller:
     """For runs over ``objectives`` within ``bounds``; ``baseline``: content of baseline.json ({}: not measured yet)."""
 
-    objectives: Sequence[str]
-    bounds: Bounds = NO_BOUNDS
-    baseline: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(
+        self, objectives: Sequence[str], bounds: Bounds = NO_BOUNDS, baseline: Mapping[str, Any] | None = None
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.bounds = bounds
+        self.baseline = baseline or {}
+        self._accuracies = tuple(name for name in self.objectives if DIRECTIONS[name] == MAXIMIZED)
+        self._curves = LearningCurves(self._accuracies)
 
-    def told(self, record: TrialRecord, records: Sequence[TrialRecord]) -> Told | None:
-        """What to tell of ``record``; ``records``: all finished ones. None: nothing, the trial counts as failed.
+    def learn(self, record: TrialRecord) -> None:
+        """Take a finished trial in, before it and others are told of."""
+        self._curves.learn(record)
+
+    def told(self, record: TrialRecord) -> Told | None:
+        """What to tell of ``record``, by all that were learned so far. None: nothing, the trial counts as failed.
 
         A stopped trial's accuracy is what completed ones of the same rung came to in the end; before enough are known,
         nothing is told. Measured on the synthetic problem (benchmarks/results/search_stopping.md): the low figure told
@@ -43,10 +51,8 @@ class Teller:
             return None
         metrics, variances = dict(record.metrics), {}
         if record.state is TrialState.STOPPED:
-            for name in self.objectives:
-                if DIRECTIONS[name] != MAXIMIZED:
-                    continue
-                estimate = estimate_final(record, name, records)
+            for name in self._accuracies:
+                estimate = self._curves.final_accuracy(record, name)
                 if estimate is None:
                     return None
                 metrics[name], variances[name] = estimate.value, estimate.variance

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from results.bounds import Bounds
 from results.records import TrialRecord, TrialState
 from search.budget import Budget
-from search.fidelity import FEWEST, estimate_final
+from search.extrapolation import FEWEST, Estimate, LearningCurves
 from search.limits import Screen
 from search.prediction import NoPredictor, Prediction
 from search.telling import Teller
@@ -28,6 +30,13 @@ def record(name: str, start: float, final: float | None = None, **changes: Any) 
         "seconds": {"finetune": 1800.0}, "history": history,
     }  # fmt: skip
     return TrialRecord(**{**values, **changes})
+
+
+def estimate_final(stopped: TrialRecord, metric: str, others: Iterable[TrialRecord]) -> Estimate | None:
+    curves = LearningCurves([metric])
+    for other in others:
+        curves.learn(other)
+    return curves.final_accuracy(stopped, metric)
 
 
 def completed(count: int, gain: float = 0.1, slope: float = 1.0) -> list[TrialRecord]:
@@ -53,6 +62,23 @@ def test_a_slope_is_learned_and_scatter_becomes_variance() -> None:
     assert estimate.variance == pytest.approx(0.0025, rel=0.3)
 
 
+def test_pair_by_pair_is_the_ridge_regression_over_all_pairs() -> None:
+    """The textbook formulas on whole arrays; hardly any spread, where sums of squares would cancel."""
+    generator = np.random.default_rng(0)
+    starts = 0.6 + 1e-6 * generator.normal(size=200)
+    finals = 0.61 + 0.7 * (starts - 0.6) + 1e-7 * generator.normal(size=200)
+    pairs = zip(starts.tolist(), finals.tolist(), strict=True)
+    found = estimate_final(record("s", 0.6 + 2e-6), "map50_95", [record(f"c{i}", *p) for i, p in enumerate(pairs)])
+    assert found is not None
+    offsets, prior = starts - starts.mean(), 2.0 * max(float(np.var(starts)), 1e-8)
+    slope = (offsets @ (finals - finals.mean()) + prior) / (offsets @ offsets + prior)
+    step = 0.6 + 2e-6 - starts.mean()
+    residuals = finals - finals.mean() - slope * offsets
+    variance = residuals @ residuals / 198 * (1 + 1 / 200 + step**2 / (offsets @ offsets + prior))
+    assert found.value == pytest.approx(finals.mean() + slope * step, abs=1e-12)
+    assert found.variance == pytest.approx(variance, rel=1e-6)
+
+
 def test_it_is_never_below_what_was_reached_and_silent_where_little_is_known() -> None:
     estimate = estimate_final(record("s", 0.5), "map50_95", completed(10, gain=-0.1))
     assert estimate is not None
@@ -66,22 +92,24 @@ def test_it_is_never_below_what_was_reached_and_silent_where_little_is_known() -
 def test_the_low_figure_is_never_told_as_final() -> None:
     teller, others = Teller(OBJECTIVES), completed(10)
     stopped = record("s", 0.25)
-    assert teller.told(stopped, []) is None
-    told = teller.told(stopped, others)
+    assert teller.told(stopped) is None
+    for other in (*others, stopped):
+        teller.learn(other)
+    told = teller.told(stopped)
     assert told is not None
     assert told.metrics["map50_95"] == pytest.approx(0.35)
     assert told.metrics["latency_ms"] == 8.0
     assert set(told.variances) == {"map50_95"}
-    plain = teller.told(others[0], others)
+    plain = teller.told(others[0])
     assert plain is not None
     assert (plain.metrics, plain.variances) == (others[0].metrics, {})
     failed = record("f", 0.2, state=TrialState.FAILED, error="no luck")
-    assert teller.told(failed, others) is None
+    assert teller.told(failed) is None
 
 
 def test_bounds_are_told_in_optunas_way() -> None:
     teller = Teller(OBJECTIVES, Bounds(max_latency_ms=4.0, min_map=0.2))
-    told = teller.told(record("c", 0.3, 0.5), [])
+    told = teller.told(record("c", 0.3, 0.5))
     assert told is not None
     assert told.constraints == pytest.approx({"max_latency_ms": 1.0, "min_map": -0.3})
 
