@@ -108,7 +108,8 @@ def work_on_plan(settings: Mapping[str, Any], name: str, ratios: dict[str, float
     from search.trial import TrialSettings, run_trial
 
     tools, gate, config = _tools(settings)
-    run_trial(TrialRequest(name, ratios, "rival"), TrialSettings(config.trial.epochs, True, ms), tools, gate, folder)
+    request = TrialRequest(trial_id=name, ratios=ratios, provenance="rival")
+    run_trial(request, TrialSettings(config.trial.epochs, True, ms), tools, gate, folder)
 
 
 def work_on_pick(settings: Mapping[str, Any], checkpoint: Path, folder: Path) -> dict[str, float]:
@@ -246,7 +247,7 @@ def run_rival(comparison: Comparison, searcher: str, seed: int) -> list[TrialRec
                 records.append(known[name])
                 _tell(comparison, rival, levels, known[name])
                 continue
-            TrialRequest(name, ratios, searcher).save(folder)
+            TrialRequest(trial_id=name, ratios=ratios, provenance=searcher).save(folder)
             work = comparison.pool.submit(work_on_plan, settings, name, ratios, folder.trial_dir(name), ms)
             running[work] = (name, levels)
         for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():

@@ -7,8 +7,9 @@ from pathlib import Path
 from results.atomic import write_text
 from results.finished import FinishedRow
 from results.markdown import finished_table, plain_cell, table
-from results.run_folder import RunFolder, Selected
-from results.summary import Summary, summarise
+from results.run_files import Selected
+from results.run_folder import RunFolder
+from results.summary import Summary
 
 CARD = "MODEL_CARD.md"
 LICENCE = (
@@ -18,9 +19,8 @@ LICENCE = (
 )
 
 
-def write_cards(folder: RunFolder) -> list[Path]:
-    """Write `selected/<trial_id>/MODEL_CARD.md` for every finished pick; their paths."""
-    run = summarise(folder)
+def write_cards(folder: RunFolder, run: Summary) -> list[Path]:
+    """Write `selected/<trial_id>/MODEL_CARD.md` for every finished pick of `run`, the folder's summary; their paths."""
     records = {record.trial_id: record for record in folder.read_records()}
     rows = {row.name: row for row in run.finished}
     written = []

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from results.figures import FrontFigure, PickMove
-from results.run_folder import RunFolder, Selected
+from results.run_files import Selected
+from results.run_folder import RunFolder
 
 # Option of the command -> setting of the run. Defaults too: the run's may be older than the command that is pasted.
 _PRUNE = {

@@ -19,7 +19,7 @@ from results.accuracy import accuracy_name
 from results.atomic import write_json, write_text
 from results.errors import RecordError
 from results.records import SCHEMA_VERSION
-from results.run_folder import read_json
+from results.run_files import read_json
 
 _COSTS = ("params_m", "gflops", "speedup", "speedup_ci95", "latency_ms")
 UNPRUNED = "(unpruned)"
@@ -200,8 +200,10 @@ def read_comparison(folder: ComparisonFolder) -> Comparison | None:
             environment=content["environment"],
             failed=content["failed"],
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise RecordError(str(error), f"{folder.json} lacks {error}: delete it to have it written again") from error
+    except (TypeError, ValueError, AttributeError) as error:  # RecordError among them
+        raise RecordError("strategies", f"{folder.json}: {error}; delete it to have it written again") from error
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from results.records import (
     likely_speedups,
     speedup_interval,
 )
-from results.run_folder import Native, Selected
+from results.run_files import Native, Selected
 from results.selection import Pick, comparable, front, knee, main_fidelity
 
 MOST_DOMINATED = 2000

@@ -8,7 +8,7 @@ from typing import Any
 
 from results.accuracy import accuracy_name
 from results.figures import FrontFigure, Point
-from results.run_folder import Native, Selected
+from results.run_files import Native, Selected
 
 Interval = tuple[float, float]
 NATIVE = "native:"

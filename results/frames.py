@@ -13,7 +13,8 @@ from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
 from results.objectives import DEFAULT_OBJECTIVES
 from results.records import CI95, PI95, SOURCE, TrialRecord, speedup_interval
-from results.run_folder import RunFolder, Selected
+from results.run_files import Selected
+from results.run_folder import RunFolder
 from results.selection import comparable, front
 from results.ties import accuracy_noise, standings
 

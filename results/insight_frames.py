@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from results.accuracy import LABELS
@@ -62,14 +63,16 @@ def hypervolume_frame(
     """
     curve = hypervolume_curve(records, baseline, objectives)
     arrived = sorted(comparable(records), key=lambda record: record.finished_at)
-    spent = {record.trial_id: sum(record.seconds.values()) for record in records}
+    everybody = sorted(records, key=lambda record: record.finished_at)
+    spent = np.concatenate([[0.0], np.cumsum([sum(record.seconds.values()) for record in everybody])])
+    ended = np.searchsorted([r.finished_at for r in everybody], [r.finished_at for r in arrived], side="right")
     rows = [
         {
             "trials": count,
             "hours": hours,
-            "trial_hours": sum(spent[r.trial_id] for r in records if r.finished_at <= record.finished_at) / 3600,
+            "trial_hours": float(spent[by_then]) / 3600,
             "hypervolume_share": share,
         }
-        for count, hours, record, share in zip(curve.trials, curve.hours, arrived, curve.shares, strict=True)
+        for count, hours, by_then, share in zip(curve.trials, curve.hours, ended, curve.shares, strict=True)
     ]
     return pd.DataFrame(rows, columns=["trials", "hours", "trial_hours", "hypervolume_share"])

@@ -5,23 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from enum import Enum
-from numbers import Real
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, get_args
+
+from pydantic import Field, PlainValidator, model_validator
 
 from results.accuracy import missing_metric
 from results.atomic import fsync_directory
 from results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
+from results.persisted import Count, Metrics, Number, Persisted, Ratio, metric, parse_json, shortened, text
 
 SCHEMA_VERSION = 1
-RECORD_VERSION = 2
+RECORD_VERSION: Literal[2] = 2
 """Of a trial's record; 1 has no `history` and no `violations`. Both are read, this one is written."""
-FIDELITIES = ("refit", "epochs", "full")
+Fidelity = Literal["refit", "epochs", "full"]
+FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 BEYOND_BOUNDS = "beyond the bounds"
 ACCURACY_BOUNDS = frozenset({"min_map", "max_drop"})
 SOURCE, FORETOLD = "latency_source", "foretold"
@@ -45,8 +46,32 @@ ENDINGS = (TrialState.COMPLETED.value, TrialState.STOPPED.value, BEYOND_BOUNDS, 
 """What `TrialRecord.ending` can be, in the order in which people are told."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+def _trial_id(value: object) -> str:
+    usable = isinstance(value, str) and 0 < len(value) <= 200 and value not in (".", "..")
+    if not usable or any(letter in "/\\" or ord(letter) < 32 for letter in str(value)):
+        raise RecordError(
+            "trial_id", f"trial_id must be usable as a file name (no / or \\), but got {shortened(value)}"
+        )
+    return str(value)
+
+
+def _history(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)):
+        raise RecordError("history", f"history must be a list of rows, but got {type(value).__name__}")
+    if not all(isinstance(row, Mapping) for row in value):
+        raise RecordError("history", f"history must hold mappings, but got {shortened(value)}")
+    rows = [
+        {text("history", k): metric(f"history[{index}][{k}]", v) for k, v in row.items()}
+        for index, row in enumerate(value)
+    ]
+    epochs = [row.get("epochs") for row in rows]
+    whole = [number for number in epochs if type(number) is int and number >= 0]
+    if epochs != whole or whole != sorted(set(whole)):
+        raise RecordError("history", f"the epochs in history must be whole numbers that rise, but got {epochs}")
+    return rows
+
+
+class TrialRecord(Persisted):
     """One finished trial. Raises RecordError, naming the field, for anything that breaks the rules below.
 
     trial_id: a file name: no separators, no control characters.
@@ -61,51 +86,27 @@ class TrialRecord:
     violations: bound of the run -> by how much the trial is beyond it (above 0); {}: it keeps to all, it is feasible.
     """
 
-    trial_id: str
+    schema_version: Literal[2] = RECORD_VERSION
+    trial_id: Annotated[str, PlainValidator(_trial_id)]
     state: TrialState
     plan_hash: str
-    ratios: dict[str, float]
-    metrics: dict[str, Any]
-    epochs: int
-    fidelity: str
-    finished_at: float
-    seconds: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, Ratio]
+    metrics: Metrics
+    epochs: Count
+    fidelity: Fidelity
+    finished_at: Number
+    seconds: dict[str, Annotated[Number, Field(ge=0)]] = Field(default_factory=dict)
     device: str = ""
     node: str = ""
     error: str | None = None
     provenance: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    retries: list[str] = field(default_factory=list)
-    violations: dict[str, float] = field(default_factory=dict)
-    schema_version: int = RECORD_VERSION
+    history: Annotated[list[dict[str, Any]], PlainValidator(_history)] = Field(default_factory=list)
+    retries: list[str] = Field(default_factory=list)
+    violations: dict[str, Number] = Field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.schema_version != RECORD_VERSION:
-            raise SchemaVersionError("a trial record", self.schema_version, RECORD_VERSION)
-        _check_trial_id(self.trial_id)
-        checked = {
-            "state": _state(self.state),
-            "ratios": {_key("ratios", k): _ratio(k, v) for k, v in _mapping("ratios", self.ratios).items()},
-            "metrics": {_key("metrics", k): _metric(k, v) for k, v in _mapping("metrics", self.metrics).items()},
-            "seconds": {_key("seconds", k): _seconds(k, v) for k, v in _mapping("seconds", self.seconds).items()},
-            "finished_at": _finite("finished_at", self.finished_at),
-            "history": _history(self.history),
-            "retries": _lines("retries", self.retries),
-            "violations": {
-                _key("violations", k): _finite(f"violations[{k}]", v)
-                for k, v in _mapping("violations", self.violations).items()
-            },
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        self._check_together()
-
-    def _check_together(self) -> None:
+    @model_validator(mode="after")
+    def _check_together(self) -> TrialRecord:
         """The rules that tie several fields."""
-        if self.fidelity not in FIDELITIES:
-            raise RecordError("fidelity", f"fidelity must be one of {', '.join(FIDELITIES)}, but got {self.fidelity!r}")
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
-            raise RecordError("epochs", f"epochs must be a whole number >= 0, but got {self.epochs!r}")
         if self.fidelity == "refit" and self.epochs:
             raise RecordError("fidelity", f'fidelity "refit" means no epoch, but got epochs={self.epochs}')
         if self.state is TrialState.FAILED and not self.error:
@@ -113,6 +114,7 @@ class TrialRecord:
         missing = missing_metric(self.metrics)
         if self.state is TrialState.COMPLETED and missing:
             raise RecordError("metrics", f"completed trial {self.trial_id!r} must have the metric {missing}")
+        return self
 
     @property
     def fidelity_label(self) -> str:
@@ -142,10 +144,7 @@ class TrialRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping, the inverse of `from_json`."""
-        content: dict[str, Any] = {"schema_version": self.schema_version}
-        content.update((item.name, getattr(self, item.name)) for item in fields(self))
-        content["state"] = self.state.value
-        return content
+        return {name: getattr(self, name) for name in type(self).model_fields} | {"state": self.state.value}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
@@ -155,14 +154,7 @@ class TrialRecord:
         content = {**content, "schema_version": RECORD_VERSION}  # what version 1 lacks has its default
         if isinstance(content.get("metrics"), Mapping):
             content["metrics"] = present_metrics(content["metrics"])
-        names = {item.name for item in fields(cls)}
-        for name in content:
-            if name not in names:
-                raise RecordError(name, f"a record of schema_version {RECORD_VERSION} has no field {name!r}")
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise RecordError("record", f"a record lacks a field ({error})") from error
+        return cls(**content)
 
 
 def present_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,84 +176,6 @@ def likely_speedups(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
     return speedup_interval(metrics) or speedup_interval(metrics, PI95)
 
 
-def _check_trial_id(trial_id: object) -> None:
-    valid = isinstance(trial_id, str) and 0 < len(trial_id) <= 200 and trial_id not in (".", "..")
-    if not valid or any(letter in "/\\" or ord(letter) < 32 for letter in str(trial_id)):
-        raise RecordError("trial_id", f"trial_id must be usable as a file name (no / or \\), but got {trial_id!r}")
-
-
-def _mapping(name: str, value: object) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise RecordError(name, f"{name} must be a mapping, but got {type(value).__name__}")
-    return value
-
-
-def _lines(name: str, value: object) -> list[str]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(line, str) for line in value):
-        raise RecordError(name, f"{name} must be a list of lines, but got {value!r}")
-    return list(value)
-
-
-def _key(name: str, key: object) -> str:
-    if not isinstance(key, str):
-        raise RecordError(name, f"the names in {name} must be text, but got {key!r}")
-    return key
-
-
-def _state(value: object) -> TrialState:
-    try:
-        return TrialState(value)
-    except ValueError:
-        states = ", ".join(state.value for state in TrialState)
-        raise RecordError("state", f"state must be one of {states}, but got {value!r}") from None
-
-
-def _finite(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise RecordError(name, f"{name} must be a finite number, but got {value!r}")
-    return float(value)
-
-
-def _ratio(name: str, value: object) -> float:
-    ratio = _finite(f"ratios[{name}]", value)
-    if not 0 <= ratio < 1:
-        raise RecordError(f"ratios[{name}]", f"ratios[{name}] must be in [0, 1), but got {ratio}")
-    return ratio
-
-
-def _seconds(name: str, value: object) -> float:
-    seconds = _finite(f"seconds[{name}]", value)
-    if seconds < 0:
-        raise RecordError(f"seconds[{name}]", f"seconds[{name}] must not be negative, but got {seconds}")
-    return seconds
-
-
-def _history(value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, (list, tuple)):
-        raise RecordError("history", f"history must be a list of rows, but got {type(value).__name__}")
-    rows = [
-        {_key("history", k): _metric(f"{index}][{k}", v) for k, v in _mapping("history", row).items()}
-        for index, row in enumerate(value)
-    ]
-    epochs = [row.get("epochs") for row in rows]
-    whole = [number for number in epochs if isinstance(number, int) and number >= 0]
-    if epochs != whole or whole != sorted(set(whole)):
-        raise RecordError("history", f"the epochs in history must be whole numbers that rise, but got {epochs}")
-    return rows
-
-
-def _metric(name: str, value: object) -> Any:
-    """Numbers become plain Python ones (numpy scalars are not JSON); lists are checked item by item."""
-    if isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_metric(f"{name}][{index}", item) for index, item in enumerate(value)]
-    if isinstance(value, Mapping):  # circumstances; None: could not be read
-        return {_key(name, k): None if v is None else _metric(f"{name}][{k}", v) for k, v in value.items()}
-    number = _finite(f"metrics[{name}]", value)
-    return int(number) if isinstance(value, int) else number
-
-
 class RecordStore:
     """`trials.jsonl`: one JSON record a line, append-only, the source of truth of a run.
 
@@ -273,12 +187,18 @@ class RecordStore:
         self.path = Path(path)
         self._known_ids: set[str] = set()
         self._known_size = -1  # of the file that _known_ids was read from; saves parsing it again at every append
+        self._read: tuple[tuple[int, int, int], list[TrialRecord]] | None = None
 
     def read(self) -> list[TrialRecord]:
         """All records in the order of their arrival; [] where the file is not there yet. Raises StoreError."""
-        if not self.path.exists():
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
             return []
-        return _parse(self.path, self.path.read_bytes())[0]
+        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if self._read is None or self._read[0] != version:  # a report asks five times, of thousands of records
+            self._read = version, _parse(self.path, self.path.read_bytes())[0]
+        return list(self._read[1])
 
     def append(self, record: TrialRecord) -> None:
         """Add one record and return when it is on disk. Raises DuplicateTrialError, StoreError, OSError."""
@@ -317,24 +237,24 @@ def _parse(path: Path, content: bytes) -> tuple[list[TrialRecord], int]:
     records: list[TrialRecord] = []
     seen: set[str] = set()
     lines = content.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
+    last = max((number for number, line in enumerate(lines, start=1) if line.strip()), default=0)
     offset = 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-        except ValueError:  # also UnicodeDecodeError
-            if number == len(lines):
-                return records, offset
-            problem = "not a whole JSON record, and not the last line: restore it or delete it"
-            raise StoreError(path, number, problem) from None
-        record = _record(path, number, values)
-        if record.trial_id in seen:
-            raise StoreError(path, number, f"trial {record.trial_id!r} has a second record: delete one of them")
-        seen.add(record.trial_id)
-        records.append(record)
+    for number, line in enumerate(lines[:last], start=1):
+        if line.strip():  # editors leave blank lines
+            try:
+                values = parse_json(line)
+            except ValueError:  # also UnicodeDecodeError
+                if number == last:
+                    return records, offset
+                problem = "not a whole JSON record, and not the last line: restore it or delete it"
+                raise StoreError(path, number, problem) from None
+            record = _record(path, number, values)
+            if record.trial_id in seen:
+                raise StoreError(path, number, f"trial {record.trial_id!r} has a second record: delete one of them")
+            seen.add(record.trial_id)
+            records.append(record)
         offset += len(line) + 1
-    return records, min(offset, len(content))
+    return records, len(content)
 
 
 def _record(path: Path, number: int, values: object) -> TrialRecord:
@@ -343,4 +263,4 @@ def _record(path: Path, number: int, values: object) -> TrialRecord:
     try:
         return TrialRecord.from_json(values)
     except RecordError as error:
-        raise StoreError(path, number, str(error)) from error
+        raise StoreError(path, number, f"{error}: restore the line or delete it") from error

@@ -45,7 +45,7 @@ def write_report(run_dir: str | Path) -> Path:
         return write_text(folder.report_html, render_comparison(comparison))
     summary = summarise(folder)
     write_tables(folder)
-    write_cards(folder)
+    write_cards(folder, summary)
     draw_figures(summary, folder.report_dir)
     write_text(folder.report_markdown, markdown(summary, folder.report_dir.name))
     return write_text(folder.report_html, render(summary, comparison))

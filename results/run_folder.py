@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from results.accuracy import accuracy_of, missing_metric
 from results.atomic import write_json
-from results.errors import RecordError, RunFolderError, SchemaVersionError
+from results.errors import RunFolderError
 from results.objectives import DEFAULT_OBJECTIVES, check_objectives
-from results.records import SCHEMA_VERSION, RecordStore, TrialRecord, present_metrics
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A pick after its full fine-tuning: `selected/<trial_id>/metrics.json` and where it lies.
-
-    seconds: of the fine-tuning, on its share of the machine; 0 where it was not noted.
-    before: the trial's metrics. after: measured after the full fine-tuning. baseline: measured in the same session.
-    settings: of the fine-tuning, as the run's config names them.
-    """
-
-    trial_id: str
-    chosen_as: str
-    before: dict[str, Any]
-    after: dict[str, Any]
-    baseline: dict[str, Any]
-    epochs: int
-    best_epoch: int | None
-    directory: Path
-    seconds: float = 0.0
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Native:
-    """A smaller stock model that was given a pick's budget and measured beside the picks: native/<name>/metrics.json.
-
-    model: the checkpoint it began as. recipe: how it was trained, in words.
-    """
-
-    name: str
-    model: str
-    after: dict[str, Any]
-    baseline: dict[str, Any]
-    epochs: int
-    best_epoch: int | None
-    recipe: str
-    directory: Path
-    seconds: float = 0.0
+from results.records import SCHEMA_VERSION, RecordStore, TrialRecord
+from results.run_files import Baseline, FinalSession, Native, Selected, checked
 
 
 @dataclass(frozen=True)
@@ -159,7 +120,7 @@ class RunFolder:
         """The fully fine-tuned network of a pick."""
         return self.selected_dir(trial_id) / "best.pt"
 
-    @property
+    @cached_property
     def store(self) -> RecordStore:
         """The store over `trials_file`."""
         return RecordStore(self.trials_file)
@@ -179,11 +140,8 @@ class RunFolder:
                 f"a run folder holds baseline.json, but {self.path} does not: "
                 "give the folder that was named in `paretoprune search --run`"
             )
-        content = read_json(self.baseline)
-        metrics = content.get("metrics")
-        if not isinstance(metrics, dict) or missing_metric(metrics):
-            raise RecordError("metrics", f"{self.baseline} must hold the metrics map50_95 (or top1) and latency_ms")
-        return content
+        content, known = checked(self.baseline, Baseline)
+        return {**content, "metrics": known.metrics}
 
     def read_config(self) -> dict[str, Any]:
         """config.yaml as plain data; {} where there is none."""
@@ -211,62 +169,14 @@ class RunFolder:
 
     def read_selected(self) -> list[Selected]:
         """The picks whose full fine-tuning is finished, by trial id; those without metrics.json are still in work."""
-        return [_selected(path) for path in sorted(self.selected_root.glob("*/metrics.json"))]
+        paths = sorted(self.selected_root.glob("*/metrics.json"))
+        return [checked(path, Selected, trial_id=path.parent.name, directory=path.parent)[1] for path in paths]
 
     def read_session(self) -> dict[str, Any]:
         """session.json, the last comparison of all finished networks; {} where there was none."""
-        return read_json(self.session) if self.session.is_file() else {}
+        return checked(self.session, FinalSession)[0] if self.session.is_file() else {}
 
     def read_natives(self) -> list[Native]:
         """The native rivals that are trained and measured, by name."""
-        return [_native(path) for path in sorted(self.native_root.glob("*/metrics.json"))]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the current schema version. Raises RunFolderError or SchemaVersionError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} must be JSON, but it is not ({error}): restore it or delete it") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{path} must hold a JSON object, but got {type(content).__name__}")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise SchemaVersionError(str(path), content.get("schema_version"), SCHEMA_VERSION)
-    return content
-
-
-def _selected(path: Path) -> Selected:
-    content = read_json(path)
-    after = content.get("after")
-    if not isinstance(after, dict) or accuracy_of(after) is None:
-        raise RecordError("after", f"{path} must hold `after` with the metric map50_95 (or top1)")
-    return Selected(
-        trial_id=str(content.get("trial_id", path.parent.name)),
-        chosen_as=str(content.get("chosen_as", "")),
-        before=present_metrics(content.get("before") or {}),
-        after=after,
-        baseline=content.get("baseline") or {},
-        epochs=int(content.get("epochs") or 0),
-        best_epoch=content.get("best_epoch"),
-        directory=path.parent,
-        seconds=sum((content.get("seconds") or {}).values()),
-        settings=content.get("settings") or {},
-    )
-
-
-def _native(path: Path) -> Native:
-    content = read_json(path)
-    after = content.get("after")
-    if not isinstance(after, dict) or "latency_ms" not in after:
-        raise RecordError("after", f"{path} must hold `after` with the metric latency_ms")
-    return Native(
-        name=str(content.get("name", path.parent.name)),
-        model=str(content.get("model", "")),
-        after=after,
-        baseline=content.get("baseline") or {},
-        epochs=int(content.get("epochs") or 0),
-        best_epoch=content.get("best_epoch"),
-        recipe=str(content.get("recipe", "")),
-        directory=path.parent,
-        seconds=sum((content.get("seconds") or {}).values()),
-    )
+        paths = sorted(self.native_root.glob("*/metrics.json"))
+        return [checked(path, Native, name=path.parent.name, directory=path.parent)[1] for path in paths]

@@ -20,7 +20,7 @@ from results.errors import ResultsError
 from results.objectives import DEFAULT_OBJECTIVES, Losses, to_losses
 from results.pareto import non_dominated
 from results.records import FIDELITIES, TrialRecord, TrialState
-from results.run_folder import Selected
+from results.run_files import Selected
 
 DEFAULT_MAX_DROP = 0.02
 KNEE = "knee"

@@ -23,7 +23,8 @@ from results.figures import (
 from results.finished import FinishedRow, Rivalry, finished_rows, rivalries
 from results.insight import Insight, insight
 from results.records import ENDINGS, TrialRecord, TrialState
-from results.run_folder import RunFolder, Selected
+from results.run_files import Selected
+from results.run_folder import RunFolder
 from results.selection import choose, comparable, front, lead_pick
 from results.sensitivity import SensitivityFigure, sensitivity_figure
 from results.ties import AccuracyNoise, Standing, accuracy_noise, standings

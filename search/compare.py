@@ -7,7 +7,6 @@ settings is not run again; one that was interrupted goes on from what its folder
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from results.accuracy import accuracies, accuracy_text
 from results.atomic import write_json
 from results.comparison import Comparison, ComparisonFolder, ComparisonRow, compared, read_comparison, write_comparison
+from results.persisted import parse_json
 from results.report import write_report
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
@@ -300,7 +300,7 @@ class EventFeed:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def _show(name: str, feed: EventFeed) -> None:
@@ -314,6 +314,6 @@ def _show(name: str, feed: EventFeed) -> None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError:  # torn by a full disk: of no settings that we know
         return None

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from results.accuracy import accuracy_text
-from results.run_folder import RunFolder, Selected
+from results.run_files import Selected
+from results.run_folder import RunFolder
 from search.output import echo
 from search.progress import note
 

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.device_lock import seconds_waited
+from results.persisted import parse_json
 
 WAITING = "wait_for_device"
 """What stands for the seconds in which a phase stood still for somebody else on the device."""
@@ -52,17 +54,27 @@ class PhaseClock:
             stream.write(line + "\n")
 
 
+def read_events(events: Path) -> list[dict[str, Any]]:
+    """The events of a file, in their order; [] where it is not there or cannot be read.
+
+    A line that is no event is passed over: the last one is being written right now, or was when its process was killed.
+    """
+    try:
+        lines = events.read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+    return found
+
+
 def last_phase(events: Path) -> str:
     """The phase that began last, "" before the first one or where the file cannot be read."""
-    try:
-        lines = events.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line is being written right now
-            continue
-        if entry.get("event") == "phase_started":
-            return str(entry.get("phase", ""))
-    return ""
+    phases = [entry for entry in read_events(events) if entry.get("event") == "phase_started"]
+    return str(phases[-1].get("phase", "")) if phases else ""

@@ -6,7 +6,6 @@ same minutes, also of picks that were fine-tuned on another day.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from results.atomic import write_json
 from results.records import SCHEMA_VERSION
+from results.run_files import read_object
 from results.run_folder import RunFolder
 from search.courier import carried
 from search.joined import MODEL_FOLDER
@@ -61,8 +61,7 @@ def finished_content(directory: Path) -> dict[str, Any] | None:
     for name in (TUNED, "metrics.json"):
         path = directory / name
         if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return content
+            return read_object(path)
     return None
 
 
@@ -73,7 +72,7 @@ def needs_session(folder: RunFolder) -> bool:
         return False
     if not folder.session.is_file():
         return True
-    known = json.loads(folder.session.read_text(encoding="utf-8")).get("tuned_at", {})
+    known = folder.read_session().get("tuned_at", {})
     return {item.name: item.content.get("tuned_at") for item in networks} != known
 
 

@@ -7,11 +7,11 @@ files. Two trials that reach a rung at once may not see each other; the rule all
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from results.run_folder import RunFolder
+from search.events import read_events
 from search.request import RECORD_NAME
 from search.rungs import RUNG_EVENT, Judge, RungReport
 from search.stopping import StoppingRule
@@ -86,19 +86,13 @@ _JUDGES: dict[tuple[str, StoppingRule], FolderJudge] = {}
 
 def rung_reports(events: Path, trial_id: str) -> list[RungReport]:
     """The rungs in an events file, the last line of each counts; [] where there is no file."""
-    try:
-        lines = events.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
     reports: dict[int, RungReport] = {}
-    for line in lines:
-        if RUNG_EVENT not in line:
+    for entry in read_events(events):
+        if entry.get("event") != RUNG_EVENT:
             continue
         try:
-            entry = json.loads(line)
-            if entry["event"] == RUNG_EVENT:
-                report = RungReport(trial_id, int(entry["epochs"]), float(entry["accuracy"]), dict(entry["costs"]))
-                reports[report.epochs] = report
-        except (ValueError, KeyError, TypeError):  # the line is being written right now
+            report = RungReport(trial_id, int(entry["epochs"]), float(entry["accuracy"]), dict(entry["costs"]))
+        except (ValueError, KeyError, TypeError, OverflowError):  # written by another version, or damaged
             continue
+        reports[report.epochs] = report
     return list(reports.values())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from results.accuracy import accuracies
 from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.errors import ConfigError
+from search.events import read_events
 from search.progress import note
 from search.request import TrialRequest
 
@@ -52,11 +52,11 @@ def write_trial(folder: RunFolder, record: TrialRecord) -> None:
 
 def write_finetuning(folder: RunFolder, name: str, events: Path) -> None:
     """Write ``tensorboard/full-<name>``: accuracy by epoch of a full fine-tuning, from its ``events.jsonl``."""
-    rows = []
-    for line in events.read_text(encoding="utf-8").splitlines() if events.is_file() else []:
-        event = json.loads(line)
-        if event.get("event") == "epoch":
-            rows.append((int(event["epoch"]), {f"full_finetuning/{key}": event[key] for key in accuracies(event)}))
+    rows = [
+        (int(event["epoch"]), {f"full_finetuning/{key}": event[key] for key in accuracies(event)})
+        for event in read_events(events)
+        if event.get("event") == "epoch"
+    ]
     _write(folder.path / TENSORBOARD / f"full-{name.replace(':', '-')}", rows, None)
 
 

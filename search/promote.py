@@ -6,7 +6,6 @@ so a folder with it is complete, and is not done again under the same settings.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,15 @@ from results.atomic import write_json
 from results.bounds import NO_BOUNDS, Bounds
 from results.card import write_cards
 from results.choosing import pick_trials
+from results.run_files import read_json
 from results.run_folder import RunFolder
 from results.selection import Pick
+from results.summary import summarise
 from search.claim import claimed
 from search.courier import carried
 from search.driver_lock import DriverLock
 from search.errors import SearchError
-from search.events import PhaseClock
+from search.events import PhaseClock, read_events
 from search.final_session import TUNED, compare_finished, finished_content, finished_networks, needs_session
 from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
@@ -131,7 +132,7 @@ def promote(
             if needs_session(folder):
                 note("judging all finished networks beside the unpruned model")
                 _compare_all(context)
-                write_cards(folder)
+                write_cards(folder, summarise(folder))
     rows = [_row(folder, job) for job in jobs if job.name not in failed]
     return Promotion(rows, failed)
 
@@ -259,16 +260,8 @@ def _show_epochs(folder: RunFolder, job: Job, epochs: int, shown: dict[str, int]
 
 def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
     """The ``keys`` of the last event of ``kind`` in an events file, {} where there is none; those it has."""
-    if not path.is_file():
-        return {}
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            event = json.loads(line)
-        except ValueError:  # being written
-            continue
-        if event.get("event") == kind:
-            return {key: event[key] for key in keys if key in event}
-    return {}
+    last: Mapping[str, Any] = next((event for event in reversed(read_events(path)) if event.get("event") == kind), {})
+    return {key: last[key] for key in keys if key in last}
 
 
 def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
@@ -282,7 +275,7 @@ def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
 
 def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
     target = folder.path / job.place
-    content = json.loads((target / "metrics.json").read_text(encoding="utf-8"))
+    content = read_json(target / "metrics.json")
     wanted = [
         suffixed for name in LABELS for suffixed in (name, f"{name}_change", f"{name}_change_ci95", f"test_{name}")
     ]

@@ -7,11 +7,16 @@ workers died is kept in it, so that a plan that kills them is given up however m
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import cast
+
+from pydantic import Field
 
 from results.atomic import write_json
+from results.errors import RecordError
+from results.persisted import Number, Persisted, Ratio, parse_json
 from results.records import TrialRecord
+from results.run_files import read_object
 from results.run_folder import RunFolder
 
 REQUEST_NAME = "request.json"
@@ -27,8 +32,7 @@ CONTACT_LOST = "worker: contact was lost (its process or its node died)"
 AGAIN = {WORKER_DIED: 1, MEMORY_RAN_OUT: 1, NODE_LOST: 5, CONTACT_LOST: 2}
 
 
-@dataclass(frozen=True)
-class TrialRequest:
+class TrialRequest(Persisted):
     """``ratios``: layer -> ratio as the widths realise it; ``provenance``: ladder, the sampler's name, ...
 
     ``losses``: why earlier workers of this trial were lost. ``foretold``: its latency as a fraction of the unpruned
@@ -36,29 +40,32 @@ class TrialRequest:
     """
 
     trial_id: str
-    ratios: dict[str, float]
+    ratios: dict[str, Ratio]
     provenance: str
-    losses: list[str] = field(default_factory=list)
-    foretold: dict[str, float] | None = None
+    losses: list[str] = Field(default_factory=list)
+    foretold: dict[str, Number] | None = None
 
     def again(self, reason: str) -> TrialRequest | None:
         """The request to hand out after a worker was lost for ``reason``; None where the trial has to be given up."""
         if self.losses.count(reason) >= AGAIN.get(reason, 0):
             return None
-        return replace(self, losses=[*self.losses, reason])
+        return cast(TrialRequest, self.changed(losses=[*self.losses, reason]))
 
     def to_text(self) -> str:
         """JSON in one line."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.model_dump())
 
     @classmethod
     def from_text(cls, text: str) -> TrialRequest:
         """Inverse of :meth:`to_text`."""
-        return cls(**json.loads(text))
+        content = parse_json(text)
+        if not isinstance(content, dict):
+            raise RecordError("request", f"a request must be a JSON object, but got {type(content).__name__}")
+        return cls(**content)
 
     def save(self, folder: RunFolder) -> None:
         """Write to the trial's folder, atomically."""
-        write_json(folder.trial_dir(self.trial_id) / REQUEST_NAME, asdict(self))
+        write_json(folder.trial_dir(self.trial_id) / REQUEST_NAME, self.model_dump())
 
 
 def trial_number(trial_id: str) -> int:
@@ -77,7 +84,7 @@ def requested(folder: RunFolder, trial_id: str) -> TrialRequest | None:
     path = folder.trial_dir(trial_id) / REQUEST_NAME
     try:
         return TrialRequest.from_text(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -89,7 +96,7 @@ def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
             continue
         try:
             requests.append(TrialRequest.from_text(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+        except ValueError:
             continue
     return requests
 
@@ -97,7 +104,7 @@ def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
 def left_record(trial_dir: Path) -> TrialRecord | None:
     """The record that a worker wrote to the trial's folder, None where there is none; ValueError: it is unreadable."""
     path = trial_dir / RECORD_NAME
-    return TrialRecord.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return TrialRecord.from_json(read_object(path)) if path.is_file() else None
 
 
 def adopt_records(folder: RunFolder) -> list[TrialRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,4 +170,4 @@ def _hardware(baseline: Mapping[str, Any]) -> tuple[Any, ...]:
 def _rebased(record: TrialRecord, base_ms: float) -> TrialRecord:
     """The record with its latency over our own baseline: the ratio survives another day's clock."""
     ratio = record.number("latency_ratio")
-    return record if ratio is None else replace(record, metrics={**record.metrics, "latency_ms": ratio * base_ms})
+    return record if ratio is None else record.changed(metrics={**record.metrics, "latency_ms": ratio * base_ms})

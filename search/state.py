@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
@@ -148,7 +147,7 @@ class SweepState:
             if again is not None:
                 self._queue_again(again)
                 return None
-            record = replace(failed_record(request, reason, self._plan_hash(request.ratios)), retries=request.losses)
+            record = failed_record(request, reason, self._plan_hash(request.ratios)).changed(retries=request.losses)
         self.finish(record)
         return record
 
@@ -214,7 +213,7 @@ class SweepState:
         ratios = self._space.ratios(suggestion.levels)
         prediction = self._predictor.predict(ratios)
         foretold = prediction.foretold() if prediction is not None and prediction.is_precise else None
-        return TrialRequest(trial_id, ratios, suggestion.provenance, foretold=foretold)
+        return TrialRequest(trial_id=trial_id, ratios=ratios, provenance=suggestion.provenance, foretold=foretold)
 
     def _left_behind(self, trial_id: str) -> TrialRecord | None:
         try:

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
         retry = f"{work.clock.current}: again after {one_line(error)}"
     work.tools.release()
     record = _evaluate(work, judge)
-    return replace(record, retries=[*record.retries, retry])
+    return record.changed(retries=[*record.retries, retry])
 
 
 def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:

@@ -56,7 +56,7 @@ class Sessions:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             belongs, rows = content["identity"], content["sessions"]
             found = [Session(int(r["block"]), str(r["layer"]), int(r["epochs"]), _plan(r)) for r in rows]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             remedy = "remove the folder to start again"
             raise PruningError(f"{self.path} must list finished sessions, but got {error!r:.120}; {remedy}.") from None
         if belongs != self.identity:
@@ -103,7 +103,7 @@ def finished_epochs(folder: Path) -> int:
         return 0
     try:
         return sum(int(row["epochs"]) for row in json.loads(path.read_text(encoding="utf-8"))["sessions"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return 0  # `Sessions.read` says what is wrong with it
 
 

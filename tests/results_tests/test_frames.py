@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_the_csv_frame_of_an_empty_run_has_a_header(make_run: Callable[..., RunF
 
 def test_objectives_of_masks_stand_in_the_tables(records: list[TrialRecord], baseline: dict[str, Any]) -> None:
     masked = [
-        replace(record, metrics={**record.metrics, "map50_95_box": 0.7}) if record.metrics else record
+        record.changed(metrics={**record.metrics, "map50_95_box": 0.7}) if record.metrics else record
         for record in records
     ]
     frame = trials_frame(masked, baseline, ("map50_95_box", "latency_ms"))

@@ -191,7 +191,7 @@ def test_status_in_every_format(finished_run: Path, capsys: Captured) -> None:
 
 
 def test_status_shows_unfinished_trials(finished_run: Path, capsys: Captured) -> None:
-    TrialRequest("t0099", {}, "gp").save(RunFolder(finished_run))
+    TrialRequest(trial_id="t0099", ratios={}, provenance="gp").save(RunFolder(finished_run))
     assert run(["status", str(finished_run)]) == 0
     assert "unfinished t0099: waiting" in capsys.readouterr().out
 

@@ -103,7 +103,8 @@ def test_the_first_worker_keeps_them_in_the_run_and_the_others_look_there(
     settings = make_config(**{"model.path": str(model), "trial.epochs": 0}).model_dump(mode="json")
     context = WorkerContext(settings, str(tmp_path / "run"), 1, 0.0, lambda *given: Tools(), 10.0)
     work_on_baseline(context)
-    assert work_on_trial(context, TrialRequest("t0000", {"model.0.c0": 0.5}, "test")).error is None
+    request = TrialRequest(trial_id="t0000", ratios={"model.0.c0": 0.5}, provenance="test")
+    assert work_on_trial(context, request).error is None
     assert asked == [("keep", tmp_path / "run"), ("recall", tmp_path / "run")]
 
 

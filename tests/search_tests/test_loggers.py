@@ -81,7 +81,7 @@ def test_trackers_are_shown_who_a_trial_is(name: str, tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{callback: Pretended}))
     (logger,) = integrations([name], RunFolder(tmp_path / "my run"))
     assert "my run" in logger.options.values()
-    request = TrialRequest("t0003", {"a": 0.2, "b": 0.4}, "gp")
+    request = TrialRequest(trial_id="t0003", ratios={"a": 0.2, "b": 0.4}, provenance="gp")
     trial = types.SimpleNamespace(config={"request": request.to_text()})
     logger.log_trial_start(trial)
     assert logger.shown == [{"trial_id": "t0003", "provenance": "gp", "layers": 2, "mean_ratio": 0.3}]

@@ -168,7 +168,8 @@ def test_a_full_disk_in_a_trial_is_its_reason_and_the_record_goes_to_the_driver(
 
 
 def run(folder: Path, tools: FakeTools) -> TrialRecord:
-    return run_trial(TrialRequest("t0001", {"a": 0.5}, "gp"), replace(SETTINGS, epochs=1), tools, NoGate(), folder)
+    request = TrialRequest(trial_id="t0001", ratios={"a": 0.5}, provenance="gp")
+    return run_trial(request, replace(SETTINGS, epochs=1), tools, NoGate(), folder)
 
 
 def failing(phase: str, times: int, error: Exception) -> Callable[[str, Mapping[str, float]], None]:

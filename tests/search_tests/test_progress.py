@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ RECORDS = [record("t0000", 0.5, 10.0), record("t0001", 0.4, 12.0, 30.0), record(
 
 
 def test_counts_front_and_time_left() -> None:
-    failed = failed_record(TrialRequest("t0003", {}, "gp"), "prune: no", "0" * 16)
+    failed = failed_record(TrialRequest(trial_id="t0003", ratios={}, provenance="gp"), "prune: no", "0" * 16)
     progress = progress_of([*RECORDS, failed], total=10, running=2, slots=2, objectives=OBJECTIVES)
     assert (progress.done, progress.left, progress.failed, progress.front_size) == (4, 6, 1, 2)
     assert progress.eta_seconds == pytest.approx(20.0 * 6 / 2)
@@ -43,7 +42,7 @@ def test_counts_front_and_time_left() -> None:
 
 
 def test_a_trial_that_the_bounds_kept_from_training_counts_once() -> None:
-    beyond = replace(RECORDS[1], trial_id="t0003", state=TrialState.STOPPED, violations={"max_latency_ms": 0.5})
+    beyond = RECORDS[1].changed(trial_id="t0003", state=TrialState.STOPPED, violations={"max_latency_ms": 0.5})
     line = summary_line(progress_of([*RECORDS, beyond], 10, 0, 1, OBJECTIVES))
     assert "6 left, 1 beyond the bounds;" in line
     assert "beyond max_latency_ms" in trial_line(beyond)
@@ -59,7 +58,7 @@ def test_trial_lines_are_aligned() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "mAP50-95 0.500" in lines[0]
     assert "(2.00x)" in lines[0]
-    failed = failed_record(TrialRequest("t0003", {}, "gp"), "prune: no", "0" * 16)
+    failed = failed_record(TrialRequest(trial_id="t0003", ratios={}, provenance="gp"), "prune: no", "0" * 16)
     assert "failed: prune: no" in trial_line(failed)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,7 +153,7 @@ def test_systematic_fault_is_seen_early_and_only_if_systematic(tmp_path: Path) -
         assert request is not None
         state.finish(failed_record(request, "recover: OSError: full", "0" * 16))
     assert state.systematic_fault() == "recover: OSError: full"
-    state.records[-1] = replace(state.records[-1], error="something else")
+    state.records[-1] = state.records[-1].changed(error="something else")
     assert state.systematic_fault() is None
 
 

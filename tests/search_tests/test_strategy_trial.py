@@ -63,7 +63,7 @@ def tools_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch, heard: Callable
 
 
 def trial(tools: Any, folder: Path, epochs: int = EPOCHS) -> Any:
-    request = TrialRequest("t0001", dict(RATIOS), "random")
+    request = TrialRequest(trial_id="t0001", ratios=dict(RATIOS), provenance="random")
     return run_trial(request, TrialSettings(epochs, True, 2.0), tools, NoGate(), folder)
 
 
@@ -146,7 +146,7 @@ def test_only_a_sequences_last_session_is_judged(
     material: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it the network still has channels that the plan takes away: comparing it would favour the sequence."""
-    rungs, request = Rungs(), TrialRequest("t0001", dict(RATIOS), "random")
+    rungs, request = Rungs(), TrialRequest(trial_id="t0001", ratios=dict(RATIOS), provenance="random")
     settings = TrialSettings(EPOCHS, True, 2.0, rungs=range(EPOCHS + 1))
     tools = tools_of(config_of(material, "sequential"), monkeypatch)
     record = run_trial(request, settings, tools, NoGate(), tmp_path, rungs)
@@ -174,7 +174,7 @@ def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
     config = config_of(material, "skip", **{"trial.epochs": 0})
     space, folder = prepare(config, tmp_path / "run").space, RunFolder(tmp_path / "run")
     levels = space.uniform(0.5)
-    request = TrialRequest("t0000", space.ratios(levels), "ladder")
+    request = TrialRequest(trial_id="t0000", ratios=space.ratios(levels), provenance="ladder")
     request.save(folder)
     tools = tools_of(config, monkeypatch)
     record = run_trial(request, TrialSettings(0, True, 2.0), tools, NoGate(), folder.trial_dir("t0000"))

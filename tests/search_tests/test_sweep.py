@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -305,7 +304,7 @@ def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
     run_sweep(first, quick_tools)
     lost, *rest = first.folder.read_records()  # the warm start's first plan, which the second run would begin with
     first.folder.trials_file.unlink()
-    for record in (replace(lost, state=TrialState.FAILED, error="no", metrics={}), *rest):
+    for record in (lost.changed(state=TrialState.FAILED, error="no", metrics={}), *rest):
         first.folder.store.append(record)
     settings = {"search.trials": 4, "search.from_run": str(first.folder.path)}
     run_sweep(make_prepared(tmp_path / "second", **settings), quick_tools)

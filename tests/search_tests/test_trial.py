@@ -23,7 +23,7 @@ from search.trial import TrialSettings, latency_metrics, one_line, run_trial
 from search.worker import ingredients
 from tests.search_tests.fakes import FakeTools, NoGate, accuracy_of
 
-REQUEST = TrialRequest("t0001", {"model.0.c0": 0.5, "model.0.d0": 0.5}, "ladder")
+REQUEST = TrialRequest(trial_id="t0001", ratios={"model.0.c0": 0.5, "model.0.d0": 0.5}, provenance="ladder")
 SETTINGS = TrialSettings(epochs=1, recover=True, baseline_latency_ms=10.0)
 
 
@@ -168,7 +168,7 @@ def test_a_trial_stopped_before_training_keeps_its_figures_and_its_network(tmp_p
     assert (tmp_path / "t0001" / "pruned.pt").is_file()
 
 
-FORETOLD_REQUEST = replace(REQUEST, foretold={"ratio": 0.8, "low": 0.78, "high": 0.82})
+FORETOLD_REQUEST = REQUEST.changed(foretold={"ratio": 0.8, "low": 0.78, "high": 0.82})
 
 
 def test_a_foretold_trial_that_is_stopped_at_the_first_rung_is_never_timed(tmp_path: Path) -> None:
