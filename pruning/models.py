@@ -26,6 +26,9 @@ class ModelStats:
 def model_file(name: str | Path) -> Path:
     """The checkpoint a person means: a path, or the name of an official model (`yolov8n.pt`), fetched if need be.
 
+    A file of that name is the one that is meant. Its path is absolute: a damaged file that Ultralytics is given by its
+    bare official name it deletes, and downloads another.
+
     Raises:
         ModelError: there is no such file and no such official model, or it cannot be fetched.
     """
@@ -33,7 +36,7 @@ def model_file(name: str | Path) -> Path:
     if path.suffix != ".pt":
         raise ModelError(f"a model is an Ultralytics checkpoint (.pt), but got '{name}'; give the path of a .pt file.")
     if path.is_file():
-        return path
+        return path.absolute()
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
     if path.parent == Path() and path.name in GITHUB_ASSETS_NAMES:
@@ -43,7 +46,7 @@ def model_file(name: str | Path) -> Path:
             except Exception as error:  # noqa: BLE001  whatever the network and its libraries raise; all mean the same to the user
                 raise ModelError(f"'{name}' is not here and could not be fetched ({_first_line(error)}).") from None
         if found.is_file():
-            return found
+            return found.absolute()
     raise ModelError(f"the model must be an existing .pt file, but there is no '{name}'; check the path.")
 
 

@@ -72,6 +72,19 @@ def _logging_to(log_path: Path | None) -> Iterator[None]:
         handler.close()
 
 
+def _local_file_first(stock: Callable[..., str]) -> Callable[..., str]:
+    """Ultralytics' search for a file by its name, but a file that is there is the one that is meant, as it is called.
+
+    By itself it takes quotes out of a path, and goes from `yolov5n.pt` to `yolov5nu.pt`, which it then downloads, and
+    from `yolov5/menu.yaml` to `yolov5/men.yaml`.
+    """
+
+    def found(file: str | Path, *args: Any, **options: Any) -> str:
+        return str(file) if Path(file).exists() else stock(file, *args, **options)
+
+    return found
+
+
 def _nothing(_argument: object) -> None:
     """Stand-in for what Ultralytics would do beside the work."""
 
@@ -105,6 +118,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
     - a dataset's label cache is looked at before it is unpickled; one that would run something is made anew;
     - a dataset is read from any folder, without a download and without a change to its images (`dataset_reading`);
+    - a file that exists is read under the name that was given, whatever official one it is like;
     - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
       firewall it waits three seconds);
     - the thread count that torch has now stays: `select_device("cpu")` otherwise sets it to the number of cores less
@@ -121,7 +135,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     from ultralytics.data import dataset as data_sets
     from ultralytics.data import utils as data_utils
     from ultralytics.data.base import BaseDataset
-    from ultralytics.utils import callbacks, torch_utils
+    from ultralytics.utils import callbacks, checks, downloads, torch_utils
 
     from pruning import dataset_reading as reading
 
@@ -131,6 +145,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(utils, "VERBOSE", False))  # read by every progress bar when it is made
         stack.enter_context(_replaced(callbacks, "add_integration_callbacks", _nothing))
         stack.enter_context(_replaced(data_utils, "check_font", _nothing))
+        for module, name in ((downloads, "attempt_download_asset"), (checks, "check_yolov5u_filename")):
+            stack.enter_context(_replaced(module, name, _local_file_first(getattr(module, name))))
         checked = _checked_cache(data_sets.load_dataset_cache_file)
         stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", checked))
         stack.enter_context(_replaced(data_utils, "YAML", reading.DatasetYaml))
