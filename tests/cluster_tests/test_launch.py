@@ -129,7 +129,7 @@ server = socket.create_server((host, int(port)))
 time.sleep(30)" """,
     "paretoprune": NOTE
     + """
-until grep -q "start.--address=" "$CALLS"; do sleep 0.1; done  # the other node begins beside it
+until grep -q "^ray.start.--address=" "$CALLS"; do sleep 0.1; done  # the other node begins beside it
 echo "$RAY_ADDRESS"; exit "$CODE\"""",
 }
 
