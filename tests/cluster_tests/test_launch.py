@@ -146,7 +146,7 @@ def run_script(tmp_path: Path, peer: str, head: str = "listen", code: int = 0) -
     path.write_text(slurm.batch_script(request(setup=('export PATH="$PATH:/opt/some"',))))
     given = os.environ | slurm_says | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     return subprocess.run(
-        ["bash", str(path)], env=given, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        ["bash", str(path)], env=given, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
 
 
