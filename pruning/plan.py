@@ -21,7 +21,8 @@ class Plan:
     """Layer -> ratio removed, in [0, 1); after surgery also convolution name -> kept output channels.
 
     Attributes:
-        ratios: by layer name (or pattern, before it was resolved against a model).
+        ratios: by layer name (or pattern, before it was resolved against a model; which of several counts says
+            `pruning.patterns.governing`).
         kept: by the convolution's name in the model, ascending indices into the unpruned output channels; empty
             before the plan was applied.
     """
@@ -43,7 +44,7 @@ class Plan:
         return {
             "schema_version": SCHEMA_VERSION,
             "hash": self.hash,
-            "ratios": {k: self.ratios[k] for k in sorted(self.ratios)},
+            "ratios": dict(self.ratios),  # in their order: among equal patterns the later counts
             "kept": {k: list(v) for k, v in self.kept.items()},
         }
 
@@ -83,12 +84,26 @@ class Plan:
         """Raises `PlanError` for a missing file or a text that is no plan."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
         except OSError as error:
             raise PlanError(f"the plan {path} cannot be read ({error.strerror}); give the path of one.") from None
+        except _DoubleKeyError as error:
+            raise PlanError(f"the plan {path} must give every key once, but has {error} twice; keep one.") from None
         except ValueError as error:
             raise PlanError(f"the plan {path} is not JSON: {error}.") from None
         return cls.from_json(data, f"the plan {path}")
+
+
+class _DoubleKeyError(ValueError):
+    """A JSON object with a key twice; which of the two was meant, nobody knows. Says the key."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DoubleKeyError(next(repr(key) for key in keys if keys.count(key) > 1))
+    return found
 
 
 def check_ratio(layer: str, ratio: Any) -> None:

@@ -6,7 +6,6 @@ more than copying what stays.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,63 +15,60 @@ from torch import nn
 from pruning.cloning import Narrowed
 from pruning.errors import PlanError
 from pruning.layers import ALWAYS, Group, LayerTable
+from pruning.patterns import governing, means
 from pruning.plan import Plan, check_ratio
 
 
 def resolve(table: LayerTable, ratios: Mapping[str, float], round_to: int = 8) -> dict[int, int]:
     """Turn ratios by layer name or pattern (`model.4.*`) into widths by group id, for the groups that get narrower.
 
-    A name wins over a pattern, a later pattern over an earlier one; a pattern passes over layers that are not
-    prunable. The width is the allowed one nearest to `channels * (1 - ratio)`, the larger of two, never zero.
+    Which key a group goes by says `pruning.patterns.governing`; a pattern passes over layers that are not prunable. The
+    width is the allowed one nearest to `channels * (1 - ratio)`, the larger of two, never zero.
 
     Raises:
         PlanError: a ratio outside [0, 1); a name or pattern that matches nothing; a named layer that is not prunable;
-            two layers of one group with different ratios.
+            two layers of one group that are named with different ratios.
     """
     if round_to < 1:
         raise PlanError(f"`round_to` must be at least 1, but got {round_to}.")
-    chosen: dict[int, tuple[str, float]] = {}
-    for layer, ratio in _by_layer(table, ratios).items():
-        group = table.group_of[layer]
-        before = chosen.setdefault(group.id, (layer, ratio))
-        if abs(before[1] - ratio) > 1e-9:
-            raise PlanError(
-                f"{before[0]} and {layer} lose their channels together, so their ratios must be equal, but got "
-                f"{before[1]} and {ratio}. Give one of them."
-            )
-    widths = {g: nearest_width(table.groups[g], ratio, round_to) for g, (_, ratio) in chosen.items()}
+    _check_keys(table, ratios)
+    widths = {}
+    for group in table.groups:
+        key = governing(ratios, group.layers, table.by_name)
+        if key is not None:
+            _check_together(group, ratios)
+            widths[group.id] = nearest_width(group, ratios[key], round_to)
     return {g: w for g, w in sorted(widths.items()) if w < table.groups[g].channels}
 
 
-def nearest_width(group: Group, ratio: float, round_to: int = 8) -> int:
-    """The allowed width nearest to `channels * (1 - ratio)`; of two equally near ones the larger."""
-    target = group.channels * (1 - ratio)
-    return min(group.widths(round_to), key=lambda w: (abs(w - target), -w))
-
-
-def _by_layer(table: LayerTable, ratios: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    unknown = []
+def _check_keys(table: LayerTable, ratios: Mapping[str, float]) -> None:
     for key, ratio in ratios.items():
         check_ratio(key, ratio)
-        if key in table.by_name:
-            continue
-        matching = [n for n in table.by_name if fnmatch.fnmatchcase(n, key)]
-        if not matching:
-            unknown.append(key)
-        found.update({n: float(ratio) for n in matching if n in table.group_of})
+    unknown = [key for key in ratios if not any(means(key, name, table.by_name) for name in table.by_name)]
     if unknown:
         raise PlanError(
             f"every layer of a plan must exist in the model, but it has none named {listed(sorted(unknown))}. "
             "`paretoprune layers MODEL` lists them."
         )
     for key, ratio in ratios.items():
-        if key in table.by_name and key not in table.group_of:
-            if ratio > 0:
-                raise PlanError(f"{key} is not prunable: {table.by_name[key].reason}. Leave it out of the plan.")
-        elif key in table.by_name:
-            found[key] = float(ratio)
-    return found
+        if key in table.by_name and key not in table.group_of and ratio > 0:
+            raise PlanError(f"{key} is not prunable: {table.by_name[key].reason}. Leave it out of the plan.")
+
+
+def _check_together(group: Group, ratios: Mapping[str, float]) -> None:
+    named = [layer for layer in group.layers if layer in ratios]
+    for layer in named[1:]:
+        if abs(ratios[named[0]] - ratios[layer]) > 1e-9:
+            raise PlanError(
+                f"{named[0]} and {layer} lose their channels together, so their ratios must be equal, but got "
+                f"{ratios[named[0]]} and {ratios[layer]}. Give one of them."
+            )
+
+
+def nearest_width(group: Group, ratio: float, round_to: int = 8) -> int:
+    """The allowed width nearest to `channels * (1 - ratio)`; of two equally near ones the larger."""
+    target = group.channels * (1 - ratio)
+    return min(group.widths(round_to), key=lambda w: (abs(w - target), -w))
 
 
 def canonical_ratios(table: LayerTable, widths: Mapping[int, int]) -> dict[str, float]:

@@ -72,6 +72,31 @@ class RunConfig(Section):
         temporary.replace(path)
 
 
+class _DoubleKeyError(yaml.MarkedYAMLError):
+    """A mapping with a key twice: YAML's own reader takes the last one without a word."""
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe types, every key of a mapping once; what `<<` brings along may be given anew."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise _DoubleKeyError(problem=f"`{key.value}`", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)))
+        return node
+
+
+def _parsed(text: str) -> Any:
+    loader = _OnceLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key a configuration may hold, section names included."""
     keys: list[str] = []
@@ -102,9 +127,14 @@ def load_config(path: Path) -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file (an empty file is an empty mapping)."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read ({error.strerror}); check the path") from error
+    except _DoubleKeyError as error:
+        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "it"
+        raise ConfigError(
+            f"configuration {path} must give every key once, got {error.problem} again in {place}; keep one"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"configuration {path} is not valid YAML ({detail}); correct it") from error
@@ -150,7 +180,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if key not in keys:
             raise ConfigError(f"--set: {_unknown(key)}")
         try:
-            settings[key] = yaml.safe_load(raw)
+            settings[key] = _parsed(raw)
+        except _DoubleKeyError as error:
+            raise ConfigError(f"--set {key}: every key must be given once, got {error.problem} twice") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: the value must be YAML, got {raw!r}; quote it") from error
     return nest(settings)

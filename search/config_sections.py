@@ -76,7 +76,8 @@ class SpaceSection(Section):
     exclude: list[str] = []
     """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
     bounds: dict[str, tuple[Ratio, Ratio]] = {}
-    """Pattern of layers -> [least, greatest] ratio, in place of min_ratio and max_ratio; the last match wins."""
+    """Layer or pattern -> [least, greatest] ratio, in place of min_ratio and max_ratio; a name beats a pattern, a
+    longer pattern a shorter one, the later of two equals the earlier."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SpaceSection:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Protocol
 
+from pruning.patterns import governing, means
 from search.config_sections import SpaceSection
 from search.errors import SpaceError
 
@@ -172,12 +172,13 @@ def build_space(table: TableLike, section: SpaceSection, first_only: bool = Fals
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
-    check_patterns([layer.name for layer in table.layers], section)
+    names = {layer.name for layer in table.layers}
+    check_patterns(names, section)
     _check_blocks(table, section)
     choices: list[GroupChoice] = []
     left_out: dict[str, str] = {}
     for group in table.groups:
-        choice, reason = _choice(group, section)
+        choice, reason = _choice(group, section, names)
         if choice is not None and first_only and any(chosen.block == group.block for chosen in choices):
             choice, reason = None, "strategy sequential cuts the first layer of a block only"
         if choice is None:
@@ -207,27 +208,25 @@ def _axes(choices: Sequence[GroupChoice], granularity: str) -> list[Axis]:
     return axes
 
 
-def _choice(group: GroupLike, section: SpaceSection) -> tuple[GroupChoice | None, str]:
+def _choice(group: GroupLike, section: SpaceSection, names: Collection[str]) -> tuple[GroupChoice | None, str]:
     if section.blocks is not None and group.block not in section.blocks:
         return None, "its block is not in space.blocks"
     for pattern in section.exclude:
-        if any(fnmatchcase(layer, pattern) for layer in group.layers):
+        if any(means(pattern, layer, names) for layer in group.layers):
             return None, f"excluded by {pattern}"
-    low, high = section.min_ratio, section.max_ratio
-    for pattern, bounds in section.bounds.items():
-        if any(fnmatchcase(layer, pattern) for layer in group.layers):
-            low, high = bounds
+    key = governing(section.bounds, group.layers, names)
+    low, high = (section.min_ratio, section.max_ratio) if key is None else section.bounds[key]
     allowed = [w for w in group.widths(section.round_to) if low - 1e-9 <= 1.0 - w / group.channels <= high + 1e-9]
     if len(allowed) < 2:
         return None, f"no two widths in steps of {section.round_to} lie between ratio {low:g} and {high:g}"
     return GroupChoice(group.name, group.block, tuple(group.layers), group.channels, tuple(allowed)), ""
 
 
-def check_patterns(names: Sequence[str], section: SpaceSection) -> None:
+def check_patterns(names: Collection[str], section: SpaceSection) -> None:
     """Every pattern of ``section`` matches one of ``names``; :class:`SpaceError` names the first that does not."""
     for setting, patterns in (("space.exclude", list(section.exclude)), ("space.bounds", list(section.bounds))):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(means(pattern, name, names) for name in names):
                 raise SpaceError(
                     f"{setting}: the pattern {pattern!r} matches no layer; list them with `paretoprune layers MODEL`"
                 )

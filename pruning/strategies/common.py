@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from pruning.layers import LayerTable
+from pruning.patterns import governing, means
 from pruning.strategies.base import Outcome, Tune
 from pruning.workbench import Workbench
 
@@ -20,15 +20,13 @@ _Run = TypeVar("_Run", bound=Callable[..., Outcome])
 def touched(table: LayerTable, ratios: Mapping[str, float]) -> tuple[str, ...]:
     """Every layer, prunable or not, for which the ratios ask a cut, in the table's order.
 
-    As in `pruning.surgery.resolve` a name wins over a pattern and a later pattern over an earlier one; a layer that
-    only shares its group with a named one is not touched.
+    The ratio of a layer's group is that of the key it goes by, as in `pruning.surgery.resolve`; a layer that only
+    shares its group with one that a key means is not touched.
     """
-    asked: dict[str, float] = {}
-    for key, ratio in ratios.items():
-        if key not in table.by_name:
-            asked.update(dict.fromkeys((n for n in table.by_name if fnmatch.fnmatchcase(n, key)), ratio))
-    asked.update({key: ratio for key, ratio in ratios.items() if key in table.by_name})
-    return tuple(layer.name for layer in table.layers if asked.get(layer.name, 0) > 0)
+    meant = [layer.name for layer in table.layers if any(means(key, layer.name, table.by_name) for key in ratios)]
+    together = {name: table.group_of[name].layers if name in table.group_of else (name,) for name in meant}
+    keys = {name: governing(ratios, layers, table.by_name) for name, layers in together.items()}
+    return tuple(name for name, key in keys.items() if key is not None and ratios[key] > 0)
 
 
 def left_whole(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pruning.errors import PlanError
 from pruning.importance import Evidence, score
 from pruning.layers import LayerTable, build_layer_table, prunable_share
 from pruning.plan import Plan
+from pruning.strategies.common import touched
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 from tests.pruning_tests.masking import build, relative_error
 
@@ -105,13 +107,50 @@ def test_a_pruned_network_can_be_pruned_again(model: nn.Module, table: LayerTabl
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_names_win_over_patterns_and_later_patterns_over_earlier(table: LayerTable) -> None:
-    widths = resolve(table, {"model.3": 0.25, "model.*": 0.5, "model.5": 0.0, "model.7": 0.75, "model.[57]": 0.5})
-    by_name = {table.groups[g].name: w for g, w in widths.items()}
-    assert by_name["model.3"] == 48
-    assert by_name["model.7"] == 64
-    assert "model.5" not in by_name
-    assert by_name["model.1"] == 16
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("ratios", "expected"),  # ratio by layer, in whichever order the keys are given
+    [
+        ({"model.*": 0.5, "model.3": 0.25, "model.5": 0.0}, {"model.3": 0.25, "model.5": 0.0, "model.1": 0.5}),
+        ({"model.?": 0.25, "*": 0.5}, {"model.3": 0.25, "model.4.cv2": 0.5}),
+        ({"*": 0.75, "model.4.*": 0.5, "model.4.cv?": 0.25}, {"model.4.cv2": 0.25, "model.3": 0.75}),
+        ({"model.[57]": 0.25, "model.*": 0.5, "*": 0.75, "model.7": 0.0}, {"model.5": 0.25, "model.7": 0.0}),
+        # All of these lose their channels together: what governs one governs all
+        ({"*": 0.25, "model.4.cv1": 0.5}, {"model.4.cv1": 0.5, "model.4.m.0.cv2": 0.5, "model.4.m.0.cv1": 0.25}),
+        ({"model.4.m.*.cv2": 0.25, "model.4.cv*": 0.5}, {"model.4.cv1": 0.25, "model.4.cv2": 0.5}),
+        ({"model.4.m.0.cv2": 0.0, "model.4.*": 0.5}, {"model.4.cv1": 0.0, "model.4.m.1.cv2": 0.0, "model.4.cv2": 0.5}),
+    ],
+)
+def test_names_beat_patterns_and_longer_patterns_shorter_ones(
+    table: LayerTable, ratios: dict[str, float], expected: dict[str, float], turned: bool
+) -> None:
+    found = canonical_ratios(table, resolve(table, dict(reversed(ratios.items())) if turned else ratios))
+    assert {layer: found.get(layer, 0.0) for layer in expected} == expected
+    meant = {layer for layer in expected if any(fnmatchcase(layer, key) for key in ratios)}
+    assert expected.keys() & set(touched(table, ratios)) == {layer for layer in meant if expected[layer]}
+
+
+def test_of_equal_patterns_the_later_counts(table: LayerTable) -> None:
+    for ratios, expected in (
+        ({"model.?": 0.25, "mode?.3": 0.5}, 0.5),
+        ({"mode?.3": 0.5, "model.?": 0.25}, 0.25),
+    ):
+        assert canonical_ratios(table, resolve(table, ratios))["model.3"] == expected
+        kept = Plan.from_json(json.loads(json.dumps(Plan(ratios).to_json())))
+        assert list(kept.ratios) == list(ratios)  # written as they were given
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"ratios": {"model.4.*": 0.3, "model.3": 0.1, "model.4.*": 0.5}}',
+        '{"ratios": {}, "ratios": {"model.4.*": 0.5}}',
+    ],
+)
+def test_a_key_twice_in_a_plan_file_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(PlanError, match=r"plan.json must give every key once, but has '(model.4.\*|ratios)' twice"):
+        Plan.load(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(

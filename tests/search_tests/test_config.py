@@ -26,6 +26,34 @@ def test_saved_configuration_repeats_the_run(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+TWICE = """
+space: &space
+  round_to: 8
+  bounds: {"model.4.*": [0.1, 0.3], "model.4.cv1": [0.0, 0.1], "model.4.*": [0.1, 0.5]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (TWICE, r"`model\.4\.\*` again in line 4"),
+        ("model: {path: a.pt}\nspace: {round_to: 8}\nmodel: {path: b.pt}\n", "`model` again in line 3"),
+        ("space:\n  round_to: 8\n  max_ratio: 0.5\n  round_to: 16\n", "`round_to` again in line 4"),
+    ],
+)
+def test_a_key_twice_is_an_error_that_names_it(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"config.yaml must give every key once, got {line}; keep one"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_a_key_twice_in_a_setting_is_an_error_and_what_is_merged_in_may_be_given_anew(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set space.bounds: every key must be given once, got `a` twice"):
+        parse_assignments(['space.bounds={"a": [0, 1], "b": [0, 1], "a": [0, 0.5]}'])
+    (tmp_path / "config.yaml").write_text("trial: &short {epochs: 1, batch: 4}\nfinetune: {<<: *short, epochs: 30}\n")
+    assert read_yaml(tmp_path / "config.yaml")["finetune"] == {"epochs": 30, "batch": 4}
+
+
 def test_every_field_has_a_docstring() -> None:
     from pydantic import BaseModel
 

@@ -69,9 +69,9 @@ def test_an_axis_with_one_width_does_not_exist() -> None:
 
 
 def test_blocks_exclusion_and_bounds() -> None:
-    bounds = {"model.*": (0.0, 0.5), "model.1.c0": (0.2, 0.4)}
+    bounds = {"model.1.c0": (0.2, 0.4), "model.*": (0.0, 0.5), "*": (0.0, 0.1)}
     space = build_space(make_table(), SpaceSection(blocks=[0, 1], exclude=["model.0.d1"], bounds=bounds))
-    # model.0.c1 loses channels together with model.0.d1, so it is excluded too; the last bounds that match win
+    # model.0.c1 loses channels together with model.0.d1, so it is excluded too; a name beats a pattern
     assert {axis.name: axis.groups[0].widths for axis in space.axes} == {
         "model.0.c0": (64, 56, 48, 40, 32),
         "model.1.c0": (48, 40),
