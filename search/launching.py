@@ -19,6 +19,7 @@ import yaml
 
 from search.errors import ConfigError
 from search.output import command_line, echo
+from search.overwriting import check_output
 from search.progress import note
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ class Launch:
                 f"{self._file}: `data.path` must be an absolute path that all machines share, got "
                 f"{self._config.data.path}; correct it"
             )
+
+        output = self._options["output"]
+        if output is not None:
+            written = [output, *([self._resolved] if self._place == "slurm" else [])]
+            check_output(written, [self._file, self._config.model.path, self._config.data.path])
+
+    @property
+    def _resolved(self) -> Path:
+        """Where a job script finds the whole configuration."""
+        return Path(self._options["output"] or self._file).resolve().with_suffix(".resolved.yaml")
 
     def _command(self, program: tuple[str, ...], config: str, model: str | None = None) -> tuple[str, ...]:
         model = model or self._config.model.path
@@ -110,7 +121,7 @@ class Launch:
     def _slurm(self) -> int:
         from cluster.launch import slurm
 
-        resolved = Path(self._options["output"] or self._file).resolve().with_suffix(".resolved.yaml")
+        resolved = self._resolved
         here = f'export PATH={shlex.quote(sysconfig.get_path("scripts"))}:"$PATH"'
         setup = tuple(self._options["setup"]) or ((here,) if sys.prefix != sys.base_prefix else ())
         request = self._request(self._command(("paretoprune",), str(resolved)), setup)

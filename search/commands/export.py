@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from search.output import SIZE_OR_PAIR, echo, trust_option
+from search.overwriting import check_output
 
 if TYPE_CHECKING:
     from pruning.export_check import RealImages
     from pruning.image_size import ImageSize
+
+CHECK = ".check.json"  # beside the export: what its check found
 
 
 @click.command()
@@ -40,19 +43,25 @@ def export(model: str, target: str, check: bool, device: str | None, trust_check
 
     for path in filter(None, (model, options["against"])):
         check_model_file(path)
-    from cluster.devices import default_device
+    from cluster.device_lock import DeviceLock
+    from cluster.devices import default_device, device_key
     from pruning.export import export_model, export_path
     from pruning.export_check import real_images
     from pruning.image_size import check_image_size, stride_of, trained_size
     from pruning.models import load_model
 
-    export_path(model, target, options["output"])
+    goes_to = export_path(model, target, options["output"])
+    if options["output"] is not None:
+        folders = [(goes_to, "*")] if goes_to.is_dir() else []
+        files = [goes_to.with_name(goes_to.name + CHECK), *([] if folders else [goes_to])]
+        check_output(files, [model, options["against"], options["data"]], folders)
     network: Any = load_model(model, trust_checkpoint)
     size = options.pop("imgsz") or trained_size(getattr(network, "args", None), stride_of(network))
     check_image_size(size, stride_of(network), model)
     place = device or default_device()
     images = real_images(network, size, options.pop("data")) if check else None
-    written = export_model(model, target, size, place, trust_checkpoint, options.pop("output"))
+    with DeviceLock(device_key(place)).using():
+        written = export_model(model, target, size, place, trust_checkpoint, options.pop("output"))
     echo(str(written))
     if images is None:
         return 0
@@ -85,12 +94,14 @@ def checked(
     from results.atomic import write_json
     from search.preflight import measuring_threads
 
-    comparison = check_export(written, load_model(model, trust), imgsz, device, images=images)
+    lock = DeviceLock(device_key(device))
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:
         rival = Path(model)
-        if against is not None:
-            rival = export_model(against, target, imgsz, device, trust, scratch)
-        with DeviceLock(device_key(device)).measuring():
+        with lock.using():
+            comparison = check_export(written, load_model(model, trust), imgsz, device, images=images)
+            if against is not None:
+                rival = export_model(against, target, imgsz, device, trust, scratch)
+        with lock.measuring():
             times = measure_export(written, rival, imgsz, device, measuring_threads(), seconds, trust=trust)
     found = {
         "export": written.name,
@@ -102,7 +113,7 @@ def checked(
         **asdict(comparison),
         **times.to_dict(),
     }
-    write_json(written.with_name(f"{written.name}.check.json"), found)
+    write_json(written.with_name(written.name + CHECK), found)
     return found
 
 

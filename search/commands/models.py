@@ -12,12 +12,14 @@ import click
 
 from search.errors import SearchError
 from search.output import FOLDER, RECOVERIES, SIZE, echo, emit, emit_one, format_option, trust_option
+from search.overwriting import check_output
 
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
 AUTO = "auto"
 STRUCTURAL = "structural"
+PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
 
 
 class RatioOrAuto(click.ParamType):
@@ -104,6 +106,9 @@ def prune(
     from search.preflight import check_model_file
 
     check_model_file(model)
+    if output is not None:
+        sessions = [(output.with_suffix(SESSIONS), "session-*.pt")] if strategy != STRUCTURAL else []
+        check_output([output, output.with_suffix(PLAN)], [model, data, plan], sessions)
     from cluster.device_lock import DeviceLock
     from cluster.devices import device_key
     from pruning.evaluation_dataset import check_dataset
@@ -221,7 +226,7 @@ def _by_strategy(
         if not outcome.layers:
             reason = outcome.skipped[0][1] if outcome.skipped else "the ratios are too small"
             raise SearchError(f"strategy {strategy.name} found no layer to prune ({reason}); choose another --strategy")
-        sessions = output.with_suffix(".sessions")
+        sessions = output.with_suffix(SESSIONS)
         if outcome.sessions:
             shutil.rmtree(sessions, ignore_errors=True)
             sessions.mkdir()
@@ -252,7 +257,7 @@ def _written(bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, outpu
 
     check_cuts(plan)
     refuse_non_finite(pruned)
-    plan_path = output.with_suffix(".plan.json")
+    plan_path = output.with_suffix(PLAN)
     made = {"importance": bench.importance, "recovery": recover}
     save_checkpoint(pruned, output, {"imgsz": imgsz})
     plan.save(plan_path, made)
