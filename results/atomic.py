@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from results.errors import ResultsError
+from results.wording import readable
 
 
 def fsync_directory(directory: Path) -> None:
@@ -45,8 +46,8 @@ def _default_mode() -> int:
 
 
 def write_text(path: Path, content: str) -> Path:
-    """Replace `path` by UTF-8 text atomically."""
-    return write_bytes(path, content.encode("utf-8"))
+    """Replace `path` by UTF-8 text atomically; of a name that is not UTF-8, what cannot be written becomes a sign."""
+    return write_bytes(path, readable(content).encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from results import wording
 from results.accuracy import LABELS
 from results.bounds import NO_BOUNDS, Bounds
 from results.choosing import pick_trials
@@ -54,10 +55,17 @@ def trials_frame(
     """
     on_front = {record.trial_id for record in front(records, objectives)}
     metrics = metric_columns(objectives)
-    rows = [{**_row(record, baseline, metrics), "on_front": record.trial_id in on_front} for record in records]
+    rows = [
+        _readable({**_row(record, baseline, metrics), "on_front": record.trial_id in on_front}) for record in records
+    ]
     frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
     numbers = (*metrics, *INTERVAL_COLUMNS, *DROP_COLUMNS)
     return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose text Arrow can hold."""
+    return {name: wording.readable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
@@ -166,4 +174,4 @@ def front_frame(run: RunFolder | str | Path) -> pd.DataFrame:
     for row in rows:
         row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
         row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])
+    return pd.DataFrame(map(_readable, rows)) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])

@@ -104,13 +104,13 @@ def summarise(folder: RunFolder) -> Summary:
     selected, natives, session = folder.read_selected(), folder.read_natives(), folder.read_session()
     figure = front_figure(records, baseline, picks, selected, objectives, natives)
     noise, members = accuracy_noise(baseline), front(records, objectives)
-    model = str(baseline.get("model") or "model")
+    model = wording.readable(str(baseline.get("model") or "model"))
     ratios = {record.trial_id: record.ratios for record in records}
     layers = baseline.get("layers") or []
     return Summary(
-        title=folder.path.resolve().name,
+        title=wording.readable(folder.path.resolve().name),
         model=Path(model).name,
-        data=str(baseline.get("data") or ""),
+        data=wording.readable(str(baseline.get("data") or "")),
         device=str(baseline.get("device") or ""),
         imgsz=baseline.get("imgsz"),
         headline=headline(figure, lead_pick(selected), Path(model).stem, len(records)),

@@ -8,6 +8,11 @@ DASH = "–"
 MINUS = "\N{MINUS SIGN}"
 
 
+def readable(text: str) -> str:
+    """A name that is not UTF-8, as Python hands it out (surrogates), with a sign in place of what cannot be written."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def plain(value: float | None, digits: int = 3) -> str:
     """A number with fixed digits, a dash for None."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)

@@ -5,6 +5,7 @@ Data goes to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 is printed as it is, like ls does
     sys.exit(run(sys.argv[1:]))
 
 

@@ -95,7 +95,7 @@ def data_alone_on_stdout() -> Iterator[None]:
     they all inherit. Where stdout is no descriptor (a captured one), only ``sys.stdout`` can be.
     """
     try:
-        descriptor, errors = sys.stdout.fileno(), sys.stderr.fileno()
+        descriptor, stderr = sys.stdout.fileno(), sys.stderr.fileno()
     except (OSError, ValueError):  # io.UnsupportedOperation is both
         _DATA.append(sys.stdout)
         try:
@@ -108,9 +108,10 @@ def data_alone_on_stdout() -> Iterator[None]:
     kept = os.dup(descriptor)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, kept)
-        _DATA.append(stack.enter_context(open(kept, "w", encoding=sys.stdout.encoding, closefd=False)))
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        _DATA.append(stack.enter_context(open(kept, "w", encoding=encoding, errors=errors, closefd=False)))
         stack.callback(_DATA.pop)
-        os.dup2(errors, descriptor)
+        os.dup2(stderr, descriptor)
         stack.callback(os.dup2, kept, descriptor)
         stack.callback(sys.stdout.flush)
         yield

@@ -17,7 +17,7 @@ def quiet_ray(run: Path) -> Iterator[None]:
     Stdout belongs to our data, but a thread of Ray's prints there about dead workers and nodes, often seconds later.
     """
     connected = _connected()
-    with (run / DRIVER_LOG).open("a", encoding="utf-8") as log, redirect_stdout(log):
+    with (run / DRIVER_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log, redirect_stdout(log):
         try:
             yield
         finally:

@@ -116,7 +116,7 @@ def run_strategy(context: WorkerContext, job: StrategyJob, settings: Mapping[str
             tools.save(done.outcome.model, folder.checkpoint(job.strategy))
             done.outcome.plan.save(folder.plan(job.strategy))
     except Exception:
-        with (place / LOG).open("a", encoding="utf-8") as log:
+        with (place / LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
             traceback.print_exc(file=log)
         raise  # the driver shows one line of it
     finally:

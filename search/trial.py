@@ -94,7 +94,7 @@ def run_trial(
         with tools.logging(folder / TRIAL_LOG):
             record = _attempted(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
     except Exception as error:  # noqa: BLE001  contained: see above
-        with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8") as log:
+        with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
             traceback.print_exc(file=log)
         record = failed_record(request, f"{clock.current}: {one_line(error)}", _hash(tools, request), clock.seconds)
     finally:
