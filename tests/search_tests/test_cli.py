@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,21 @@ def test_status_in_every_format(finished_run: Path, capsys: Captured) -> None:
     assert run(["status", str(finished_run), "--format", "json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["done"], row["total"], row["alive"], row["left"]) == (6, 6, False, 0)
+
+
+def test_names_that_are_not_utf8_are_printed_as_they_are(finished_run: Path) -> None:
+    """Bytes in, the same bytes out, in the table and in commands; JSON stays JSON."""
+    named = os.fsencode(finished_run.parent) + b"/caf\xe9 run"
+    os.rename(finished_run, named)
+    command = [sys.executable, "-m", "search", "front", named, "--format"]
+    table = subprocess.run([*command, "table"], cwd=ROOT, capture_output=True, check=True)
+    assert named in table.stdout
+    rows = json.loads(subprocess.run([*command, "json"], cwd=ROOT, capture_output=True, check=True).stdout)
+    assert os.fsencode(rows[0]["plan"]).startswith(named)
+    command = [sys.executable, "-m", "search", "report", named]
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert report.stdout.strip() == named + b"/report.html"
+    assert "caf\N{REPLACEMENT CHARACTER} run" in Path(os.fsdecode(report.stdout.strip())).read_text(encoding="utf-8")
 
 
 def test_status_shows_unfinished_trials(finished_run: Path, capsys: Captured) -> None:
