@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pruning.dataset_labels import read_labels
 from pruning.dataset_reading import image_paths, label_paths, one_line, places_of, read_dataset
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
+from pruning.runtimes.base import image_channels
 from pruning.tasks import is_single_class
 
 _SHOWN = 20  # class names in an error
@@ -48,19 +50,25 @@ def check_dataset(data: str | Path, model: nn.Module) -> list[str]:
     """Raise PruningError, in one line, if `model` cannot be trained and validated on `data`.
 
     Checked: the yaml is there and readable; its train and val images are there, as Ultralytics finds them, and some of
-    them have objects that it takes; there are as many classes as the model has, in the same order; keypoints have the
-    model's shape. For a classifier: the folders of the classes are there and are the model's. Quick where the labels
-    are good: it reads one of each split.
+    them have objects that it takes; there are as many classes as the model has, in the same order; keypoints and images
+    have the model's shape and channels. For a classifier: the folders of the classes are there and are the model's.
+    Quick where the labels are good: it reads one of each split.
 
     Returns lines about what is passed over or taken on trust: a test split without labels, other names of the classes.
     """
     task = task_of(model)
     if task == "classify":
         class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
+        if image_channels(model) != 3:
+            raise PruningError(
+                "Ultralytics reads a classifier's images in colours, 3 channels, but the model takes "
+                f"{image_channels(model)}: train one for colours"
+            )
         return class_folders.remarks(data)
     path = dataset_file(data)
     content = read_dataset(path)
     remarks = _check_classes(path, content, model)
+    _check_channels(path, content, model)
     for split in ("train", "val", "test"):
         why = _refusal(path, content, split, model)
         if why is not None and split != "test":
@@ -121,6 +129,13 @@ def image_files(data: str | Path, split: str, most: int) -> list[Path]:
     return [Path(image) for image in image_paths(read_dataset(dataset_file(data)).get(split))[:most]]
 
 
+def training_images(data: str | Path, model: nn.Module, most: int) -> int:
+    """Images of the training split, at most so many."""
+    if task_of(model) == "classify":
+        return sum(1 for _ in islice(class_folders.images_by_class(dataset_file(data, "classify") / "train"), most))
+    return len(image_files(data, "train", most))
+
+
 def _classes_of(model: nn.Module) -> int:
     head: Any = list(model.model)[-1]  # type: ignore[arg-type]
     return int(getattr(head, "nc", len(getattr(model, "names", ()))))
@@ -142,6 +157,39 @@ def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> lis
             f"{list(wanted)}: correct kpt_shape"
         )
     return [] if as_one else _check_names(path, dict(content["names"]), dict(model.names))  # type: ignore[arg-type]
+
+
+def _check_channels(path: Path, content: Mapping[str, Any], model: nn.Module) -> None:
+    """By `channels` (3 where the yaml says nothing) Ultralytics reads images in grey, in colours, or as they are."""
+    takes, has = image_channels(model), int(content["channels"])
+    if has != takes:
+        how = {1: " (its images are then read in grey)", 3: " (its images are then read in colours)"}.get(takes, "")
+        raise PruningError(
+            f"the dataset's images must have the model's channels, but '{path}' has {has} and the model takes {takes}: "
+            f"give the data.yaml it was trained on, or say `channels: {takes}` there{how}"
+        )
+    for image in (image_paths(content.get(split))[:1] for split in ("train", "val") if takes not in (1, 3)):
+        why = read_image(Path(image[0]), takes)[1] if image else ""
+        if why:
+            raise PruningError(
+                f"the dataset's images must have the model's channels, but '{image[0]}' {why}: correct it"
+            )
+
+
+def read_image(path: Path, channels: int) -> tuple[Any, str]:
+    """An image as Ultralytics reads it, (height, width, channels) in 8 bits; None and why where that cannot be."""
+    import cv2
+    from ultralytics.utils.patches import imread
+
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
+    try:
+        image = imread(path, flags)
+    except (cv2.error, OSError, ValueError) as error:
+        return None, f"cannot be read ({' '.join(str(error).split())[:80]})"
+    if image is None:
+        return None, "cannot be read as an image"
+    has = image.shape[2]
+    return (image, "") if has == channels else (None, f"has {has} channels, not {channels}")
 
 
 def _check_names(path: Path, dataset: Mapping[int, str], model: Mapping[int, str]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import nn
 from pruning import class_folders
 from pruning.checkpoints import plain_copy, task_of
 from pruning.errors import PruningError
-from pruning.evaluation_dataset import dataset_file, image_files
+from pruning.evaluation_dataset import dataset_file, image_files, read_image
 from pruning.export_answers import Layout, differences, layout_of
 from pruning.image_size import ImageSize, height_width, size_text
 from pruning.latency import time_pair, timing_conditions
@@ -156,7 +156,7 @@ def real_images(network: nn.Module, imgsz: ImageSize, data: str | None = None) -
 
     channels, found, left_out = image_channels(network), list[torch.Tensor](), list[str]()
     for path in _candidates(network, data) if data else sorted(ASSETS.glob("*.jpg")):
-        image, fault = _read(path, channels)
+        image, fault = read_image(path, channels)
         if image is None:
             left_out.append(f"{path} {fault}")
             continue
@@ -224,22 +224,6 @@ def _candidates(network: nn.Module, data: str) -> Sequence[Path]:
         folder = class_folders.validation_folder(dataset_file(data, "classify"))
         return list(class_folders.images_by_class(folder)) if folder else []
     return image_files(data, "val", MOST_CANDIDATES)
-
-
-def _read(path: Path, channels: int) -> tuple[Any, str]:
-    """An image as Ultralytics reads it, (height, width, channels) in 8 bits; None and why where that cannot be."""
-    import cv2
-    from ultralytics.utils.patches import imread
-
-    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
-    try:
-        image = imread(path, flags)
-    except (cv2.error, OSError, ValueError) as error:
-        return None, f"cannot be read ({' '.join(str(error).split())[:80]})"
-    if image is None:
-        return None, "cannot be read as an image"
-    has = image.shape[2]
-    return (image, "") if has == channels else (None, f"has {has} channels, not {channels}")
 
 
 def _letterboxed(image: Any, imgsz: ImageSize) -> torch.Tensor:

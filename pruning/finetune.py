@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pruning.batch_of_one import check_batch
 from pruning.checkpoints import stock_args, task_of
 from pruning.errors import PruningError
 from pruning.evaluation import EVALUATION_BATCH, Evaluator, refuse_non_finite
-from pruning.evaluation_dataset import check_dataset, dataset_file
+from pruning.evaluation_dataset import check_dataset, dataset_file, training_images
 from pruning.evaluation_gate import Gate, NullGate, torch_device
 from pruning.finetune_remedies import Listener, Remedies, free_memory
 from pruning.finetune_schedule import epochs_with_mosaic
@@ -238,6 +239,8 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
         raise PruningError(f"distillation is for YOLO models with a detection head, but got {kind}: set distill off")
     refuse_non_finite(model)
     check_dataset(data, model)
+    processes = len(str(device).split(","))
+    check_batch(model, settings.imgsz, settings.batch // processes, training_images(data, model, 2))
 
 
 # What a checkpoint's own training says about the data: a detector of digits was trained without flips, and a

@@ -8,6 +8,7 @@ mixed precision are used as they are.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
+from pruning.batch_of_one import lone_last_batch_left_out
 from pruning.checkpoints import plain_copy
 from pruning.errors import NonFiniteError
 from pruning.evaluation import Evaluator, refuse_non_finite
@@ -96,6 +98,7 @@ class _InPlaceTraining:
     stopper: Any
     device: torch.device
     start_epoch: int
+    world_size: int
     train_time_start: float
 
     def __init__(self, job: Job, overrides: dict[str, Any]) -> None:
@@ -120,7 +123,11 @@ class _InPlaceTraining:
         return gated_dataset(super().build_dataset(img_path, mode, batch), self.job.gate)  # type: ignore[misc]
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
+        with contextlib.ExitStack() as stack:
+            if mode == "train":
+                processes = self.world_size if rank != -1 else 1
+                stack.enter_context(lone_last_batch_left_out(self.job.model, self.args.imgsz, processes))
+            loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
         self.loaders.append(GatedLoader(loader, self.job.gate, device_finisher(self.device)))
         return self.loaders[-1]
 

@@ -21,7 +21,7 @@ from results.report import write_report
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SearchError
-from search.preflight import check_device, check_files, check_writable, measuring_threads
+from search.preflight import check_batches, check_device, check_files, check_writable, measuring_threads
 from search.progress import duration, note
 from search.quiet_ray import quiet_ray
 from search.strategy_tools import EVENTS, StrategyJob, make_strategy_tools, measure_strategies, run_strategy
@@ -105,13 +105,13 @@ def prepare(
             "latency": config.latency.model_copy(update={"threads": threads}),
         }
     )
-    check_ratios(config, ratios)
+    check_ratios(config, ratios, epochs)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
     return Prepared(ComparisonFolder(path), config, tuple(strategies), dict(ratios), epochs, digest)
 
 
-def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
-    """The model loads, the dataset fits it, and the ratios take channels away at the widths that are allowed."""
+def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) -> None:
+    """The model loads, the dataset fits it, its batches can be trained on, and the ratios take channels away."""
     from pruning.evaluation_dataset import check_dataset
     from pruning.surgery import resolve
     from pruning.workbench import Workbench
@@ -125,6 +125,8 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float]) -> None:
     )
     for remark in check_dataset(config.data.path, bench.model):
         note(remark)
+    if epochs:
+        check_batches(config, "finetune", bench.model)
     if not resolve(bench.table, ratios, config.space.round_to):
         raise SearchError(
             f"the ratios remove no channel at widths in steps of {config.space.round_to}; "

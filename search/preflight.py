@@ -229,6 +229,8 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     )
     for remark in check_dataset(config.data.path, bench.model):
         note(remark)
+    if config.trial.epochs:
+        check_batches(config, "trial", bench.model)
     check_teachable(config, bench.model)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
@@ -238,6 +240,23 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     if get_strategy(config.trial.strategy).exact:
         bench.check_surgery(space.ratios(space.random_narrower(random.Random(config.search.seed))))
     return space, objectives
+
+
+def check_batches(config: RunConfig, section: str, model: Any = None) -> None:
+    """The training of the ``section`` ("trial", "finetune") is by batches that the run's ``model`` can be trained on.
+
+    Without a ``model`` it is loaded where the batch is of one image, and the dataset is not looked at.
+    """
+    from pruning.batch_of_one import check_batch
+    from pruning.evaluation_dataset import training_images
+    from pruning.models import load_model
+
+    batch = getattr(config, section).batch
+    if model is None and batch > 1:
+        return
+    images = training_images(config.data.path, model, 2) if model is not None else batch
+    model = model if model is not None else load_model(config.model.path, config.model.trust_checkpoint)
+    check_batch(model, config.model.imgsz, batch, images, f"{section}.batch")
 
 
 def check_teachable(config: RunConfig, model: Any = None) -> None:

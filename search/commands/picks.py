@@ -122,7 +122,7 @@ def finetune(
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
     from search.config import build_config, merge
-    from search.preflight import check_natives, check_teachable, existing_run
+    from search.preflight import check_batches, check_natives, check_teachable, existing_run
     from search.promote import choose_picks, promote
 
     if picks and trials:
@@ -134,6 +134,7 @@ def finetune(
     if address is not None:
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds_of(values))
+    check_batches(config, "finetune")
     check_teachable(config)
     check_natives(config, natives)
     outcome = promote(folder, config, chosen, natives=natives)

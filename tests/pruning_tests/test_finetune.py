@@ -261,7 +261,7 @@ class TestOnRealCells:
     ("change", "message"),
     [
         ({"epochs": 0}, "`epochs >= 1` must hold, but got epochs=0"),
-        ({"imgsz": 100}, "imgsz must be a multiple of 32, but got 100"),
+        ({"imgsz": 100}, "image size must be a multiple of 32, but got 100"),
         ({"lr": -1.0}, "lr must be in (0, 1]"),
         ({"lr": 3.0}, "lr must be in (0, 1]"),
         ({"lr": float("nan")}, "lr must be in (0, 1]"),
