@@ -15,6 +15,14 @@ class RayUnreachableError(ClusterError, ConnectionError):
         self.address = address
 
 
+class NoRoomError(ClusterError):
+    """No node of the cluster holds a single trial; another one may come. The message's two parts are kept apart."""
+
+    def __init__(self, condition: str, remedy: str) -> None:
+        super().__init__(f"{condition}; {remedy}")
+        self.condition, self.remedy = condition, remedy
+
+
 class LockDirectoryError(ClusterError, OSError):
     """The directory of the device locks cannot be used or cannot be trusted."""
 

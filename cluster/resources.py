@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NoRoomError
 
 # More threads hardly speed up small detectors at 160 to 640 px, more trials side by side do.
 MAX_DEFAULT_CPU_THREADS = 4
@@ -50,7 +50,7 @@ def slots(info: ClusterInfo, gpus_per_trial: float | None = None, cpus_per_trial
         GPU (never one trial on parts of two); above 1 it must be whole; 0 leaves the GPUs alone.
     cpus_per_trial: None means, with GPUs, an even share of the smallest GPU node's CPUs, at most 8; without,
         half of the smallest node's CPUs, at most 4: two trials on a small machine, one per four threads on a big one.
-    Raises ClusterError where a figure makes no sense or not a single trial fits.
+    Raises ClusterError where a figure makes no sense, NoRoomError where not a single trial fits.
     """
     gpus = _gpus_of_a_trial(info, gpus_per_trial)
     if cpus_per_trial is not None and cpus_per_trial < 1:
@@ -59,9 +59,9 @@ def slots(info: ClusterInfo, gpus_per_trial: float | None = None, cpus_per_trial
     count = sum(_trials_on(node, cpus, gpus) for node in info.nodes)
     if count == 0:
         have = ", ".join(f"{node.name}: {node.cpus} CPUs, {node.gpus} GPUs" for node in info.nodes) or "no nodes"
-        raise ClusterError(
-            f"one trial must fit on a node, but it asks for {cpus} CPUs and {gpus:g} GPUs and there are {have}; "
-            "ask for less per trial"
+        raise NoRoomError(
+            f"one trial must fit on a node, but it asks for {cpus} CPUs and {gpus:g} GPUs and there are {have}",
+            "ask for less per trial",
         )
     return TrialResources(cpus, gpus, count)
 

@@ -46,9 +46,9 @@ def search_plans(folder: Path) -> RunFolder:
 
 def finetune_a_pick(run: RunFolder) -> Path:
     """Choose by the same words as the command line, fine-tune fully, and give the checkpoint."""
-    from search.config import load_config
+    from search.run_config import load_run_config
 
-    config = load_config(run.config)
+    config = load_run_config(run)
     config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"epochs": 2})})
     picks = choose_picks(run, run.objectives(), ["fastest"], Bounds(max_params_m=1.7))
     promotion = promote(run, config, picks)

@@ -143,8 +143,27 @@ class RunFolder:
         content, known = checked(self.baseline, Baseline)
         return {**content, "metrics": known.metrics}
 
+    def inside(self, path: str) -> str:
+        """`path` as config.yaml names it: relative to the run folder where it lies in it, so that this may be moved."""
+        return str(Path(path).relative_to(self.path)) if Path(path).is_relative_to(self.path) else path
+
+    def with_places(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of config.yaml with the model's and the dataset's paths as they are here: see `inside`."""
+        placed = dict(config)
+        for name in ("model", "data"):
+            section = placed.get(name)
+            if isinstance(section, dict) and isinstance(section.get("path"), str):
+                placed[name] = {**section, "path": self._placed(section["path"])}
+        return placed
+
+    def _placed(self, path: str) -> str:
+        given, here = Path(path), self.path / path
+        if given.is_absolute():  # an older run names its copy of the model where it was begun
+            here = self.path / "model" / given.name if given.parent.name == "model" else given
+        return str(here) if here.exists() else path
+
     def read_config(self) -> dict[str, Any]:
-        """config.yaml as plain data; {} where there is none."""
+        """config.yaml as plain data, with paths as they are here; {} where there is none."""
         if not self.config.is_file():
             return {}
         try:
@@ -152,7 +171,7 @@ class RunFolder:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             detail = " ".join(str(error).split())
             raise RunFolderError(f"{self.config} must be YAML, but it is not ({detail}): correct it") from error
-        return content if isinstance(content, dict) else {}
+        return self.with_places(content) if isinstance(content, dict) else {}
 
     def objectives(self) -> tuple[str, ...]:
         """The run's objectives: `search.objectives` of its config, or accuracy and latency."""

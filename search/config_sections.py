@@ -242,5 +242,7 @@ class ResourcesSection(Section):
     """CPU cores that a trial takes."""
     shared_run: bool = True
     """All nodes of a joined cluster see the run folder at its path; if not, workers send their files to the driver."""
+    wait_minutes: float = Field(default=30, ge=0)
+    """Longest wait for a node on which a trial fits, where a joined cluster has none yet; 0: it must be there."""
     parallel: int | None = Field(default=None, ge=1)
     """Trials at a time at most; none given: as many as fit. More than fit are asked of an autoscaling cluster."""

@@ -104,7 +104,9 @@ class FollowingSlots:
         self._looked = time.monotonic()
         self._asked = is_joined(config) and self._most is not None and self._most > resources.slots
         if self._asked:
-            self._ask_autoscaler([{"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}])
+            from cluster.waiting import ask_autoscaler
+
+            ask_autoscaler({"CPU": resources.cpus, "GPU": resources.gpus}, self._most or 0)
 
     def __call__(self) -> int:
         if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
@@ -116,23 +118,19 @@ class FollowingSlots:
         return min(self._slots, self._most or self._slots)
 
     def _fitting(self, info: ClusterInfo) -> int:
-        from cluster.errors import ClusterError
+        from cluster.errors import NoRoomError
         from cluster.resources import slots
 
         try:
             return slots(info, self._resources.gpus, self._resources.cpus).slots
-        except ClusterError:  # every node that could hold a trial has left; another may come
+        except NoRoomError:  # every node that could hold a trial has left; another may come
             return 0
-
-    def _ask_autoscaler(self, trial: list[dict[str, float]]) -> None:
-        """Trials that are not yet asked for are invisible to an autoscaler: name the wanted number outright."""
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=trial * (self._most or 0))
 
     def close(self) -> None:
         """The sweep is over: an autoscaler may take its nodes back."""
         if self._newcomers:
             self._newcomers.close()
         if self._asked:
-            self._ask_autoscaler([])
+            from cluster.waiting import ask_autoscaler
+
+            ask_autoscaler({}, 0)

@@ -291,19 +291,20 @@ def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:
 
 def existing_run(run: Path) -> tuple[RunFolder, RunConfig]:
     """The folder and configuration of a run that ``search`` began; :class:`RunFolderError` where there is none."""
-    from search.config import load_config
+    from search.run_config import load_run_config
 
     folder = RunFolder(run.expanduser().resolve())
     if not folder.config.is_file():
         what = "it does not exist" if not folder.path.exists() else "it holds no config.yaml"
         raise RunFolderError(f"{run} must be a run folder, but {what}; `paretoprune search` makes one")
-    return folder, load_config(folder.config)
+    return folder, load_run_config(folder)
 
 
 def _check_same(folder: RunFolder, config: RunConfig) -> None:
-    from search.config import differing_keys, load_config
+    from search.config import differing_keys
+    from search.run_config import load_run_config
 
-    stored = load_config(folder.config)
+    stored = load_run_config(folder)
     if "objectives" not in config.search.model_fields_set:  # then they were not compared: see objectives_of
         usual = [name if name not in LABELS else DEFAULT for name in stored.search.objectives]
         if usual == config.search.objectives:

@@ -109,9 +109,9 @@ def check_other_run(config: RunConfig) -> None:
     folder = RunFolder(Path(path))
     if not folder.config.is_file() or not folder.baseline.is_file():
         raise ConfigError(f"search.from_run: {path} must be a run folder with its baseline, but it is not; check it")
-    from search.config import load_config
+    from search.run_config import load_run_config
 
-    theirs, baseline = load_config(folder.config), folder.read_baseline()
+    theirs, baseline = load_run_config(folder), folder.read_baseline()
     if theirs.model.imgsz != config.model.imgsz:
         raise ConfigError(
             f"search.from_run: {path} must be at {config.model.imgsz} px, but it is at {theirs.model.imgsz} px; "
@@ -133,10 +133,10 @@ def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun |
     if config.search.from_run is None:
         return None
     from results.selection import front
-    from search.config import load_config
+    from search.run_config import load_run_config
 
     folder = RunFolder(Path(config.search.from_run))
-    records, theirs = folder.read_records(), load_config(folder.config)
+    records, theirs = folder.read_records(), load_run_config(folder)
     if same_settings(config, theirs) and _hardware(folder.read_baseline()) == _hardware(baseline):
         base_ms = float(baseline["metrics"]["latency_ms"])
         rebased = [_rebased(record, base_ms) for record in records]

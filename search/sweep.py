@@ -39,6 +39,7 @@ from search.quiet_ray import quiet_ray
 from search.remote import published, remote_of
 from search.remote_latency import check_target
 from search.request import adopt_records
+from search.run_config import save_run_config
 from search.starts import OTHER_RUN, changed_plans, read_other_run, starts_of
 from search.state import SweepState
 from search.study import SearchStudy
@@ -49,7 +50,7 @@ from search.worker import ToolsFactory, WorkerContext, work_on_baseline
 
 if TYPE_CHECKING:
     from cluster.device_lock import DeviceLock
-    from cluster.resources import ClusterInfo, TrialResources
+    from cluster.resources import TrialResources
     from search.config import RunConfig
     from search.preflight import Prepared
     from search.trainable import StopSweep
@@ -106,7 +107,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
     with DriverLock(folder.path) as lock, published(folder.path), quiet_ray(folder.path):
         config = with_model_brought_along(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
-        config.save(folder.config)
+        save_run_config(folder, config)
         records = adopt_records(folder)
         write_missing(folder, records)
         if len(records) >= config.search.trials and folder.baseline.is_file():
@@ -201,12 +202,15 @@ def start_workers(
     os.environ.update(TUNE_ENVIRONMENT)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from cluster.ray_start import connect
-    from cluster.resources import slots
+    from cluster.waiting import wait_for_room
 
-    info: ClusterInfo = connect(config.resources.address)
+    wanted = config.resources
+    address = connect(wanted.address).address
     check_target(LatencyTarget.parse(config.latency.target))
     note_lock_place()
-    resources = slots(info, config.resources.gpus_per_trial, config.resources.cpus_per_trial)
+    resources = wait_for_room(
+        address, wanted.gpus_per_trial, wanted.cpus_per_trial, wanted.parallel or 1, wanted.wait_minutes, note
+    )
     carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
     if is_joined(config):
         note(f"{check_cluster(config, None if carries else folder, resources)} nodes are ready")

@@ -116,7 +116,7 @@ def ingredients(config: RunConfig) -> dict[str, str | bool]:
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
     """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
     with carried(context, [MODEL_FOLDER], ["baseline.log", SCORES_NAME]) as here:
-        return {**_measure_baseline(here), "model": context.config.model.path}
+        return {**_measure_baseline(here), "model": context.folder.inside(context.config.model.path)}
 
 
 def _measure_baseline(context: WorkerContext) -> dict[str, Any]:

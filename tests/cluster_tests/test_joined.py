@@ -103,13 +103,16 @@ def test_trials_spread_over_the_gpus_of_all_nodes(cluster: Nodes, gpus: float, a
 
 @pytest.mark.slow
 def test_a_node_that_joins_in_mid_sweep_is_used_and_one_that_leaves_loses_nothing(tmp_path: Path) -> None:
-    """The first two trials wait for a third process, for which there is room only on the nodes that join: one of them
-    cannot be used, the other can."""
+    """The sweep starts on a head without CPUs and waits for a node. The first two trials wait for a third process, for
+    which there is room only on the nodes that join: one of them cannot be used, the other can."""
     run = tmp_path / "run"
-    with nodes(1) as few:
-        few.add(1)
+    with nodes(0) as few:
         settings = {"search.trials": 12, "resources.cpus_per_trial": 1}
         driver = start_driver(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 3)
+        assert driver.stderr
+        assert any("waiting for a node (0 s, at most 30 min): one trial must fit" in line for line in driver.stderr)
+        few.add(1)
+        few.add(1)
         wait_for(lambda: len(nodes_at(tmp_path)) == 2)
         few.add(1, 0, f"PARETOPRUNE_LOCK_DIR={Path(sys.executable)}")
         few.add(1)
