@@ -28,6 +28,7 @@ MARK = ".remote.json"
 LEASE = "driver.json"
 SEND_EVERY_SECONDS = 5.0
 LEASE_SECONDS = 120.0
+RETRY_SECONDS = 30
 _LAST = ("trials.jsonl", "study.journal")
 _STAY = {MARK, LEASE, "driver.lock"}
 _GROWING = (".jsonl", ".journal", ".log")  # append-only: of two versions the longer one is the newer
@@ -53,9 +54,11 @@ class RemoteRun:
         from pyarrow import fs
 
         try:
-            self._store, path = fs.FileSystem.from_uri(uri)
-        except (OSError, ValueError) as error:
+            self._store, path = fs.FileSystem.from_uri(_patient(uri))
+        except ValueError as error:
             raise RunFolderError(f"--run {uri} must be an address that pyarrow knows ({_line(error)})") from error
+        except OSError as error:  # an S3 address without a region is asked for it
+            raise _unreachable(uri, error) from error
         self.uri, self._path = uri, path.rstrip("/")
         cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "paretoprune")
         name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(self._path).name).lstrip(".") or "run"
@@ -142,7 +145,7 @@ class RemoteRun:
         try:
             found = self._store.get_file_info(fs.FileSelector(self._path, recursive=True, allow_not_found=True))
         except OSError as error:
-            raise RunFolderError(f"{self.uri} must be readable, but {_line(error)}; check the address") from error
+            raise _unreachable(self.uri, error) from error
         files = {info.path[len(self._path) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
         unsafe = [name for name in files if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute()]
         if unsafe:
@@ -150,8 +153,13 @@ class RemoteRun:
         return {name: size for name, size in files.items() if name not in _STAY}
 
     def _read(self, name: str) -> bytes:
-        with self._store.open_input_stream(f"{self._path}/{name}") as stream:
-            content: bytes = stream.read()
+        try:
+            with self._store.open_input_stream(f"{self._path}/{name}") as stream:
+                content: bytes = stream.read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _unreachable(self.uri, error) from error
         return content
 
     def _write(self, name: str, content: bytes) -> None:
@@ -198,6 +206,17 @@ def published(run: Path) -> Iterator[bool]:
 
 def _me() -> tuple[str, int]:
     return platform.node(), os.getpid()
+
+
+def _patient(uri: str) -> str:
+    """Google's client tries for 15 minutes before it says that nothing answers; S3's for seconds."""
+    if not uri.startswith("gs://") or "retry_limit_seconds" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={RETRY_SECONDS}"
+
+
+def _unreachable(uri: str, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{uri} must be readable, but {_line(error)}; check the network, the address and your rights")
 
 
 def _line(error: BaseException) -> str:

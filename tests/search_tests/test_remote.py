@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from results.run_folder import RunFolder
 from search.cli import cli
+from search.config import RunConfig
 from search.courier import Courier
 from search.errors import RunFolderError
+from search.joined import with_model_brought_along
+from search.preflight import Prepared, check_run_folder, existing_run
 from search.remote import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
 from search.sweep import run_sweep
-from tests.search_tests.fakes import make_prepared, quick_tools
+from tests.search_tests.fakes import make_config, make_prepared, make_space, quick_tools
 
 
 @pytest.fixture
@@ -88,6 +92,22 @@ def test_an_address_that_cannot_be_is_one_line(address: str, said: str) -> None:
     assert isinstance(result.exception, RunFolderError)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/run?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1",
+        "s3://bucket/run?endpoint_override=127.0.0.1:9&scheme=http",
+    ],
+)
+def test_a_store_that_does_not_answer_is_not_called_an_unknown_address(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(RunFolderError, match=r"must be readable, but .*NETWORK_CONNECTION.*; check the network"):
+        RemoteRun(address).pull()
+
+
 def test_a_store_cannot_write_outside_the_mirror(
     store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,16 +142,34 @@ def test_the_courier_stays_in_the_run_folder(tmp_path: Path) -> None:
 def test_a_sweep_into_a_store_goes_on_from_another_machine(
     store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The model given there lies at another path; the run's own copy has no path that names a machine."""
     address, there = store
     mirror = RemoteRun(address).pull()
-    run_sweep(make_prepared(mirror, **{"search.trials": 3}), quick_tools)
+    model = tmp_path / "here" / "my.pt"
+    model.parent.mkdir()
+    model.write_bytes(b"weights")
+    run_sweep(make_prepared(mirror, **{"search.trials": 3, "model.path": str(model)}), quick_tools)
+    assert yaml.safe_load((there / "config.yaml").read_text())["model"]["path"] == "model/my.pt"
+    named = [name for name, content in files(there).items() if str(mirror).encode() in content]
+    assert named == [], "these hold a path of the machine that began the run"
     assert len(RunFolder(there).read_records()) == 3
     assert {f"trials/t000{i}/{name}" for i in range(3) for name in ("pruned.pt", "record.json")} <= files(there).keys()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
     other = RemoteRun(address).pull()
-    assert run_sweep(make_prepared(other, **{"search.trials": 5}), quick_tools).finished == 5
+    folder, config = existing_run(other)
+    assert config.model.path == str(other / "model" / "my.pt")
+    assert folder.read_config()["model"]["path"] == config.model.path
+    elsewhere = model.rename(tmp_path / "my.pt")
+    for given in (config, make_config(**{**_flat(config), "model.path": str(elsewhere)})):
+        check_run_folder(folder, with_model_brought_along(given, folder, copy=False))
+    config = make_config(**{**_flat(config), "search.trials": 5})
+    assert run_sweep(Prepared(folder, config, make_space()), quick_tools).finished == 5
     records = RunFolder(there).read_records()
     assert len({record.plan_hash for record in records}) == len(records) == 5
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.flat().items() if value is not None}
 
 
 def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
