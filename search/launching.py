@@ -18,6 +18,7 @@ import click
 import yaml
 
 from search.errors import ConfigError
+from search.interrupts import interruptible
 from search.output import command_line, echo
 from search.overwriting import check_output
 from search.progress import note
@@ -111,10 +112,13 @@ class Launch:
                 return 0
             client, job_id = ray_jobs.submit(job, address)
             echo(job_id)
+            shown, stopped = (ray_jobs.job_command(verb, address, job_id) for verb in ("logs --follow", "stop"))
+            remedy = f"`{shown}` shows it, `{stopped}` stops it"
             if not self._options["follow"]:
-                note(f"follow it: {shlex.join(('ray', 'job', 'logs', '--follow', '--address', address, job_id))}")
+                note(f"{job_id} runs; {remedy}")
                 return 0
-            status = ray_jobs.follow(client, job_id, lambda text: click.echo(text, nl=False, err=True))
+            with interruptible(f"showing {job_id}, which goes on", remedy):
+                status = ray_jobs.follow(client, job_id, lambda text: click.echo(text, nl=False, err=True))
             note(f"{job_id}: {status.lower()}")
             return 0 if status == "SUCCEEDED" else 1
 

@@ -104,6 +104,13 @@ def submit(job: RayJob, address: str) -> tuple[Any, str]:
             return client, str(job_id)
 
 
+def job_command(verb: str, address: str, job_id: str) -> str:
+    """Ray's own command about a job, to be printed: pasted into a shell, it is these words and finds the token."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    words = shlex.join(["ray", "job", *verb.split(), "--address", address, job_id])
+    return f"RAY_AUTH_MODE={shlex.quote(mode)} {words}" if mode else words
+
+
 def follow(client: Any, job_id: str, write: Callable[[str], None]) -> str:
     """Hand the job's output to `write` as it comes, until it ends; returns SUCCEEDED, FAILED or STOPPED."""
 

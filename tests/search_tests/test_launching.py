@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from search.cli import cli
+from search.errors import InterruptedRunError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "cluster.md"
@@ -27,6 +31,42 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def invoke(*words: object) -> Result:
     return CliRunner().invoke(cli, ["launch", *map(str, words)])
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_job_goes_on_without_us_and_is_said_to(config: Path, monkeypatch: pytest.MonkeyPatch, follow: bool) -> None:
+    """Ctrl-C while its output is shown: the job, how to see it again and how to end it."""
+    from cluster.launch import ray_jobs
+
+    def log(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        return "SUCCEEDED"
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray_jobs, "submit", lambda job, address: (None, "job 7"))
+    monkeypatch.setattr(ray_jobs, "follow", log)
+    words = (
+        "--on",
+        "ray",
+        "--run",
+        "/runs/a",
+        "--address",
+        "http://head:1/?a=b",
+        *(() if follow else ("--no-follow",)),
+    )
+    result = invoke(config, *words)
+    commands = (
+        "`RAY_AUTH_MODE=token ray job logs --follow --address 'http://head:1/?a=b' 'job 7'` shows it, "
+        "`RAY_AUTH_MODE=token ray job stop --address 'http://head:1/?a=b' 'job 7'` stops it"
+    )
+    assert result.stdout == "job 7\n"
+    if follow:
+        assert isinstance(result.exception, InterruptedRunError)
+        assert str(result.exception) == f"interrupted while showing job 7, which goes on; {commands}"
+    else:
+        assert result.exit_code == 0
+        assert f"job 7 runs; {commands}" in result.stderr
 
 
 def test_slurm_gets_the_whole_search(config: Path) -> None:
