@@ -8,12 +8,33 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 
 from pruning.errors import PlanError
 
 SCHEMA_VERSION = 1
+
+
+Ratio = Annotated[float, Strict(), Field(ge=0, lt=1)]
+Index = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+
+
+def _rising(indices: tuple[int, ...]) -> tuple[int, ...]:
+    if any(after <= before for before, after in pairwise(indices)):
+        raise ValueError("must rise")
+    return indices
+
+
+class _PlanFile(BaseModel):
+    """What a plan's file holds beside its schema version; how its network was made is for people."""
+
+    ratios: dict[str, Ratio]
+    kept: dict[str, Annotated[tuple[Index, ...], AfterValidator(_rising)]] = Field(default_factory=dict)
+    hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +76,20 @@ class Plan:
             raise PlanError(f'{where} must be a JSON object with "ratios": {{layer: ratio}}, but has no such key.')
         version = data.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
-            raise PlanError(f"{where} has schema_version {version!r}, but this version reads {SCHEMA_VERSION}.")
-        kept = data.get("kept") or {}
+            raise PlanError(f"{where} has schema_version {version!r:.60}, but this version reads {SCHEMA_VERSION}.")
         try:
-            plan = cls(dict(data["ratios"]), {str(k): tuple(int(i) for i in v) for k, v in kept.items()})
-        except (TypeError, AttributeError) as error:
-            raise PlanError(f'{where} must map convolutions to index lists in "kept", but got {kept!r:.80}.') from error
-        if "hash" in data and data["hash"] != plan.hash:
+            content = _PlanFile(**data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key, *inner = map(str, first["loc"])
+            place = key + "".join(f"[{part}]" for part in inner)
+            condition = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            raise PlanError(f"{where}: {place} {condition}, but got {first['input']!r:.60}.") from None
+        plan = cls(content.ratios, content.kept)
+        if content.hash is not None and content.hash != plan.hash:
             raise PlanError(
-                f"{where} was changed after it was written: its hash is {data['hash']}, its ratios give {plan.hash}. "
-                'Remove "hash" and "kept" to use the changed ratios.'
+                f"{where} was changed after it was written: its hash is {content.hash:.60}, its ratios "
+                f'give {plan.hash}. Remove "hash" and "kept" to use the changed ratios.'
             )
         return plan
 
@@ -89,7 +114,7 @@ class Plan:
             raise PlanError(f"the plan {path} cannot be read ({error.strerror}); give the path of one.") from None
         except _DoubleKeyError as error:
             raise PlanError(f"the plan {path} must give every key once, but has {error} twice; keep one.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deep to be a plan
             raise PlanError(f"the plan {path} is not JSON: {error}.") from None
         return cls.from_json(data, f"the plan {path}")
 

@@ -274,11 +274,25 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         '{"schema_version": 9, "ratios": {}}',
         '{"ratios": {}, "kept": {"a": 3}}',
         '{"ratios": {}, "kept": [1]}',
+        '{"ratios": {}, "kept": {"a": ["0"]}}',
+        '{"ratios": {}, "kept": {"a": [0.5]}}',
+        '{"ratios": {}, "kept": {"a": [-1]}}',
+        '{"ratios": {}, "kept": {"a": [1, 1]}}',
+        '{"ratios": {}, "hash": 7}',
+        '{"ratios": {"a": %s}}' % ("9" * 401),
+        '{"ratios": {"a": [0.5]}}',
+        '{"ratios": {"a": true}}',
+        '{"ratios": {"a": NaN}}',
+        '{"ratios": ' * 100_000,
+        "\udcff",
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_broken_plan_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(PlanError) as error:
         Plan.load(path)
     assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 400
