@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickletools
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.atomic import whole_file
 from pruning.errors import PruningError
 from pruning.quiet import quiet_ultralytics
 
@@ -24,6 +23,7 @@ from pruning.quiet import quiet_ultralytics
 _STOCK_ROOTS = frozenset(
     {"torch", "torchvision", "ultralytics", "collections", "__builtin__", "builtins", "_codecs", "copy_reg"}
 )
+_OWN_ROOTS = frozenset({"pruning", "search", "cluster", "results"})
 _PATH_KEYS = ("data", "model", "cfg", "pretrained", "tracker", "distill_model")
 _MACHINE_KEYS = ("project", "name", "save_dir", "resume", "source", "device")
 
@@ -62,13 +62,15 @@ def _forget_anchors(module: nn.Module) -> None:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str, Any] | None = None) -> None:
-    """Write `model` as a stock Ultralytics `.pt`: float32, stock classes only, no optimizer, no machine's path.
+    """Write `model` as a stock Ultralytics `.pt`: float32, no class of this project, no optimizer, no machine's path.
 
     The layout is what Ultralytics' own `strip_optimizer` leaves, but in full precision (half precision drifts the
     figures). The parent folder is created; the file appears whole or not at all. `train_args` (Ultralytics' training
     arguments, e.g. `imgsz`, `data`) go over those the model carries; paths in them are cut to their last part.
 
-    Raises AssertionError for a model that pickles a class from outside torch and Ultralytics (it would not load
+    Layers of classes of the user's own are stored by reference, as his file had them: whoever loads it imports them.
+
+    Raises AssertionError for a network of torch and Ultralytics that pickles anything else (it would not load
     elsewhere), OSError if the place is not writable.
     """
     from ultralytics import __version__
@@ -90,7 +92,10 @@ def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str,
         "train_args": args,
         **dict.fromkeys(empty),
     }
-    _write_atomically(content, path)
+    with whole_file(path) as file:
+        torch.save(content, file, pickle_protocol=2)
+        file.flush()
+        _check_classes(Path(file.name), model)
 
 
 def stock_args(model: nn.Module, train_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -136,27 +141,11 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-def _write_atomically(content: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(content), file, pickle_protocol=2)
-            file.flush()
-            os.fsync(file.fileno())
-        foreign = sorted({name for name in pickled_classes(temporary) if name.split(".")[0] not in _STOCK_ROOTS})
-        assert not foreign, f"a checkpoint may hold classes of torch and Ultralytics only, but got {', '.join(foreign)}"
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from the person's group
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _check_classes(written: Path, model: nn.Module) -> None:
+    foreign = sorted({name for name in pickled_classes(written) if name.split(".")[0] not in _STOCK_ROOTS})
+    if any(type(module).__module__.split(".")[0] not in _STOCK_ROOTS for module in model.modules()):
+        foreign = [name for name in foreign if name.split(".")[0] in _OWN_ROOTS]
+    assert not foreign, f"a checkpoint may hold classes of torch and Ultralytics only, but got {', '.join(foreign)}"
 
 
 def pickled_classes(path: Path) -> Iterator[str]:

@@ -26,7 +26,7 @@ class NonFiniteError(PruningError):
 class RefusedNameError(ModelError):
     """A checkpoint would do something other than rebuild a network. `name`: what it named, empty where it is broken."""
 
-    def __init__(self, message: str, name: str) -> None:
+    def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
         self.name = name
 

@@ -7,9 +7,7 @@ the history and the random states. Tensors and plain values only: it is read wit
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,9 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
+from pruning.atomic import whole_file
 from pruning.checkpoints import plain_copy
+from pruning.pickle_bounds import check_bounds
 
 STATE_NAME = "finetune_state.pt"
 _TEACHER = "teacher_model."
@@ -38,6 +38,7 @@ class StateFile:
         if not self.path.is_file():
             return None
         try:
+            check_bounds(self.path)
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001  whatever a damaged file provokes: one can always begin at the start
             LOGGER.warning(f"{self.path} cannot be read ({error}): beginning at epoch 1")
@@ -49,19 +50,11 @@ class StateFile:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the file as a whole. A disk that is full costs the safety net, not the training."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{STATE_NAME}.", suffix=".tmp")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with whole_file(self.path) as file:
                 torch.save({"identity": self._identity, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)  # mkstemp's 0600 would lock out colleagues who go on with the run
-            os.replace(name, self.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             LOGGER.warning(f"{self.path} could not be written ({error}): after a crash this fine-tuning begins anew")
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """The fine-tuning is done. Also what a killed writer left."""

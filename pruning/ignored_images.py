@@ -8,7 +8,7 @@ from typing import Any
 from pruning.dataset_reading import image_paths, label_paths, read_dataset
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
-from pruning.quiet import quiet_ultralytics
+from pruning.label_cache import load_labels
 
 _SAYS = "ignoring corrupt"
 
@@ -27,14 +27,11 @@ def ignored_images(data: str | Path) -> list[str]:
 
 
 def _noted(places: Any) -> list[str]:
-    from ultralytics.data import dataset
-
     images = image_paths(places)
     cache = Path(label_paths(images[:1])[0]).parent.with_suffix(".cache") if images else None  # one for the split
-    if cache is None or not cache.is_file():
+    if cache is None:
         return []
-    with quiet_ultralytics():
-        try:
-            return [str(line) for line in dataset.load_dataset_cache_file(cache).get("msgs", ())]
-        except Exception:  # noqa: BLE001  an old or damaged cache: Ultralytics makes it anew
-            return []
+    try:
+        return [str(line) for line in load_labels(cache).get("msgs", ())]
+    except Exception:  # noqa: BLE001  none, or a damaged one: it is made anew
+        return []

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pruning.errors import ModelError
-from pruning.pickle_check import check_checkpoint
-from pruning.quiet import quiet_ultralytics
+from pruning.errors import ModelError, RefusedNameError
+from pruning.pickle_bounds import REMEDY, check_bounds
+from pruning.quiet import quiet_ultralytics, trusting
 
 
 @dataclass(frozen=True)
@@ -51,32 +52,33 @@ def model_file(name: str | Path) -> Path:
 
 
 def checked_file(path: str | Path, trust: bool = False) -> Path:
-    """The checkpoint as `model_file` finds it, after a look at what loading it would run (RefusedNameError)."""
+    """The checkpoint as `model_file` finds it; unless it is trusted, its pickle is looked at (RefusedNameError)."""
     found = model_file(path)
     if not trust:
-        check_checkpoint(found)
+        check_bounds(found)
     return found
 
 
 def load_model(path: str | Path, trust: bool = False) -> nn.Module:
     """Load a checkpoint as its task model: float32, eval mode, CPU, gradients enabled.
 
-    ``trust`` skips the look at what the file would import and call; everything in it is then run.
+    Without ``trust`` only layers of torch and Ultralytics are made, by Ultralytics' restricted loader within the bounds
+    of `check_bounds`, and nothing of the file runs. With it, everything in the file runs, and classes of the user's own
+    are imported.
 
     Raises:
-        RefusedNameError: the checkpoint would run something that rebuilding a network does not need.
-        ModelError: the file is missing, is no Ultralytics checkpoint, or holds no convolutional block list.
+        RefusedNameError: the checkpoint would do something that rebuilding a network does not need.
+        ModelError: the file is missing, is no Ultralytics checkpoint, or holds no convolutional block list; or a class
+            of the user's own cannot be imported here.
     """
     from ultralytics.nn.tasks import load_checkpoint
 
     found = checked_file(path, trust)
-    with quiet_ultralytics():
+    with quiet_ultralytics(), trusting(trust):
         try:
             model: nn.Module = load_checkpoint(str(found), device="cpu")[0]
         except Exception as error:  # noqa: BLE001  pickle, zip, attribute and import errors alike: the file is not usable
-            raise ModelError(
-                f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {_first_line(error)}"
-            ) from None
+            raise _unusable(path, error) from None
     if not isinstance(getattr(model, "model", None), nn.Sequential):
         raise ModelError(
             f"'{path}' holds a {type(model).__name__}, which has no numbered blocks; give a YOLO or RT-DETR model."
@@ -84,6 +86,22 @@ def load_model(path: str | Path, trust: bool = False) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.float().eval()
+
+
+def _unusable(path: str | Path, error: Exception) -> ModelError:
+    """What to tell of a checkpoint whose loading failed."""
+    refused = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported global: GLOBAL (\S+)", str(error.__cause__))
+    if refused:
+        name = ascii(next(filter(None, refused.groups())))[1:-1][:120]
+        return RefusedNameError(
+            f"a checkpoint may hold a network and plain data, but '{path}' names {name}; {REMEDY}", name
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return ModelError(
+            f"'{path}' needs the module '{error.name}', which cannot be imported here; put its folder on PYTHONPATH, "
+            "on every machine that works on it"
+        )
+    return ModelError(f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {_first_line(error)}")
 
 
 def model_stats(model: nn.Module, imgsz: int) -> ModelStats:

@@ -89,23 +89,14 @@ def _nothing(_argument: object) -> None:
     """Stand-in for what Ultralytics would do beside the work."""
 
 
-def _checked_cache(load: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """Ultralytics' reader of label caches, behind the check. Whatever it raises, the caller reads the labels again."""
-    from ultralytics.utils import LOGGER
+def _load_tensors(path: str | Path, **options: Any) -> Any:
+    """A text's embeddings that lie beside a dataset: tensors by name, in place of whatever a pickle says."""
+    import torch
 
-    from pruning.errors import RefusedNameError
-    from pruning.pickle_check import check_label_cache
+    from pruning.pickle_bounds import check_bounds
 
-    def checked(path: Path) -> Any:
-        if Path(path).is_file():
-            try:
-                check_label_cache(Path(path))
-            except RefusedNameError as error:
-                LOGGER.warning("label cache not used: %s", error)
-                raise
-        return load(path)
-
-    return checked
+    check_bounds(Path(path))
+    return torch.load(path, weights_only=True, **options)
 
 
 @contextmanager
@@ -116,7 +107,9 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     - no progress bars;
     - none of its integrations: its Ray callback calls `tune.report` by itself inside a live trial, and MLflow, ClearML,
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
-    - a dataset's label cache is looked at before it is unpickled; one that would run something is made anew;
+    - nothing is unpickled but by Ultralytics' restricted loader, and a yaml's `activation` is not evaluated, unless
+      `trusting` says so;
+    - a dataset's labels are kept in a file of our own, which no pickle is in (`pruning.label_cache`);
     - a dataset is read from any folder, without a download and without a change to its images (`dataset_reading`);
     - a file that exists is read under the name that was given, whatever official one it is like;
     - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
@@ -135,9 +128,13 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     from ultralytics.data import dataset as data_sets
     from ultralytics.data import utils as data_utils
     from ultralytics.data.base import BaseDataset
+    from ultralytics.models.yolo.world import train as of_worlds
+    from ultralytics.models.yolo.yoloe import train as of_prompts
+    from ultralytics.nn import tasks
     from ultralytics.utils import callbacks, checks, downloads, torch_utils
 
     from pruning import dataset_reading as reading
+    from pruning.label_cache import load_labels, save_labels
 
     path = None if log_path is None else Path(log_path)
     with ExitStack() as stack:
@@ -147,8 +144,11 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(data_utils, "check_font", _nothing))
         for module, name in ((downloads, "attempt_download_asset"), (checks, "check_yolov5u_filename")):
             stack.enter_context(_replaced(module, name, _local_file_first(getattr(module, name))))
-        checked = _checked_cache(data_sets.load_dataset_cache_file)
-        stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", checked))
+        stack.enter_context(_replaced(tasks, "SAFE_LOAD", True))
+        stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", load_labels))
+        stack.enter_context(_replaced(data_sets, "save_dataset_cache_file", save_labels))
+        for trainers in (of_worlds, of_prompts):
+            stack.enter_context(_replaced(trainers, "torch_load", _load_tensors))
         stack.enter_context(_replaced(data_utils, "YAML", reading.DatasetYaml))
         stack.enter_context(_replaced(data_utils, "_replace_image", reading.leave_image))
         stack.enter_context(_replaced(data_utils, "check_image", reading.image_checker(data_utils.check_image)))
@@ -156,6 +156,15 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
         _ACTIVE.append(path)
         stack.callback(_ACTIVE.pop)
+        yield
+
+
+@contextmanager
+def trusting(trust: bool) -> Iterator[None]:
+    """Inside `quiet_ultralytics`: where `trust` is given, checkpoints are unpickled whole and a yaml is evaluated."""
+    from ultralytics.nn import tasks
+
+    with _replaced(tasks, "SAFE_LOAD", tasks.SAFE_LOAD and not trust):
         yield
 
 

@@ -6,10 +6,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pruning import models
 from pruning.checkpoints import pickled_classes, plain_copy, save_checkpoint, task_of
 from tests.pruning_tests.recovery_material import (
     fresh_yolov8n,
@@ -71,19 +73,35 @@ def test_only_stock_classes_are_pickled(pruned: nn.Module, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("where", ["layer", "attribute", "hook"])
-def test_foreign_class_is_refused_and_the_old_file_stays(pruned: Any, tmp_path: Path, where: str) -> None:
+def test_a_class_of_ours_is_refused_and_the_old_file_stays(
+    pruned: Any, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = type("Ours", (nn.Identity,), {"__module__": "pruning.models"})
+    monkeypatch.setattr(models, "Ours", ours, raising=False)
     path = tmp_path / "kept.pt"
     path.write_bytes(b"what was here before")
     if where == "layer":
-        pruned.model[2].extra = Foreign()
+        pruned.model[2].extra = ours()
     elif where == "attribute":
-        pruned.model[2].note = Foreign()
+        pruned.model[2].note = [ours()]
     else:
-        pruned.model[2].register_forward_hook(Foreign())
-    with pytest.raises(AssertionError, match=r"Foreign"):
+        pruned.model[2].register_forward_hook(ours())
+    with pytest.raises(AssertionError, match=r"pruning\.models\.Ours"):
         save_checkpoint(pruned, path)
     assert path.read_bytes() == b"what was here before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_layers_of_a_users_own_class_are_stored_by_reference(pruned: Any, tmp_path: Path) -> None:
+    pruned.model[2].extra = Foreign()
+    save_checkpoint(pruned, tmp_path / "a.pt")
+    assert [name for name in pickled_classes(tmp_path / "a.pt") if "Foreign" in name] == [f"{__name__}.Foreign"]
+
+
+def test_what_a_stock_network_carries_beside_its_layers_is_stock(pruned: Any, tmp_path: Path) -> None:
+    pruned.model[2].note = [np.float64(1)]
+    with pytest.raises(AssertionError, match=r"numpy\."):
+        save_checkpoint(pruned, tmp_path / "a.pt")
 
 
 def test_no_path_of_this_machine(pruned: Any, tmp_path: Path) -> None:

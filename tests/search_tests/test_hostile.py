@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.pruning_tests.hostile import running, zipped
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "s3cr3t-aws-0123456789", "HF_TOKEN": "s3cr3t-hf-0123456789",
@@ -116,10 +117,7 @@ def test_nothing_is_installed_in_a_worker(ray_session: object) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("layers", "evil.pt"), ("search", "evil.pt", "data.yaml")])
 def test_a_checkpoint_that_would_run_code_is_refused_by_the_commands(words: tuple[str, ...], tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "evil.pt", "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", f"cposix\nmkdir\n(V{tmp_path / 'made'}\ntR.")
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/byteorder", "little")
+    zipped(running(str(tmp_path / "made"))["reduce"], tmp_path / "evil.pt")
     (tmp_path / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: {0: a}\n")
     (tmp_path / "images").mkdir()
     more = ("--run", str(tmp_path / "run")) if words[0] == "search" else ()
@@ -130,7 +128,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_the_commands(words: tupl
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "names posix.mkdir; do not load it" in line
+    assert "calls posix.mkdir; do not load it" in line
     assert done.stdout == ""
     assert not (tmp_path / "made").exists()
 
