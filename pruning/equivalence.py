@@ -4,17 +4,19 @@ What surgery removes follows from a trace, and a trace can misread a module that
 not ask the layer table where channels go. It knows of each convolution which output channels were kept, sets the others
 to zero in a copy of the unpruned network wherever that convolution runs (and again behind the norm and the activation
 that follow it directly, which may move zeros), and lets everything else take its course. Then every convolution of the
-pruned network must give, channel by channel, what it gives in the masked one, so must the norms behind them, and so
-must the outputs: in inference and in training, batch statistics frozen, at another input size than the trace's.
+pruned network must give, channel by channel, what it gives in the masked one, and so must the outputs: in inference and
+in training, batch statistics frozen, at another input size than the trace's.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,14 @@ from torch.overrides import TorchFunctionMode
 from pruning.cloning import clone
 from pruning.elementwise import value_at_zero
 from pruning.errors import ModelError, NotEquivalentError, first_line
+from pruning.passes import Pass, passes_of
 from pruning.quiet import preserved_random_state
 
-TOLERANCE = 1e-4  # of a channel's largest value; where float32's rounding reaches it, float64 decides
-_SMALLEST = 1e-7  # of the largest channel: what is below is rounding, and is measured against this
-_IMAGES = 2
+# Of a channel's range. What rounds to 1e-16 shows an error even where an untrained network hardly depends on its input.
+# A module may compute in float32 in between, or insist on it: then that rounding, at sums that cancel, is the limit.
+_TOLERANCE, _TOLERANCE_MIXED, _TOLERANCE_FLOAT32 = 1e-5, 1e-4, 1e-3
+_LEAST_RANGE = 1e-2  # of a channel's largest value
+_LEAST_SIZE = 1e-6  # of the largest channel: what is below is rounding
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Sums and products are steps of a module's own, not an activation behind a convolution.
 _ARITHMETIC = frozenset("add radd iadd sub rsub isub mul rmul imul div truediv rtruediv itruediv pow rpow".split())
@@ -38,12 +43,11 @@ _ARITHMETIC = frozenset("add radd iadd sub rsub isub mul rmul imul div truediv r
 
 @dataclass(frozen=True)
 class Difference:
-    """Where and how two networks differ first; `rounding`: whether a number is all that differs."""
+    """Where and how two networks differ first, and in which pass."""
 
     module: str
     text: str
-    rounding: bool
-    training: bool | None = None  # None: in no pass
+    during: Pass | None = None
 
 
 class EquivalenceCheck:
@@ -57,7 +61,6 @@ class EquivalenceCheck:
     def __init__(self, model: nn.Module, imgsz: int) -> None:
         self._model = model
         self._sizes = (2 * _stride(model), 128, imgsz)  # 128: the smallest square that gives RT-DETR its 300 anchors
-        self._images: torch.Tensor | None = None
 
     def check(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
         """Compare `pruned` (on the CPU) with the network in which only the channels of `kept` (see `Plan.kept`) answer.
@@ -67,69 +70,59 @@ class EquivalenceCheck:
             ModelError: the unpruned network itself does not run.
         """
         with preserved_random_state(cuda=False), torch.no_grad():
-            if self._images is None:
-                self._images = self._fitting_images()
-            found = self._difference(pruned, kept, torch.float32)
-            if found is not None and found.rounding:  # a near-tie of two candidate boxes, a sum that cancels
-                found = self._difference(pruned, kept, torch.float64, otherwise=found)
-            if found is None:
-                return
-            raise NotEquivalentError(self._message(found, self._first_block(pruned, kept, found)))
+            found = self._difference(pruned, kept)
+            if found is not None:
+                raise NotEquivalentError(self._message(found, self._first_block(pruned, kept, found)))
 
-    def _difference(
-        self,
-        pruned: nn.Module,
-        kept: Mapping[str, tuple[int, ...]],
-        dtype: torch.dtype,
-        otherwise: Difference | None = None,
-    ) -> Difference | None:
-        """The first one in execution order; `otherwise` where the unpruned network does not run in this precision."""
-        assert self._images is not None
-        images = self._images.to(dtype)
-        whole, narrow = clone(self._model, {}).to(dtype), clone(pruned, {}).to(dtype)
+    def _difference(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> Difference | None:
+        """The first one in execution order."""
+        images, tolerance = self._setting
+        whole, narrow = clone(self._model, {}).to(images.dtype), clone(pruned, {}).to(images.dtype)
         inside = _watch_modules(narrow)
         unseen = set(kept)
-        for training in (False, True):
-            masked, comparison = _Masked(whole, kept), _Comparison(narrow)
+        for each in passes_of(whole):
+            masked, comparison = _Masked(whole, kept), _Comparison(narrow, tolerance)
             try:
-                expected = _run(whole, images, training, masked)
+                expected = _run(whole, images, each, masked)
             except Exception as error:
-                if otherwise is None:
-                    raise ModelError(f"the network fails with channels masked: {first_line(error)}.") from error
-                return otherwise
+                raise ModelError(f"the network fails with channels masked: {first_line(error)}.") from error
             unseen -= masked.seen
             comparison.expected = masked.given
             inside.clear()
             try:
-                output = _run(narrow, images, training, comparison)
+                output = _run(narrow, images, each, comparison)
             except Exception as error:  # noqa: BLE001  whatever a module raises that finds other widths than it expects
                 where = inside[-1] if inside else _head(narrow)
-                crash = Difference(where, f"it fails with {first_line(error)}", False)
-                return replace(comparison.first or crash, training=training)
-            first = comparison.first or comparison.rest() or _between(expected, output, _head(narrow))
+                crash = Difference(where, f"it fails with {first_line(error)}")
+                return replace(comparison.first or crash, during=each)
+            first = comparison.first or comparison.rest() or _between(expected, output, _head(narrow), tolerance)
             if first is not None:
-                return replace(first, training=training)
+                return replace(first, during=each)
         if unseen:
-            return Difference(min(unseen), "its convolution lost channels, and no forward pass runs it", False)
+            return Difference(min(unseen), "its convolution lost channels, and no forward pass runs it")
         return None
 
-    def _fitting_images(self) -> torch.Tensor:
-        """Random images of the smallest size that the network takes: one of noise, one of smooth shapes."""
+    @cached_property
+    def _setting(self) -> tuple[torch.Tensor, float]:
+        """Images (noise, smooth shapes) of the smallest size and highest precision that fit, and the tolerance."""
         generator = torch.Generator().manual_seed(0)
         channels = next(m.in_channels for m in self._model.modules() if isinstance(m, nn.Conv2d))
         problem: Exception | None = None
-        for size in self._sizes:
+        for size, dtype in itertools.product(self._sizes, (torch.float64, torch.float32)):
             noise = torch.rand(1, channels, size, size, generator=generator)
             smooth = F.interpolate(torch.rand(1, channels, 5, 5, generator=generator), (size, size), mode="bilinear")
-            images = torch.cat([noise, smooth])
+            images = torch.cat([noise, smooth]).to(dtype)
             try:
-                whole = clone(self._model, {})
-                for training in (False, True):
-                    _run(whole, images, training, _Sites(whole))
+                whole = clone(self._model, {}).to(dtype)
+                sites = _Sites(whole)
+                for each in passes_of(whole):
+                    _run(whole, images, each, sites)
             except Exception as error:  # noqa: BLE001  anybody's modules: the next size may do
-                problem = problem or error
+                problem = error
             else:
-                return images
+                if dtype is torch.float32:
+                    return images, _TOLERANCE_FLOAT32
+                return images, _TOLERANCE_MIXED if sites.saw_float32 else _TOLERANCE
         raise ModelError(
             f"the network must run on images of {' or '.join(map(str, self._sizes))} pixels, but it fails with "
             f"{first_line(problem)}; check its modules."
@@ -140,23 +133,23 @@ class EquivalenceCheck:
 
         A block's own output tells by its channels that are not zero: they must be the same ones in both networks.
         """
-        assert self._images is not None
+        images, tolerance = self._setting
         last = int(found.module.split(".")[1])
         outputs: list[list[list[torch.Tensor]]] = []
-        for model in (clone(self._model, {}), clone(pruned, {})):
+        for model in (clone(each, {}).to(images.dtype) for each in (self._model, pruned)):
             mode = _Masked(model, kept) if not outputs else _Sites(model)
             outputs.append([])
             for block in list(model.model)[:last]:  # type: ignore[arg-type]
                 block.register_forward_hook(lambda _, __, out, seen=outputs[-1]: seen.append(_alive_parts(out)))
             with suppress(Exception):  # the pruned one may be the one that fails
-                _run(model, self._images, bool(found.training), mode)
+                _run(model, images, found.during or passes_of(model)[0], mode)
         for number, (expected, got) in enumerate(zip(*outputs, strict=False)):
-            if any(channel_error(a, b) > TOLERANCE for a, b in zip(expected, got, strict=False)):
+            if any(channel_error(a, b) > tolerance for a, b in zip(expected, got, strict=False)):
                 return number
         return last
 
     def _message(self, found: Difference, number: int) -> str:
-        mode = {None: "", False: " in inference", True: " in training"}[found.training]
+        mode = f" in {found.during.name}" if found.during else ""
         kind = type(self._model.get_submodule(f"model.{number}")).__name__
         return (
             f"the pruned network must compute what the unpruned one does with the removed channels masked, but they "
@@ -190,7 +183,10 @@ def _alive_parts(output: Any) -> list[torch.Tensor]:
 
 
 def channel_error(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """Largest difference of any channel (dimension 1) relative to that channel's own largest expected value."""
+    """Largest difference of any channel (dimension 1), relative to that channel's own expected values.
+
+    In float64 to how far they lie apart, since a network may hardly depend on its input; else to the largest of them.
+    """
     if expected.shape != got.shape:
         return float("inf")
     if expected.numel() == 0:
@@ -199,23 +195,29 @@ def channel_error(expected: torch.Tensor, got: torch.Tensor) -> float:
     a, b = expected.reshape(wide).double(), got.reshape(wide).double()
     same = (a == b) | (a.isnan() & b.isnan())
     apart = torch.where(same, 0.0, (a - b).abs()).nan_to_num(float("inf")).amax(dim=(0, 2))
-    size = a.nan_to_num().abs().amax(dim=(0, 2))
-    floor = (_SMALLEST * size.max()).clamp_min(torch.finfo(torch.float32).tiny)
-    return float((apart / size.maximum(floor)).max())
+    a = a.nan_to_num()
+    size = a.abs().amax(dim=(0, 2))
+    if expected.dtype is torch.float64:
+        size = (a.amax(dim=(0, 2)) - a.amin(dim=(0, 2))).maximum(_LEAST_RANGE * size)
+    return float((apart / size.maximum(_LEAST_SIZE * size.max()).clamp_min(torch.finfo(torch.float32).tiny)).max())
 
 
 class _Sites(TorchFunctionMode):
-    """Hears of what every convolution gives, and of what the norm and the activation directly behind it make of that.
+    """Hears of what every convolution gives, and of what a norm or an activation directly behind it makes of that.
 
     Convolutions are known by their weights, so one that is called as a function counts as well. Dropout is skipped.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.saw_float32 = False
         self.names = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)}
 
-    def gave(self, conv: str, behind: str, result: torch.Tensor) -> None:
-        """A convolution gave `result`, or the norm `behind` it did."""
+    def gave(self, conv: str, result: torch.Tensor) -> None:
+        """A convolution gave `result`."""
+
+    def normed(self, conv: str, result: torch.Tensor) -> None:
+        """A norm directly behind a convolution gave `result`."""
 
     def activated(self, conv: str, function: Callable[[torch.Tensor], Any], result: torch.Tensor) -> None:
         """A function of nothing but a convolution's (normed) output gave `result`."""
@@ -232,17 +234,18 @@ class _Sites(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not isinstance(result, torch.Tensor):
             return result
+        self.saw_float32 |= result.dtype is torch.float32
         if result is source:  # written in place: no longer what the convolution gave
             result._given_by = None  # type: ignore[attr-defined]
         if name.startswith("conv"):
             weight = args[1] if len(args) > 1 else kwargs.get("weight")
             conv = self.names.get(id(weight))
             if conv is not None:
-                self.gave(conv, "", result)
+                self.gave(conv, result)
                 result._given_by = conv  # type: ignore[attr-defined]
         elif behind is not None and result.shape == source.shape:
             if "norm" in name:
-                self.gave(behind, f" behind {name}", result)
+                self.normed(behind, result)
                 result._given_by = behind  # type: ignore[attr-defined]
             elif name not in _ARITHMETIC and not any(_is_wide(x) for x in (*args[1:], *kwargs.values())):
                 self.activated(behind, lambda probe: func(probe, *args[1:], **kwargs), result)
@@ -257,16 +260,17 @@ class _Masked(_Sites):
         widths = {name: model.get_submodule(name).out_channels for name in kept}
         self.kept = {name: torch.tensor(indices) for name, indices in kept.items()}
         self.gone = {n: torch.tensor(sorted(set(range(w)) - set(kept[n]))) for n, w in widths.items()}  # type: ignore[arg-type]
-        self.given: deque[tuple[str, str, torch.Tensor]] = deque()
+        self.given: deque[tuple[str, torch.Tensor]] = deque()
         self.seen: set[str] = set()
 
-    def gave(self, conv: str, behind: str, result: torch.Tensor) -> None:
+    def gave(self, conv: str, result: torch.Tensor) -> None:
         self.seen.add(conv)
-        if conv not in self.kept:
-            self.given.append((conv, behind, result.clone()))
-            return
-        self.given.append((conv, behind, result.index_select(1, self.kept[conv])))
-        result.index_fill_(1, self.gone[conv], 0.0)
+        self.given.append((conv, result.index_select(1, self.kept[conv]) if conv in self.kept else result.clone()))
+        self.normed(conv, result)
+
+    def normed(self, conv: str, result: torch.Tensor) -> None:
+        if conv in self.gone:
+            result.index_fill_(1, self.gone[conv], 0.0)
 
     def activated(self, conv: str, function: Callable[[torch.Tensor], Any], result: torch.Tensor) -> None:
         gone = self.gone.get(conv)
@@ -277,53 +281,54 @@ class _Masked(_Sites):
 
 
 class _Comparison(_Sites):
-    """Compares what the pruned network's convolutions and norms give with what was `expected` of them."""
+    """Compares what the pruned network's convolutions give with what was `expected` of them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tolerance: float) -> None:
         super().__init__(model)
-        self.expected: deque[tuple[str, str, torch.Tensor]] = deque()
+        self.tolerance = tolerance
+        self.expected: deque[tuple[str, torch.Tensor]] = deque()
         self.first: Difference | None = None
 
-    def gave(self, conv: str, behind: str, result: torch.Tensor) -> None:
+    def gave(self, conv: str, result: torch.Tensor) -> None:
         if self.first is not None:
             return
-        if not self.expected or self.expected[0][:2] != (conv, behind):
-            self.first = Difference(conv, "it is not run when it is in the unpruned network", False)
+        if not self.expected or self.expected[0][0] != conv:
+            self.first = Difference(conv, "it is not run when it is in the unpruned network")
             return
-        self.first = _of(self.expected.popleft()[2], result, conv, f"its output{behind}")
+        self.first = _of(self.expected.popleft()[1], result, conv, "its output", self.tolerance)
 
     def rest(self) -> Difference | None:
         """What the pruned network has not run."""
-        return Difference(self.expected[0][0], "it is not run", False) if self.expected else None
+        return Difference(self.expected[0][0], "it is not run") if self.expected else None
 
 
-def _of(expected: torch.Tensor, got: torch.Tensor, module: str, what: str) -> Difference | None:
+def _of(expected: torch.Tensor, got: torch.Tensor, module: str, what: str, tolerance: float) -> Difference | None:
     if expected.shape != got.shape:
         shapes = f"{tuple(got.shape)} in place of {tuple(expected.shape)}"
-        return Difference(module, f"{what} has the shape {shapes}", False)
+        return Difference(module, f"{what} has the shape {shapes}")
     error = channel_error(expected, got)
-    if error <= TOLERANCE:
+    if error <= tolerance:
         return None
-    return Difference(module, f"{what} is off by {error:.2g} of a channel's largest value", True)
+    return Difference(module, f"{what} is off by {error:.2g} of a channel's range")
 
 
-def _between(expected: Any, got: Any, head: str) -> Difference | None:
+def _between(expected: Any, got: Any, head: str, tolerance: float) -> Difference | None:
     """The first difference of two outputs."""
     wanted, given = tensors(expected), tensors(got)
     if len(wanted) != len(given):
-        return Difference(head, f"it gives {len(given)} tensors in place of {len(wanted)}", False)
+        return Difference(head, f"it gives {len(given)} tensors in place of {len(wanted)}")
     pairs = zip(wanted, given, strict=True)
-    return next((found for a, b in pairs if (found := _of(a, b, head, "the network's output"))), None)
+    return next((found for a, b in pairs if (found := _of(a, b, head, "the network's output", tolerance))), None)
 
 
-def _run(model: nn.Module, images: torch.Tensor, training: bool, mode: TorchFunctionMode) -> Any:
+def _run(model: nn.Module, images: torch.Tensor, each: Pass, mode: TorchFunctionMode) -> Any:
     """One forward pass; what is drawn at random in it is the same every time."""
-    set_mode(model, training)
+    set_mode(model, each.training)
     torch.default_generator.manual_seed(0)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  it is what modules draw from
     with mode:
-        return model(images.clone())
+        return each.run(model, images.clone())
 
 
 def _watch_modules(model: nn.Module) -> list[str]:

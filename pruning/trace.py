@@ -24,6 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pruning.elementwise import is_activation
+from pruning.passes import passes_of
 from pruning.trace_ops import HANDLERS, handle_unlisted
 
 FIXED = -1  # the atom of a channel nobody may remove (the image's, or one behind an unknown operation)
@@ -164,7 +165,7 @@ class ChannelTracer(TorchFunctionMode):
 
 
 def trace(model: nn.Module) -> ChannelTracer:
-    """Trace a task model in eval and in train mode (some heads have branches of their own in each).
+    """Trace every way in which a task model is run.
 
     Args:
         model: an Ultralytics task model with the block list `model.model`; it is not touched.
@@ -177,10 +178,10 @@ def trace(model: nn.Module) -> ChannelTracer:
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     image = torch.rand(2, channels, _TRACE_SIZE, _TRACE_SIZE, generator=generator)
     with torch.no_grad():
-        for training in (False, True):
-            model.train(training)
+        for each in passes_of(model):
+            model.train(each.training)
             with tracer:
-                output = model(image.clone())
+                output = each.run(model, image.clone())
             with tracer.module(head):
                 _freeze_outputs(tracer, output)
     return tracer

@@ -80,7 +80,7 @@ def test_a_search_that_leaves_the_block_whole_is_checked_without_it(
 def test_a_trial_fails_with_the_reason(material: dict[str, Any], misread: None, tmp_path: Path) -> None:
     settings = {**material, "model.imgsz": 64, "space.round_to": 1, "recover.importance": "l2"}
     tools = make_tools(make_config(**settings), "cpu", NoGate())
-    request = TrialRequest("t0001", {"model.1": 0.5}, "random")
+    request = TrialRequest(trial_id="t0001", ratios={"model.1": 0.5}, provenance="random")
     record = run_trial(request, TrialSettings(0, True, 2.0), tools, NoGate(), tmp_path)
     assert record.state is TrialState.FAILED
     assert record.error is not None
