@@ -48,8 +48,8 @@ def check(data: str | Path, names: Mapping[int, str]) -> None:
     for place in (train, val):
         if next(images_by_class(place), None) is None:
             raise PruningError(f"'{place}' must hold images in a folder a class, but got none: correct the path")
-    _check_classes(folder, _classes(train), names)
-    _check_validation(val, _classes(train), names)
+    _check_classes(folder, classes_of(train), names)
+    _check_validation(val, classes_of(train), names)
 
 
 def validation_folder(folder: Path) -> Path | None:
@@ -61,7 +61,7 @@ def images_by_class(split: Path) -> Iterator[Path]:
     """The images below a split's class folders, at any depth, in the order of their paths."""
     from ultralytics.data.utils import IMG_FORMATS
 
-    for name in _classes(split):
+    for name in classes_of(split):
         for folder, _, files in sorted(os.walk(split / name, followlinks=True)):
             yield from (Path(folder, file) for file in sorted(files) if file.rpartition(".")[-1].lower() in IMG_FORMATS)
 
@@ -84,7 +84,7 @@ def _check_validation(val: Path, trained: list[str], names: Mapping[int, str]) -
     """The validation's folders are numbered like the training's: by name, or by all of them being there."""
     from ultralytics.nn.autobackend import check_class_names
 
-    found = _classes(val)
+    found = classes_of(val)
     named = set(check_class_names(dict(enumerate(trained))).values()) & set(check_class_names(dict(names)).values())
     if not set(found) & set(trained) or (not named and found != trained):
         raise PruningError(
@@ -110,5 +110,6 @@ def _check_classes(folder: Path, found: list[str], names: Mapping[int, str]) -> 
         )
 
 
-def _classes(split: Path) -> list[str]:
+def classes_of(split: Path) -> list[str]:
+    """The names of a split's class folders, in their order."""
     return sorted(place.name for place in split.iterdir() if place.is_dir())

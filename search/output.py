@@ -78,6 +78,14 @@ format_option: Callable[[Any], Any] = click.option(
 address_option: Callable[[Any], Any] = click.option(
     "--address", help="A Ray cluster: auto, host:port, ray://host:10001; local: this machine alone.  [default: local]"
 )
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a run's model and dataset lie now."""
+    given = click.option("--model", metavar="MODEL", help="Where the run's model lies now, after a move.")(command)
+    return click.option("--data", metavar="DATA", help="Where the run's dataset lies now, after a move.")(given)
+
+
 trust_option: Callable[[Any], Any] = click.option(
     "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."
 )

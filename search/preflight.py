@@ -19,12 +19,13 @@ from results.run_folder import RunFolder
 from search.config_sections import SEQUENTIAL
 from search.driver_lock import alive_driver
 from search.errors import ConfigError, RunFolderError
+from search.identity import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
 from search.joined import is_joined, with_model_brought_along
 from search.latency_target import LatencyTarget
 from search.loggers import check_loggers
 from search.progress import note
 from search.space import Space, build_space, check_patterns
-from search.starts import check_other_run, check_plans
+from search.starts import check_other_dataset, check_other_run, check_plans
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -46,6 +47,8 @@ class Prepared:
     folder: RunFolder
     config: RunConfig
     space: Space
+    identity: RunIdentity | None = None
+    """Of the dataset; None: not asked for."""
 
 
 def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,24 +59,26 @@ def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     resolved = dict(values)
     search = resolved.get("search")
     if isinstance(search, Mapping):
-        plans = [_absolute(plan) for plan in search.get("plans") or []]
-        other = {"from_run": _absolute(search["from_run"])} if search.get("from_run") else {}
+        plans = [absolute_path(plan) for plan in search.get("plans") or []]
+        other = {"from_run": absolute_path(search["from_run"])} if search.get("from_run") else {}
         resolved["search"] = {**search, **({"plans": plans} if plans else {}), **other}
     for section in ("model", "data"):
         content = resolved.get(section)
         if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
-            resolved[section] = {**content, "path": _absolute(content["path"])}
+            resolved[section] = {**content, "path": absolute_path(content["path"])}
     return resolved
 
 
-def _absolute(given: object) -> str:
-    """A path that exists made absolute; anything else as it is."""
+def absolute_path(given: object) -> str:
+    """A path that exists made absolute; anything else as it is. A link stays one: a dataset may lie around it."""
     path = Path(str(given)).expanduser()
-    return str(path.resolve()) if path.exists() else str(given)
+    return str(path.parent.resolve() / path.name if path.name else path.resolve()) if path.exists() else str(given)
 
 
-def prepare(config: RunConfig, run: Path) -> Prepared:
+def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
     """Check everything about starting ``config`` in the folder ``run``; nothing is written.
+
+    ``moved``: somebody said that the run's model or dataset lies at another place now, as ``config`` has it.
 
     Raises one of the rooms' errors, each one line.
     """
@@ -86,12 +91,16 @@ def prepare(config: RunConfig, run: Path) -> Prepared:
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
     config = with_model_brought_along(config, folder, copy=False)
-    check_run_folder(folder, config)
+    check_run_folder(folder, config, moved)
+    check_weights(folder, config.model.path)
     check_other_run(config)
-    space, objectives = check_model(config)
+    space, objectives, task = check_model(config)
+    identity = identity_of(config, task)
+    check_dataset_same(folder, config, identity)
+    check_other_dataset(config, identity)
     check_loggers(config.search.loggers, folder.path.name)
     search = config.search.model_copy(update={"objectives": objectives})
-    return Prepared(folder, config.model_copy(update={"search": search}), space)
+    return Prepared(folder, config.model_copy(update={"search": search}), space, identity)
 
 
 def check_files(config: RunConfig) -> None:
@@ -172,8 +181,8 @@ def check_runtime_here(config: RunConfig) -> None:
     check_runtime(config.latency.runtime, "cpu" if on_cpu else default_device(), config.latency.half)
 
 
-def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """The folder can be written, nobody drives it, and it holds no other configuration."""
+def check_run_folder(folder: RunFolder, config: RunConfig, moved: bool = False) -> None:
+    """The folder can be written, nobody drives it, and it holds no other configuration (``moved``: see ``prepare``)."""
     check_writable(folder.path)
     driver = alive_driver(folder.path)
     if driver is not None:
@@ -184,7 +193,7 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
             driver.pid,
         )
     if folder.config.is_file():
-        _check_same(folder, config)
+        _check_same(folder, config, moved)
     elif folder.trials_file.exists():
         raise RunFolderError(
             f"run folder {folder.path} holds trials but no config.yaml, so what they mean is unknown; "
@@ -207,12 +216,13 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def check_model(config: RunConfig) -> tuple[Space, list[str]]:
+def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
     """The model loads, the dataset fits it, the criterion exists, a teacher that is asked for can teach this kind of
     network, the settings leave something to prune, and a random plan of theirs gives a network that computes the same.
 
-    Also returns the objectives: those that were given, or the usual ones in the words of the model's task.
+    Also returns the objectives (those given, or the usual ones in the words of the model's task) and that task.
     """
+    from pruning.checkpoints import task_of
     from pruning.evaluation_dataset import check_dataset
     from pruning.strategies import get_strategy
     from pruning.tasks import kind_of, metric_keys
@@ -239,7 +249,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str]]:
     space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL)
     if get_strategy(config.trial.strategy).exact:
         bench.check_surgery(space.ratios(space.random_narrower(random.Random(config.search.seed))))
-    return space, objectives
+    return space, objectives, task_of(bench.model)
 
 
 def check_batches(config: RunConfig, section: str, model: Any = None) -> None:
@@ -300,7 +310,7 @@ def existing_run(run: Path) -> tuple[RunFolder, RunConfig]:
     return folder, load_run_config(folder)
 
 
-def _check_same(folder: RunFolder, config: RunConfig) -> None:
+def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
     from search.config import differing_keys
     from search.run_config import load_run_config
 
@@ -311,14 +321,15 @@ def _check_same(folder: RunFolder, config: RunConfig) -> None:
             config = config.model_copy(
                 update={"search": config.search.model_copy(update={"objectives": stored.search.objectives})}
             )
-    differing = differing_keys(stored, config)
+    free = ("model.path", "data.path") if moved or is_identified(folder) else ()
+    differing = [key for key in differing_keys(stored, config) if key not in free]
     if differing:
         key = differing[0]
         before, after = stored.flat().get(key), config.flat().get(key)
         more = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
         raise RunFolderError(
             f"run folder {folder.path} already holds another configuration: `{key}` is {before!r} there, got {after!r}"
-            f"{more}; choose another --run, or go on with `paretoprune resume`"
+            f"{more}; choose another --run, or go on with `paretoprune resume` (--model, --data: where they lie now)"
         )
 
 

@@ -28,6 +28,7 @@ from search.driver_lock import DriverLock
 from search.errors import SearchError
 from search.events import PhaseClock, read_events
 from search.final_session import TUNED, compare_finished, finished_content, finished_networks, needs_session
+from search.identity import IDENTITY
 from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
 from search.loggers import write_finetuning
@@ -119,7 +120,7 @@ def promote(
     ):
         todo = [job for job in jobs if not _is_tuned(folder, job, settings)]
         if todo or needs_session(folder):
-            resources, context = start_workers(config, folder, factory)
+            resources, context = start_workers(config, folder, factory, folder.read_baseline().get(IDENTITY))
             lock.describe(resources.slots)
             if not context.gpus:  # fewer networks than slots: the CPUs that would stand idle make them faster
                 context = replace(context, cpus=context.cpus * max(1, resources.slots // max(1, len(todo))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.errors import ConfigError
+from search.identity import IDENTITY, RunIdentity, differences_from, stored_identity, told, weights_hash
 from search.ladder import Start, warm_start
 from search.limits import bounds_of_search
+from search.progress import note
 from search.space import Space
 
 if TYPE_CHECKING:
@@ -96,9 +97,21 @@ def _differences(
             yield name, old, new
 
 
-def weights_hash(model: Path) -> str:
-    """16 hexadecimal digits of the checkpoint's bytes, "" where there is no such file."""
-    return "" if not model.is_file() else hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+def check_other_dataset(config: RunConfig, now: RunIdentity) -> None:
+    """``search.from_run`` is a run on the same dataset, as far as it knows; :class:`ConfigError` says what differs."""
+    if config.search.from_run is None:
+        return
+    folder = RunFolder(Path(config.search.from_run))
+    known = stored_identity(folder)
+    if known is None:
+        note(f"run {folder.path} does not know its dataset's content, so its path decides whether it is the same")
+        return
+    found = differences_from(folder, known, now)
+    if found:
+        raise ConfigError(
+            f"search.from_run: {folder.path} must be of the same dataset, but it is not that of {config.data.path}: "
+            f"{told(found)}; give a run on this dataset, or leave it out"
+        )
 
 
 def check_other_run(config: RunConfig) -> None:
@@ -137,7 +150,9 @@ def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun |
 
     folder = RunFolder(Path(config.search.from_run))
     records, theirs = folder.read_records(), load_run_config(folder)
-    if same_settings(config, theirs) and _hardware(folder.read_baseline()) == _hardware(baseline):
+    their_baseline = folder.read_baseline()
+    same_data = IDENTITY in baseline and IDENTITY in their_baseline  # then it was compared, wherever it lies
+    if same_settings(config, theirs, same_data) and _hardware(their_baseline) == _hardware(baseline):
         base_ms = float(baseline["metrics"]["latency_ms"])
         rebased = [_rebased(record, base_ms) for record in records]
         return OtherRun(tuple(record for record in rebased if _ends_here_too(record, config, theirs)), ())
@@ -155,10 +170,14 @@ def _ends_here_too(record: TrialRecord, ours: RunConfig, theirs: RunConfig) -> b
     return any(value > 0 for value in bounds_of_search(ours.search).violations(costs, {}).values())
 
 
-def same_settings(one: RunConfig, other: RunConfig) -> bool:
-    """Whether equal plans give equal figures under both configurations of one model."""
+def same_settings(one: RunConfig, other: RunConfig, same_data: bool = False) -> bool:
+    """Whether equal plans give equal figures under both configurations of one model.
+
+    ``same_data``: the dataset is known to be the same, also where it lies at another place.
+    """
     before, after = one.flat(), other.flat()
-    names = [name for name in {*before, *after} if name.startswith(_DECISIVE) and name not in _WITHOUT_EFFECT]
+    free = {*_WITHOUT_EFFECT, "data.path"} if same_data else set(_WITHOUT_EFFECT)
+    names = [name for name in {*before, *after} if name.startswith(_DECISIVE) and name not in free]
     return all(before.get(name) == after.get(name) for name in names)
 
 

@@ -26,6 +26,7 @@ from search.budget import Budget
 from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
+from search.identity import IDENTITY, RunIdentity, keep_identity
 from search.interrupts import interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of, with_model_brought_along
 from search.latency_target import LatencyTarget
@@ -108,6 +109,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         config = with_model_brought_along(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
         save_run_config(folder, config)
+        keep_identity(folder, prepared.identity)
         records = adopt_records(folder)
         write_missing(folder, records)
         if len(records) >= config.search.trials and folder.baseline.is_file():
@@ -118,13 +120,14 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", f"go on with `{command_line('resume', folder.path)}`"):
-            resources, context = start_workers(config, folder, factory)
+            known = prepared.identity.content()[IDENTITY] if prepared.identity else None
+            resources, context = start_workers(config, folder, factory, known)
             shared = None if context.courier else folder
             following = FollowingSlots(config, resources, newcomers_of(config, shared, resources))
             slots = following()
             lock.describe(slots)
             note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
-            context = with_baseline(context)
+            context = with_baseline(context, prepared.identity)
         budget = Budget(config.search.hours, config.search.gpu_hours, resources.gpus)
         state = make_state(prepared, records, budget)
         reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
@@ -196,9 +199,9 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
 
 
 def start_workers(
-    config: RunConfig, folder: RunFolder, factory: ToolsFactory = make_tools
+    config: RunConfig, folder: RunFolder, factory: ToolsFactory = make_tools, identity: dict[str, Any] | None = None
 ) -> tuple[TrialResources, WorkerContext]:
-    """Connect to Ray and say what a worker gets."""
+    """Connect to Ray and say what a worker gets; ``identity``: of the run's dataset, as ``baseline.json`` holds it."""
     os.environ.update(TUNE_ENVIRONMENT)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from cluster.ray_start import connect
@@ -223,12 +226,16 @@ def start_workers(
         gpus=resources.gpus,
         factory=factory,
         courier=start_courier(folder.path) if carries else None,
+        identity=identity,
     )
     return resources, context
 
 
-def with_baseline(context: WorkerContext) -> WorkerContext:
-    """Measure the unpruned network, unless an earlier start did, in a worker like a trial's."""
+def with_baseline(context: WorkerContext, identity: RunIdentity | None = None) -> WorkerContext:
+    """Measure the unpruned network, unless an earlier start did, in a worker like a trial's.
+
+    ``identity``: of the dataset, kept with the figures.
+    """
     import ray
 
     folder = context.folder
@@ -239,6 +246,9 @@ def with_baseline(context: WorkerContext) -> WorkerContext:
             content: dict[str, Any] = ray.get(task.remote(context))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the worker's own error, which says what to do
+        if identity is not None:
+            identity.save_rows(folder)
+            content = {**content, **identity.content()}
         folder.write_baseline(content)
     metrics = folder.read_baseline()["metrics"]
     note(f"unpruned: {accuracy_text(metrics)}, {metrics['latency_ms']:.2f} ms")

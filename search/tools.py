@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.config_sections import STRUCTURAL
+from search.identity import weights_hash
 from search.kept_scores import keep_scores, kept_scores
 from search.latency_target import LatencyTarget
 from search.remote_latency import RemoteMeasurer
 from search.session_tools import evaluate_together, measure_together
-from search.starts import weights_hash
 from search.trial_tools import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from search.claim import claimed
 from search.config import RunConfig, build_config
 from search.courier import carried
 from search.events import PhaseClock
-from search.joined import MODEL_FOLDER
+from search.identity import check_node, weights_hash
+from search.joined import MODEL_FOLDER, is_joined
 from search.judge import judge_of
 from search.kept_scores import SCORES_NAME
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search
 from search.request import TrialRequest, left_record
-from search.starts import weights_hash
 from search.stopping import StoppingRule, rungs_of
 from search.trial import ITSELF, TrialSettings, latency_metrics, run_trial
 from search.trial_tools import DeviceGate, TrialTools
@@ -47,6 +47,8 @@ class WorkerContext:
     baseline_latency_ms: float = 0.0
     courier: Any = None
     """The actor that carries files, where the workers do not see the run folder (``search.courier``)."""
+    identity: dict[str, Any] | None = None
+    """The dataset's identity as ``baseline.json`` holds it, where the run has one."""
 
     def at(self, scratch: Path) -> WorkerContext:
         """The same with another run folder; a model that lies in the run folder moves along."""
@@ -159,6 +161,8 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         both = LatencyTarget.parse(context.config.latency.target).shares_cpu_with(device)
         gate: DeviceGate = DevicesUsed(own, DeviceLock("cpu")) if both else own
         _KEPT.clear()  # a worker serves one run at a time
+        if context.identity is not None and is_joined(context.config):
+            check_node(context.config, context.identity)
         with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds
             _KEPT[key] = (context.factory(context.config, device, gate), gate)
     return _KEPT[key]

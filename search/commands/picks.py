@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import RUN, address_option, echo, emit, format_option, with_objectives
+from search.output import RUN, address_option, echo, emit, format_option, place_options, with_objectives
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -104,9 +104,12 @@ def _few(ids: Sequence[str]) -> str | None:
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: as the run]")
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
 @address_option
+@place_options
 @format_option
 def finetune(
     run: Path,
+    model: str | None,
+    data: str | None,
     picks: tuple[str, ...],
     trials: tuple[str, ...],
     natives: tuple[str, ...],
@@ -122,12 +125,20 @@ def finetune(
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
     from search.config import build_config, merge
+    from search.identity import check_dataset_same, check_places, check_weights, placed
     from search.preflight import check_batches, check_natives, check_teachable, existing_run
     from search.promote import choose_picks, promote
+    from search.run_config import save_run_config
 
     if picks and trials:
         raise click.UsageError("give --pick or --trial, not both")
-    folder, config = existing_run(run)
+    folder, before = existing_run(run)
+    config = placed(before, model, data)
+    check_places(folder, config)
+    check_weights(folder, config.model.path)
+    check_dataset_same(folder, config)
+    if config != before:
+        save_run_config(folder, config)  # the next command finds them there
     given = {"epochs": epochs, "distill": distill, "gpus_per_pick": gpus_per_pick}
     changed = {name: value for name, value in given.items() if value is not None}
     config = build_config(merge(config.model_dump(mode="json"), {"finetune": changed}), "the options")
@@ -146,7 +157,8 @@ def finetune(
 
 @click.command()
 @click.argument("runs", type=RUN, nargs=-1, required=True, metavar="RUN...")
-def report(runs: tuple[Path, ...]) -> None:
+@place_options
+def report(runs: tuple[Path, ...], model: str | None, data: str | None) -> None:
     """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path.
 
     Of several runs, one page that lays them over each other: runs.html in the first one's folder.
@@ -154,9 +166,32 @@ def report(runs: tuple[Path, ...]) -> None:
     from results.comparison import ComparisonFolder
     from results.overlay_page import write_overlay
     from results.report import write_report
-    from search.preflight import existing_run
+    from results.run_folder import RunFolder
+    from search.identity import check_comparable
 
+    if len(runs) > 1 and (model or data):
+        raise click.UsageError("--model and --data say where one run's lie now; give one RUN with them")
     for run in runs:
         if len(runs) > 1 or not ComparisonFolder(run).json.is_file():  # a comparison is reported without a search, too
-            existing_run(run)
+            _check_run(run, model, data)
+    check_comparable([RunFolder(run) for run in runs])
     echo(str(write_report(runs[0]) if len(runs) == 1 else write_overlay(runs)))
+
+
+def _check_run(run: Path, model: str | None, data: str | None) -> None:
+    """A run's model and dataset are still its own; where they are not at hand, a report is written all the same."""
+    from search.identity import check_dataset_same, check_weights, missing, placed
+    from search.preflight import existing_run
+    from search.progress import note
+    from search.run_config import save_run_config
+
+    folder, before = existing_run(run)
+    config = placed(before, model, data)
+    check_weights(folder, config.model.path)
+    gone = missing(config)
+    if "dataset" not in gone:
+        check_dataset_same(folder, config)
+    for what, option in gone.items():
+        note(f"the {what} of {folder.path} is not where it was and was not compared; {option} says where it lies now")
+    if config != before:
+        save_run_config(folder, config)

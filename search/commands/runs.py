@@ -20,6 +20,7 @@ from search.output import (
     emit,
     emit_one,
     format_option,
+    place_options,
     trust_option,
     with_objectives,
 )
@@ -105,20 +106,24 @@ def search(
 @hours_option
 @gpu_hours_option
 @address_option
-def resume(run: Path, address: str | None, **more: float | None) -> int:
+@place_options
+def resume(run: Path, address: str | None, model: str | None, data: str | None, **more: float | None) -> int:
     """Go on with RUN after any kind of end, or extend a finished one; prints the front.
 
     Finished trials are kept, unfinished ones are done again under their ids.
     """
     from search.config import build_config, merge, nest
+    from search.identity import check_places, placed
     from search.preflight import existing_run, prepare
 
     folder, config = existing_run(run)
+    config = placed(config, model, data)
+    check_places(folder, config)
     given = {**{f"search.{name}": value for name, value in more.items()}, "resources.address": address}
     over = nest({name: value for name, value in given.items() if value is not None})
     if over:
         config = build_config(merge(config.model_dump(mode="json"), over), "the options")
-    return sweep(prepare(config, folder.path))
+    return sweep(prepare(config, folder.path, moved=bool(model or data)))
 
 
 @click.command()

@@ -12,7 +12,8 @@ from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from search.config import RunConfig
 from search.errors import ConfigError
-from search.starts import PLAN, changed_plans, check_other_run, check_plans, read_other_run, starts_of, weights_hash
+from search.identity import weights_hash
+from search.starts import PLAN, changed_plans, check_other_run, check_plans, read_other_run, starts_of
 from tests.search_tests.fakes import make_config, make_space
 
 METRICS = {"map50_95": 0.6, "latency_ms": 10.0}
