@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from cluster.code import package_directories
 from cluster.environment import usable_cpus
 from cluster.errors import ClusterError, RayUnreachableError
+from cluster.ray_place import RayPlace
+from cluster.ray_watch import RayWatch
 from cluster.resources import ClusterInfo, Node
 
 # What every worker runs with, on whatever node: Ultralytics must neither install packages nor look for the network.
@@ -32,6 +36,9 @@ PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
 }
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
+_place: RayPlace | None = None
+_watch: RayWatch | None = None
+_died = ""
 TOKEN_REMEDY = (
     "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
     "set RAY_AUTH_MODE=token, and use the cluster's version of Ray"
@@ -45,6 +52,7 @@ def connect(
     num_gpus: int | None = None,
     log_level: str = "ERROR",
     worker_environment: Mapping[str, str] | None = None,
+    stuck: Callable[[str], None] | None = None,
 ) -> ClusterInfo:
     """Be connected to Ray afterwards, and say what is there. A second call answers from the same connection.
 
@@ -54,12 +62,15 @@ def connect(
         authentication left on. "auto" and "host:port" join a running cluster, from one of its machines.
     num_cpus, num_gpus: of a local Ray; None means what this process may use.
     worker_environment: further variables for the workers, beside WORKER_ENVIRONMENT. It counts for the first call.
+    stuck: called in a thread where Ray died and this process may be stuck in a call to it (see `ray_watch`).
     Raises RayUnreachableError where nothing answers or Ray does not start, ClusterError for an address that is none.
     """
     import ray
 
-    global _connected_to
+    global _connected_to, _place, _watch
     wanted = address or LOCAL
+    if _died:
+        raise RayUnreachableError(wanted, f"this process's Ray ended ({_died})", "start it again")
     if ray.is_initialized():
         if wanted != (_connected_to or wanted):
             raise ClusterError(
@@ -81,7 +92,9 @@ def connect(
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-        variables |= _import_path()
+        _place = RayPlace()
+        variables |= _import_path() | _place.variables
+        options |= _place.options
     else:
         check_answers(wanted)
         if wanted.startswith("ray://"):
@@ -91,11 +104,15 @@ def connect(
             )
         runtime = _travelling(variables)
     try:
-        with nullcontext() if wanted == LOCAL else muted():
+        with own_sigterm(), nullcontext() if wanted == LOCAL else muted():
             ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
+        _watch = _watch_of(ray, wanted, stuck)
     except Exception as error:  # Ray raises a bare one where its processes do not come up in time
         _end_of(ray)
         raise RayUnreachableError(wanted, *_why(wanted, error)) from error
+    except KeyboardInterrupt:
+        _end_of(ray)
+        raise
     _connected_to = wanted
     return describe_cluster(wanted)
 
@@ -104,10 +121,51 @@ def shutdown() -> None:
     """Leave the cluster; a local one ends. Does nothing where there is no connection."""
     import ray
 
-    global _connected_to
-    _connected_to = None
-    if ray.is_initialized():
+    global _connected_to, _place, _watch, _died
+    _died = what_died()
+    if _watch:
+        _watch.close()
+    if _died:  # leaving in order would wait for it, or crash
+        worker: Any = ray._private.worker
+        if worker._global_node is not None:
+            worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    elif ray.is_initialized():
         ray.shutdown()
+    if _place:
+        _place.close()
+    _connected_to = _place = _watch = None
+
+
+def what_died() -> str:
+    """What of the Ray that `connect` reached is dead, so that nothing can go on; "" where all is well.
+
+    Then this process should end by `os._exit`: what Ray's core does at an orderly exit waits for it, or crashes.
+    """
+    return _died or (_watch.look() if _watch else "")
+
+
+def _watch_of(ray: Any, wanted: str, stuck: Callable[[str], None] | None) -> RayWatch:
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    raylet = str(ray._private.worker.global_worker.node.raylet_socket_name)
+    return RayWatch(raylet, (host.strip("[]"), int(port)), wanted == LOCAL, stuck)
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Ray puts its own handlers of SIGTERM when it starts, in Python and in its core, which ends with a stack dump.
+
+    Afterwards this process's is there again; what comes meanwhile is KeyboardInterrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # neither do they
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # that is what Ray's handler raises
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def describe_cluster(address: str = LOCAL) -> ClusterInfo:
@@ -189,6 +247,7 @@ def _end_of(ray: Any) -> None:
     """A half-made connection would make the next attempt fail for another reason."""
     with suppress(Exception):
         ray.shutdown()
+    shutdown()
 
 
 def check_answers(address: str) -> None:
@@ -217,5 +276,5 @@ def first_line(error: BaseException) -> str:
 
 def _remedy(address: str) -> str:
     if address == LOCAL:
-        return "check free memory and disk space below the temporary directory, and that $HOME can be written"
+        return "check free memory and the disk space below the temporary directory"
     return "start it with `ray start --head`, correct the address, or leave it out to use this machine alone"

@@ -26,6 +26,7 @@ from search.commands.models import layers, prune
 from search.commands.picks import finetune, front, report
 from search.commands.runs import resume, search, status
 from search.errors import SearchError
+from search.interrupts import leave
 from search.output import data_alone_on_stdout, unbroken, with_data_alone_on_stdout
 
 # What people can cause. Anything else is a fault of the program and keeps its traceback.
@@ -83,7 +84,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 is printed as it is, like ls does
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 def _complain(error: click.UsageError) -> None:

@@ -21,6 +21,7 @@ from results.report import write_report
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SearchError
+from search.interrupts import interruptible
 from search.preflight import check_batches, check_device, check_files, check_writable, measuring_threads
 from search.progress import duration, note
 from search.quiet_ray import quiet_ray
@@ -148,7 +149,8 @@ def compare(prepared: Prepared, factory: ToolsFactory = make_strategy_tools) -> 
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    with DriverLock(folder.path) as lock, quiet_ray(folder.path):
+    remedy = "what is done is kept: the same command goes on"
+    with DriverLock(folder.path) as lock, quiet_ray(folder.path), interruptible("comparing", remedy):
         todo = [name for name in prepared.strategies if not _is_done(prepared, name)]
         known = None if todo else read_comparison(folder)
         if known is not None and known.settings == prepared.all_settings() and not known.failed:

@@ -32,4 +32,4 @@ class TrialError(SearchError):
 
 
 class InterruptedRunError(SearchError):
-    """Somebody ended it with Ctrl-C or SIGTERM; what was finished is kept, and the text says how to go on."""
+    """Ctrl-C, SIGTERM or Ray's death ended it; what was finished is kept, and the text says how to go on."""

@@ -27,7 +27,7 @@ from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
 from search.identity import IDENTITY, RunIdentity, keep_identity
-from search.interrupts import interruptible
+from search.interrupts import died, end_where_stuck, interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of, with_model_brought_along
 from search.latency_target import LatencyTarget
 from search.limits import bounds_of_search, make_screen
@@ -105,7 +105,13 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    with DriverLock(folder.path) as lock, published(folder.path), quiet_ray(folder.path):
+    remedy = f"go on with `{command_line('resume', folder.path)}`"
+    with (
+        DriverLock(folder.path) as lock,
+        published(folder.path),
+        quiet_ray(folder.path),
+        interruptible("searching", remedy),
+    ):
         config = with_model_brought_along(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
         save_run_config(folder, config)
@@ -119,7 +125,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         for line in changed_plans(config.search.plans, prepared.space) if not records else ():
             note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
-        with interruptible("measuring the unpruned model", f"go on with `{command_line('resume', folder.path)}`"):
+        with interruptible("measuring the unpruned model", remedy):
             known = prepared.identity.content()[IDENTITY] if prepared.identity else None
             resources, context = start_workers(config, folder, factory, known)
             shared = None if context.courier else folder
@@ -208,7 +214,7 @@ def start_workers(
     from cluster.waiting import wait_for_room
 
     wanted = config.resources
-    address = connect(wanted.address).address
+    address = connect(wanted.address, stuck=end_where_stuck).address
     check_target(LatencyTarget.parse(config.latency.target))
     note_lock_place()
     resources = wait_for_room(
@@ -326,7 +332,7 @@ def _clean_stop(stopper: StopSweep, reporter: Reporter) -> Iterator[None]:
         return
 
     def on_signal(number: int, frame: object) -> None:
-        if stopper.asked:
+        if stopper.asked or died():
             raise KeyboardInterrupt
         stopper.asked = True
         reporter.note("stopping: finished trials are kept, running ones will be taken up by `paretoprune resume`")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from results.records import TrialRecord
+from search.interrupts import died
 from search.loggers import numbers, write_trial
 from search.request import CONTACT_LOST, MEMORY_RAN_OUT, NODE_LOST, WORKER_DIED, TrialRequest
 from search.searcher import Transient
@@ -75,8 +76,8 @@ class SweepCallback(Transient, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker itself died, or could not start: exceptions of a trial come as records."""
-        if _trial_id(trial) not in self._state.running:
-            return  # its record was there before its worker died
+        if _trial_id(trial) not in self._state.running or died():
+            return  # its record was there before its worker died; or Ray is dead, which is nothing of the trial's
         reason = loss_reason(_error_text(trial))
         record = self._state.lose(_trial_id(trial), reason)
         if record is not None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 
 from cluster import ray_start
 from cluster.errors import ClusterError
+from cluster.ray_place import TOKEN_VARIABLES
 from cluster.resources import ClusterInfo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +113,63 @@ def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
     done = run_python(code, RAY_TMPDIR=str(tmp_path / "file"))
     (line,) = done.stdout.splitlines()
     assert line.startswith("Ray must be reachable at local, but ")
-    assert line.endswith("and that $HOME can be written")
+    assert line.endswith("check free memory and the disk space below the temporary directory")
+
+
+# Started where Ray's sockets have no room and its token no home; then one of its processes is killed.
+LAST_HOURS = """
+import os, signal, sys, time
+from pathlib import Path
+from cluster import ray_start
+from search.errors import SearchError
+from search.interrupts import end_where_stuck, interruptible, leave
+if __name__ == "__main__":
+    ray_start.connect(num_cpus=1, stuck=end_where_stuck)
+    import ray
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "Ray's own handler"
+    place = ray.get(ray.remote(lambda: os.environ["TMPDIR"]).remote())
+    print(place, flush=True)
+    assert (Path(place) / "auth_token").stat().st_mode & 0o77 == 0
+    os.kill(ray._private.worker._global_node.all_processes[sys.argv[1]][0].process.pid, signal.SIGKILL)
+    try:
+        with interruptible("waiting", "go on"):
+            while True:
+                if sys.argv[1] == "gcs_server":
+                    ray.nodes()  # never returns
+                time.sleep(0.1)
+    except SearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+    ray_start.shutdown()
+    leave(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        ("raylet", "its raylet on this machine died"),
+        ("gcs_server", "its control process (GCS) died or is out of reach"),
+    ],
+)
+def test_a_short_folder_of_its_own_and_one_line_when_ray_dies(tmp_path: Path, process: str, said: str) -> None:
+    long = tmp_path / ("a_batch_job_s_directory_" * 4)
+    long.mkdir()
+    (tmp_path / "script.py").write_text(LAST_HOURS)
+    given = {**os.environ, "TMPDIR": str(long), "HOME": "/proc/nohome", "PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in given.items() if name not in ("RAY_TMPDIR", *TOKEN_VARIABLES)}
+    command = [sys.executable, str(tmp_path / "script.py"), process]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("[20")] == [
+        f"error: Ray ended ({said}) while waiting; go on"
+    ]
+    place = done.stdout.splitlines()[0]  # what Ray says of its end follows
+    end = time.monotonic() + 20
+    while Path(place).exists():
+        assert time.monotonic() < end, "its folder stays"
+        time.sleep(0.1)
+    assert not list(long.iterdir())
 
 
 @pytest.mark.slow
