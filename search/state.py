@@ -5,28 +5,25 @@ Called by the driver only, from one thread. No Ray here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from results.records import TrialRecord, TrialState
+from results.records import TrialRecord
 from results.run_folder import RunFolder
 from search.budget import Budget
 from search.errors import TrialError
+from search.faults import FaultCounter, fault_of
 from search.prediction import LatencyPredictor, NoPredictor
 from search.request import TrialRequest, left_record, requested, trial_name, trial_number, unfinished
 from search.space import Space
 from search.study import SearchStudy
 from search.telling import Teller
-from search.trial import failed_record, one_line
+from search.trial import TRIAL_LOG, failed_record, one_line
 
 # So many trials failing for one reason, the first of this driver or later in a row: the fault is the run's, not the
 # plans'. Later the bar is higher: a sampler may well walk along the edge of what can be pruned.
 SAME_FAULT = 4
 SAME_FAULT_LATER = 8
-
-# What differs from trial to trial in one and the same fault: addresses, paths, numbers.
-_VARYING = re.compile(r"0x[0-9a-fA-F]+|(?:/[^\s/'\",;:]+)+/?|[0-9][0-9.,]*")
 
 
 class SweepState:
@@ -69,6 +66,9 @@ class SweepState:
         left = unfinished(folder, finished)
         self._waiting = [request for request in left if space.levels_of(request.ratios) is not None]
         self._known = len(self.records)  # of earlier drivers, whose faults may be mended by now
+        self._faults = FaultCounter()
+        self.remarks: list[str] = []
+        """What people should hear now, and have not; whoever shows a line takes it away."""
         self.broken: OSError | None = None
         names = [*finished, *(request.trial_id for request in left)]
         self._next = 1 + max((trial_number(name) for name in names), default=-1)
@@ -116,6 +116,10 @@ class SweepState:
             self._running.pop(record.trial_id)
             self.budget.ended(record.trial_id)
             self.records.append(record)
+            fault = self._faults.saw(record)
+            if fault is not None:
+                log = self.folder.trial_dir(fault.trial_id) / TRIAL_LOG
+                self.remarks.append(f"{fault.text}; see {log}")
             self._tell(record)
         except OSError as error:
             self.broken = error
@@ -168,7 +172,7 @@ class SweepState:
 
     def systematic_fault(self) -> str | None:
         """The reason, where this driver's first trials, or many in a row later on, failed for the same one."""
-        new = [_fault(record) for record in self.records[self._known :]]
+        new = [fault_of(record) for record in self.records[self._known :]]
         for last in (new, new[-SAME_FAULT_LATER:]):
             enough = SAME_FAULT if last is new else SAME_FAULT_LATER
             if len(last) >= enough and len(set(last)) == 1 and last[0] is not None:
@@ -220,12 +224,3 @@ class SweepState:
             return left_record(self.folder.trial_dir(trial_id))
         except ValueError as error:
             return failed_record(self._running[trial_id], f"unreadable record: {one_line(error)}", "")
-
-
-def _fault(record: TrialRecord) -> str | None:
-    return essence(record.error or "") if record.state is TrialState.FAILED else None
-
-
-def essence(reason: str) -> str:
-    """A failure's reason without what differs from one trial to the next: addresses, paths, numbers."""
-    return _VARYING.sub("#", reason)

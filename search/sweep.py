@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from search.budget import Budget
 from search.courier import start_courier
 from search.driver_lock import DriverLock
 from search.errors import RunFolderError, SearchError
+from search.faults import commonest_fault
 from search.identity import IDENTITY, RunIdentity, keep_identity
 from search.interrupts import died, end_where_stuck, interruptible
 from search.joined import FollowingSlots, check_cluster, is_joined, newcomers_of, with_model_brought_along
@@ -46,7 +47,7 @@ from search.state import SweepState
 from search.study import SearchStudy
 from search.telling import Teller
 from search.tools import make_tools
-from search.trial import one_line
+from search.trial import TRIAL_LOG, one_line
 from search.worker import ToolsFactory, WorkerContext, work_on_baseline
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ TUNE_ENVIRONMENT = {
 class SweepOutcome:
     """How a sweep ended. ``interrupted``: by Ctrl-C or SIGTERM, with what had finished kept.
 
-    ``infeasible``: trials beyond the bounds, which count as nothing else. ``used_up``: the budget that ended it, for
-    people.
+    ``infeasible``: trials beyond the bounds, which count as nothing else. ``used_up``: the budget that ended it,
+    ``fault``: what half of the trials or more failed for; both for people.
     """
 
     finished: int
@@ -90,13 +91,14 @@ class SweepOutcome:
     stopped: int = 0
     infeasible: int = 0
     used_up: str = ""
+    fault: str = ""
 
 
 def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOutcome:
     """Run (or go on with) the run of ``prepared`` until ``search.trials`` trials have finished.
 
     Raises :class:`RunFolderError` where another driver is alive or the folder cannot be written any more,
-    :class:`SearchError` where trials all fail for one reason. Finished trials survive whatever ends this.
+    :class:`SearchError` where trials all fail. Finished trials survive whatever ends this.
     """
     folder = prepared.folder
     try:
@@ -121,6 +123,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         if len(records) >= config.search.trials and folder.baseline.is_file():
             # The last driver may have died with every record written, but not everything told to the study.
             make_state(prepared, records).close()
+            _refuse_failures_alone(folder, records)
             return outcome_of(records, config.search.trials)
         for line in changed_plans(config.search.plans, prepared.space) if not records else ():
             note(line)
@@ -145,6 +148,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             reporter.close()
             shutil.rmtree(folder.path / RAY_SCRATCH, ignore_errors=True)
     _complain(state, interrupted)
+    if not interrupted:
+        _refuse_failures_alone(folder, state.records)
     return outcome_of(state.records, config.search.trials, interrupted, budget.used_up(state.records))
 
 
@@ -161,8 +166,20 @@ def _complain(state: SweepState, interrupted: bool) -> None:
         last = state.records[-1].trial_id
         raise SearchError(
             f"trials all failed for one reason ({fault}), so the sweep ended after {len(state.records)} of "
-            f"{state.total}; see {state.folder.trial_dir(last) / 'trial.log'}"
+            f"{state.total}; see {state.folder.trial_dir(last) / TRIAL_LOG}"
         )
+
+
+def _refuse_failures_alone(folder: RunFolder, records: Sequence[TrialRecord]) -> None:
+    """:class:`SearchError` with the commonest reason where every trial failed."""
+    fault = commonest_fault(records)
+    if fault is None or any(record.state is not TrialState.FAILED for record in records):
+        return
+    again = command_line("resume", folder.path, "--trials", 2 * len(records))
+    raise SearchError(
+        f"a search needs trials that end, but all {len(records)} failed, {fault.count} of them for one reason "
+        f"({fault.error}); see {folder.trial_dir(fault.trial_id) / TRIAL_LOG}, mend it, then `{again}`"
+    )
 
 
 def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = None) -> SweepState:
@@ -347,6 +364,7 @@ def _clean_stop(stopper: StopSweep, reporter: Reporter) -> Iterator[None]:
 
 def outcome_of(records: list[TrialRecord], total: int, interrupted: bool = False, used_up: str = "") -> SweepOutcome:
     """The counts of ``records``."""
+    fault = commonest_fault(records)
     return SweepOutcome(
         finished=len(records),
         failed=sum(record.state is TrialState.FAILED for record in records),
@@ -355,4 +373,5 @@ def outcome_of(records: list[TrialRecord], total: int, interrupted: bool = False
         total=total,
         interrupted=interrupted,
         used_up=used_up if len(records) < total else "",
+        fault=fault.text if fault is not None and 2 * fault.count >= len(records) else "",
     )

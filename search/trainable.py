@@ -71,7 +71,7 @@ class SweepCallback(Transient, tune.Callback):
         """The trial's only result is its record."""
         record = TrialRecord.from_json(json.loads(result["record"]))
         self._state.finish(record)
-        self._observer.finished(record)
+        self._show(record)
         write_trial(self._state.folder, record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -81,9 +81,14 @@ class SweepCallback(Transient, tune.Callback):
         reason = loss_reason(_error_text(trial))
         record = self._state.lose(_trial_id(trial), reason)
         if record is not None:
-            self._observer.finished(record)
+            self._show(record)
         elif not self._state.broken:
             self._observer.note(f"{_trial_id(trial)}: {reason}; begun again")
+
+    def _show(self, record: TrialRecord) -> None:
+        self._observer.finished(record)
+        while self._state.remarks:
+            self._observer.note(self._state.remarks.pop(0))
 
 
 class StopSweep(Transient, tune.Stopper):

@@ -171,6 +171,8 @@ def sweep(prepared: Prepared) -> int:
     counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
     click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
+    if outcome.fault:
+        click.echo(outcome.fault, err=True)
     if outcome.used_up:
         click.echo(f"used up: {outcome.used_up}", err=True)
     shown = prepared.folder.path

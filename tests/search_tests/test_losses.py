@@ -15,10 +15,11 @@ from optuna.trial import TrialState as StudyState
 
 from results.records import RecordStore, TrialRecord, TrialState
 from search.errors import InterruptedRunError, RunFolderError, SearchError
+from search.faults import commonest_fault, essence
 from search.interrupts import interruptible
 from search.request import AGAIN, CONTACT_LOST, MEMORY_RAN_OUT, NODE_LOST, WORKER_DIED, TrialRequest, adopt_records
-from search.state import SAME_FAULT, SAME_FAULT_LATER, SweepState, essence
-from search.sweep import _complain
+from search.state import SAME_FAULT, SAME_FAULT_LATER, SweepState
+from search.sweep import _complain, _refuse_failures_alone, outcome_of
 from search.trainable import loss_reason
 from search.trial import failed_record, run_trial
 from search.trial_tools import Tuned
@@ -113,6 +114,49 @@ def test_systematic_faults_at_the_start_and_later(tmp_path: Path) -> None:
     assert mended.systematic_fault() == "finetune: NonFiniteError: nan"
     mended.finish(work(mended, asked(mended)))
     assert mended.systematic_fault() is None
+
+
+def test_what_half_of_the_trials_fail_for_is_said_when_it_happens_and_once(tmp_path: Path) -> None:
+    state = start(tmp_path, trials=100)
+    disk, lost = "save: OSError: {} bytes too many", "prune: KeyError: 'model.{}'"
+    said: list[int] = []
+
+    def done(reason: str | None) -> None:
+        fail(state, reason.format(len(state.records))) if reason else state.finish(work(state, asked(state)))
+        said.append(len(state.remarks))
+
+    for reason in (disk, None, lost, None, disk, disk, None, lost, lost, lost, lost, None, disk):
+        done(reason)
+    # `disk`: 1 of 1, 2 of 5, then 3 of 6; `lost`: 5 of 11 at most
+    assert said == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    (line,) = state.remarks
+    log = state.folder.trial_dir("t0005") / "trial.log"
+    assert line == f"3 of 6 trials failed for one reason: save: OSError: 5 bytes too many; see {log}"
+    for _ in range(3):
+        done(lost)
+    assert len(state.remarks) == 2  # another reason: 8 of 16
+    assert state.remarks[1].startswith("8 of 16 trials failed for one reason: prune: KeyError: 'model.15'")
+    fault = commonest_fault(state.records)
+    assert fault is not None
+    assert (fault.count, fault.ended, fault.trial_id) == (8, 16, "t0015")
+    assert outcome_of(state.records, 100).fault == "8 of 16 trials failed for one reason: prune: KeyError: 'model.15'"
+    assert outcome_of(state.records[:5], 100).fault == ""
+    assert not start(tmp_path).remarks  # what an earlier driver met was said by it
+
+
+def test_a_search_in_which_everything_failed_is_an_error_with_the_commonest_reason(tmp_path: Path) -> None:
+    state = start(tmp_path, trials=3)
+    for reason in ("recover: OSError: full", "prune: KeyError: 1", "prune: KeyError: 2"):
+        _refuse_failures_alone(state.folder, state.records[:0])  # nothing ended yet: nothing to say
+        fail(state, reason)
+    with pytest.raises(SearchError) as error:
+        _refuse_failures_alone(state.folder, state.records)
+    assert "all 3 failed, 2 of them for one reason (prune: KeyError: 2); see" in str(error.value)
+    assert str(error.value).endswith(f"then `paretoprune resume {tmp_path} --trials 6`")
+    assert "\n" not in str(error.value)
+    more = start(tmp_path, trials=4)
+    more.finish(work(more, asked(more)))
+    _refuse_failures_alone(more.folder, more.records)
 
 
 def no_room(*_: Any, **__: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from results.records import TrialState
 from results.report import write_report
 from results.run_folder import RunFolder
 from results.selection import front
+from search.cli import run
 from search.driver_lock import DriverLock, alive_driver
 from search.errors import ConfigError, RunFolderError, SearchError
 from search.promote import choose_picks, promote
@@ -114,6 +116,27 @@ def test_a_systematic_fault_ends_the_sweep_with_its_reason(tmp_path: Path) -> No
     with pytest.raises(SearchError, match=r"trials all failed for one reason \(recover: OSError: the disk is full\)"):
         run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 50}), hopeless_tools)
     assert len(RunFolder(tmp_path / "run").read_records()) < 20
+
+
+def test_a_search_in_which_every_trial_failed_is_an_error_at_every_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    prepared = make_prepared(path, **{"search.trials": 3, "resources.parallel": 1})
+    line = r"all 3 failed, 3 of them for one reason \(recover: OSError: the disk is full\)"
+    with pytest.raises(SearchError, match=line):
+        run_sweep(prepared, hopeless_tools)
+    shown = capfd.readouterr().err.splitlines()
+    where = [number for number, text in enumerate(shown) if text.startswith("2 of 2 trials failed for one reason: rec")]
+    assert len(where) == 1
+    assert "t0001" in shown[where[0] - 1]  # right behind the trial that made it half, not at the end
+    assert any("t0002" in text for text in shown[where[0] + 1 :])
+    monkeypatch.setattr("search.preflight.prepare", lambda *_: prepared)
+    assert run(["resume", str(path)]) == 1
+    printed = capfd.readouterr()
+    assert re.search(line, printed.err)
+    assert "finetune" not in printed.err
+    assert printed.out == ""
 
 
 def test_workers_are_reused(tmp_path: Path, ray_session: ClusterInfo) -> None:
