@@ -17,7 +17,7 @@ from pruning.evaluation_dataset import class_counts, dataset_file
 from pruning.evaluation_gate import Gate
 from pruning.finetune import FinetuneSettings, finetune, stock_amp
 from pruning.models import checked_file, load_model
-from pruning.quiet import preserved_random_state, quiet_ultralytics
+from pruning.quiet import preserved_random_state, quiet_ultralytics, trusting
 from pruning.tasks import accuracy_name, kind_of, metric_keys
 
 AS_PICKS = "fine-tuned like the picks"
@@ -35,9 +35,9 @@ class NativeResult:
     seconds: float
 
 
-def check_native(path: str | Path, task: str) -> None:
-    """Raise PruningError unless `path` is a checkpoint of the same task."""
-    found = task_of(load_model(path))
+def check_native(path: str | Path, task: str, trust: bool = False) -> None:
+    """Raise PruningError unless `path` is a checkpoint of the same task. ``trust`` as in `load_model`."""
+    found = task_of(load_model(path, trust))
     if found != task:
         raise PruningError(f"a native rival must have the task '{task}', but '{path}' has '{found}': give another one")
 
@@ -51,10 +51,11 @@ def train_native(
     gate: Gate | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     single_class: bool = False,
+    trust: bool = False,
 ) -> NativeResult:
     """Train the stock model at `path` on `data` for `settings.epochs`, keeping the best epoch.
 
-    single_class: all classes are taken as one, as the pruned model was trained.
+    single_class: all classes are taken as one, as the pruned model was trained. trust: as in `load_model`.
 
     With the dataset's number of classes it is fine-tuned as the picks are. With another number it gets a fresh head,
     and the whole training is Ultralytics' own (`YOLO(path).train(...)` with its default optimizer, warm-up and
@@ -62,13 +63,15 @@ def train_native(
     without this project. Raises PruningError for unusable data and for an accuracy or weights that are not finite.
     """
     begin = time.monotonic()
-    model = load_model(path)
+    model = load_model(path, trust)
     has, wanted = class_counts(data, model, single_class)
     if has == wanted:
         model.args = {**stock_args(model), "single_cls": single_class}  # type: ignore[assignment]
         tuned = finetune(model, data, settings, save_dir, device, gate, on_epoch=on_epoch)
         return NativeResult(tuned.model, tuned.epochs, tuned.best_epoch, AS_PICKS, time.monotonic() - begin)
-    best, epochs, best_epoch = _train_stock(path, model, data, settings, save_dir, device, gate, on_epoch, single_class)
+    best, epochs, best_epoch = _train_stock(
+        path, model, data, settings, save_dir, device, gate, on_epoch, single_class, trust
+    )
     return NativeResult(best, epochs, best_epoch, AS_ULTRALYTICS, time.monotonic() - begin)
 
 
@@ -82,6 +85,7 @@ def _train_stock(
     gate: Gate | None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None,
     single_class: bool,
+    trust: bool,
 ) -> tuple[nn.Module, int, int]:
     from ultralytics import YOLO
 
@@ -96,8 +100,8 @@ def _train_stock(
         if on_epoch and on_epoch(len(seen), {name: seen[-1]}):
             trainer.stop = True
 
-    with quiet_ultralytics(save_dir / "train.log"), preserved_random_state():
-        yolo = YOLO(str(checked_file(path)))
+    with quiet_ultralytics(save_dir / "train.log"), trusting(trust), preserved_random_state():
+        yolo = YOLO(str(checked_file(path, trust)))
         yolo.add_callback("on_fit_epoch_end", report)
         with gate.using() if gate else nullcontext():
             yolo.train(
@@ -111,4 +115,4 @@ def _train_stock(
         best = Path(yolo.trainer.best)
     if not best.is_file():
         raise PruningError(f"training '{path}' must leave a checkpoint, but there is no {best}; see its train.log")
-    return load_model(best), len(seen), seen.index(max(seen)) + 1 if seen else 0
+    return load_model(best, trust), len(seen), seen.index(max(seen)) + 1 if seen else 0

@@ -8,6 +8,17 @@ from pathlib import Path
 class ResultsError(ValueError):
     """Base of every error this room raises for a person."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses processes with its text and what it holds; a subclass's constructor takes other arguments."""
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[ResultsError], args: tuple[object, ...], state: dict[str, object]) -> ResultsError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
+
 
 class RecordError(ResultsError):
     """A trial record (or another file's content) breaks its contract; `field` names the offending part."""

@@ -50,7 +50,7 @@ class Prepared:
     def settings(self) -> dict[str, Any]:
         """What a strategy's result depends on; equal settings, equal result."""
         config = self.config
-        finetune = config.finetune.model_dump(mode="json", exclude={"epochs", "patience"})
+        finetune = config.finetune.model_dump(mode="json", exclude={"epochs", "patience", "trust_checkpoint"})
         return {
             "model": config.model.path,
             "model_hash": self.model_hash,

@@ -33,7 +33,8 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
     trust_checkpoint: bool = False
-    """Load ``path`` although it names things that no network needs; whatever they do is then run."""
+    """Load ``path``, and what the run makes of it, although it names things that no network needs, as classes of the
+    user's own are; whatever they do is then run, in every process of the run."""
 
     @field_validator("imgsz", mode="before")
     @classmethod
@@ -188,6 +189,8 @@ class FinetuneSection(Section):
     """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
     gpus_per_pick: int = Field(default=1, ge=1)
     """GPUs of one machine that train a pick together, each with its share of the batch; without GPUs not used."""
+    trust_checkpoint: bool = False
+    """The same as ``model.trust_checkpoint`` for native rivals. One that is the run's model is trusted as that is."""
 
     @model_validator(mode="after")
     def _divisible(self) -> FinetuneSection:

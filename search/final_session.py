@@ -40,6 +40,11 @@ class Finished:
         return self.directory / "best.pt"
 
     @property
+    def trust(self) -> bool | None:
+        """How its file is loaded; None: as the run's model, which a pick was made of."""
+        return bool(self.content.get("trust_checkpoint")) if self.is_native else None
+
+    @property
     def is_native(self) -> bool:
         """Whether it is a native rival and no pick."""
         return self.name.startswith(NATIVE)
@@ -102,7 +107,7 @@ def _compare(context: WorkerContext) -> None:
     records = {record.trial_id: record for record in folder.read_records()}
     with tools.logging(folder.path / "session.log"):
         models = {BASELINE: tools.baseline}
-        models.update({item.name: tools.load(item.checkpoint) for item in networks})  # the files, as others load them
+        models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
         accuracies = tools.evaluate_together(models)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
         times = _timed(tools, gate, models)
@@ -134,5 +139,5 @@ def _compare(context: WorkerContext) -> None:
 
 def _lasting(content: Mapping[str, Any]) -> dict[str, Any]:
     """What tuned.json says that belongs into metrics.json."""
-    wanted = "chosen_as settings epochs best_epoch retries precision model recipe seconds tuned_at".split()
-    return {name: content[name] for name in wanted if name in content}
+    wanted = "chosen_as settings epochs best_epoch retries precision model recipe trust_checkpoint seconds tuned_at"
+    return {name: content[name] for name in wanted.split() if name in content}

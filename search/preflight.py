@@ -134,9 +134,16 @@ def check_natives(config: RunConfig, natives: Sequence[str]) -> None:
         from pruning.models import load_model
         from pruning.native import check_native
 
-        task = task_of(load_model(config.model.path))
+        task = task_of(load_model(config.model.path, config.model.trust_checkpoint))
         for path in natives:
-            check_native(path, task)
+            check_native(path, task, trusts_native(config, path))
+
+
+def trusts_native(config: RunConfig, path: str) -> bool:
+    """Whether a native rival is loaded as it is: by the option, or because it is the run's own model, which is."""
+    own, native = Path(config.model.path), Path(path)
+    is_own = own.is_file() and native.is_file() and own.samefile(native)
+    return config.finetune.trust_checkpoint or (is_own and config.model.trust_checkpoint)
 
 
 def check_energy(config: RunConfig) -> None:

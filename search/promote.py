@@ -32,6 +32,7 @@ from search.identity import IDENTITY
 from search.interrupts import interruptible
 from search.joined import MODEL_FOLDER
 from search.loggers import write_finetuning
+from search.preflight import trusts_native
 from search.progress import note
 from search.quiet_ray import quiet_ray
 from search.remote import published
@@ -51,11 +52,12 @@ START = "start.pt"
 
 @dataclass(frozen=True)
 class Job:
-    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint."""
+    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted."""
 
     name: str
     chosen_as: str = ""
     native: str = ""
+    trust: bool = False
 
     @property
     def place(self) -> str:
@@ -110,7 +112,7 @@ def promote(
     failed: dict[str, str] = {}
     settings = _recipe(config.finetune.model_dump(mode="json"))
     jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
-    jobs += [Job(NATIVE + Path(path).stem, native=path) for path in natives]
+    jobs += [Job(NATIVE + Path(path).stem, native=path, trust=trusts_native(config, path)) for path in natives]
     remedy = "what is done is kept: the same command goes on after the last epoch"
     with (
         DriverLock(folder.path) as lock,
@@ -140,7 +142,7 @@ def promote(
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a fine-tuning's result depends on."""
-    return {name: value for name, value in settings.items() if name != "gpus_per_pick"}
+    return {name: value for name, value in settings.items() if name not in ("gpus_per_pick", "trust_checkpoint")}
 
 
 def _with_gpus(context: WorkerContext, wanted: int) -> WorkerContext:
@@ -189,8 +191,8 @@ def _finetune(context: WorkerContext, job: Job) -> None:
         extra: dict[str, Any] = {"chosen_as": job.chosen_as}
         with tools.logging(target / "finetune.log"), clock.phase("finetune"):
             if job.native:
-                tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch)
-                extra = {"model": job.native, "recipe": recipe}
+                tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
+                extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
                 tuned = tools.finetune_fully(model, target, on_epoch)

@@ -32,7 +32,8 @@ _KEPT: dict[str, tuple[Any, Any]] = {}
 class MeasuringJob:
     """What is measured how, as plain data.
 
-    ``suffix``: of both models' files; ``channels``: of their images. ``cpu``: not on a GPU of the node.
+    ``suffix``: of both models' files; ``channels``: of their images. ``cpu``: not on a GPU of the node. ``trust``: both
+    files are loaded as the run's model was.
     """
 
     suffix: str
@@ -46,6 +47,7 @@ class MeasuringJob:
     runtime: str
     half: bool
     cpu: bool
+    trust: bool
 
 
 def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[str, Any]:
@@ -179,6 +181,7 @@ class RemoteMeasurer:
             runtime=latency.runtime,
             half=latency.half,
             cpu=self._target.resource is None,
+            trust=self._config.model.trust_checkpoint,
         )
 
     @property
@@ -228,4 +231,4 @@ def _network(job: MeasuringJob, content: bytes, path: Path) -> Any:
         return OnnxFile(content, job.channels)
     path = path.with_suffix(job.suffix)
     path.write_bytes(content)
-    return load_model(path)
+    return load_model(path, job.trust)

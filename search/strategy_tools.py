@@ -51,7 +51,7 @@ class ComparingTools(TrialTools, Protocol):
 
     baseline: Any
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, trust: bool | None = None) -> Any:
         """A network from its checkpoint."""
         ...
 

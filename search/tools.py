@@ -111,11 +111,11 @@ class PruningTools:
         config = self._config
         save_checkpoint(model, path, {"imgsz": config.model.imgsz, "data": config.data.path})
 
-    def load(self, path: Path) -> Any:
-        """A network from its checkpoint."""
+    def load(self, path: Path, trust: bool | None = None) -> Any:
+        """A network from its checkpoint; ``trust`` None: it was made of the run's model, and is trusted as that is."""
         from pruning.models import load_model
 
-        return load_model(path)
+        return load_model(path, self._config.model.trust_checkpoint if trust is None else trust)
 
     @property
     def measures_here(self) -> bool:
@@ -131,7 +131,9 @@ class PruningTools:
         energy = "energy_j" in self._config.search.objectives
         return Measured({**found, "energy_j": self._energy(model)} if energy else found)
 
-    def train_native(self, path: str, folder: Path, on_epoch: OnEpoch | None = None) -> tuple[Tuned, str]:
+    def train_native(
+        self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False
+    ) -> tuple[Tuned, str]:
         """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
         from pruning.finetune import FinetuneSettings
         from pruning.native import train_native
@@ -150,7 +152,8 @@ class PruningTools:
             evaluation_batch=config.data.batch,
         )
         as_one = is_single_class(self.baseline)
-        result = train_native(path, config.data.path, settings, folder, self.device, self._gate, on_epoch, as_one)
+        data, device, gate = config.data.path, self.device, self._gate
+        result = train_native(path, data, settings, folder, device, gate, on_epoch, as_one, trust)
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -103,6 +103,7 @@ def _few(ids: Sequence[str]) -> str | None:
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: as the run]")
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
+@click.option("--trust-checkpoint", is_flag=True, help="Load natives that name unusual things; runs what they say.")
 @address_option
 @place_options
 @format_option
@@ -116,6 +117,7 @@ def finetune(
     epochs: int | None,
     distill: bool | None,
     gpus_per_pick: int | None,
+    trust_checkpoint: bool,
     address: str | None,
     form: str,
     **values: Any,
@@ -140,6 +142,7 @@ def finetune(
     if config != before:
         save_run_config(folder, config)  # the next command finds them there
     given = {"epochs": epochs, "distill": distill, "gpus_per_pick": gpus_per_pick}
+    given["trust_checkpoint"] = trust_checkpoint or None
     changed = {name: value for name, value in given.items() if value is not None}
     config = build_config(merge(config.model_dump(mode="json"), {"finetune": changed}), "the options")
     if address is not None:

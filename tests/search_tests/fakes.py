@@ -132,7 +132,7 @@ class FakeTools:
     def finetune_fully(self, model: Any, folder: Path, on_epoch: Any) -> Tuned:
         return self.finetune(model, folder, on_epoch, self.evaluate(model))
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, trust: bool | None = None) -> Any:
         return json.loads(path.read_text())
 
     def save(self, model: Any, path: Path) -> None:
@@ -151,7 +151,7 @@ class FakeTools:
             "speedup": speedup, "speedup_ci95": low_high,
         }  # fmt: skip
 
-    def train_native(self, path: str, folder: Path, on_epoch: Any) -> tuple[Tuned, str]:
+    def train_native(self, path: str, folder: Path, on_epoch: Any, trust: bool = False) -> tuple[Tuned, str]:
         on_epoch(1, {"map50_95": 0.4})
         return Tuned({"native": 0.5}, 2, 1, {}, {}), "as pretended"
 
