@@ -47,7 +47,7 @@ class MeasuringJob:
     runtime: str
     half: bool
     cpu: bool
-    trust: bool
+    trust: bool = False
 
 
 def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[str, Any]:
