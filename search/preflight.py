@@ -321,14 +321,16 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
     from search.config import differing_keys
     from search.run_config import load_run_config
 
-    stored = load_run_config(folder)
+    stored = _decided(load_run_config(folder))
     if "objectives" not in config.search.model_fields_set:  # then they were not compared: see objectives_of
         usual = [name if name not in LABELS else DEFAULT for name in stored.search.objectives]
         if usual == config.search.objectives:
             config = config.model_copy(
                 update={"search": config.search.model_copy(update={"objectives": stored.search.objectives})}
             )
-    free = ("model.path", "data.path") if moved or is_identified(folder) else ()
+    # Weights and dataset are compared by what they hold, where the run knows it, or has measured nothing yet
+    unbound = moved or not folder.baseline.is_file() or is_identified(folder)
+    free = ("model.path", "data.path") if unbound else ()
     differing = [key for key in differing_keys(stored, config) if key not in free]
     if differing:
         key = differing[0]

@@ -15,7 +15,16 @@ from results.run_folder import RunFolder
 from search.cli import run
 from search.config import RunConfig, load_config
 from search.errors import ConfigError, RunFolderError, SearchError
-from search.identity import IDENTITY, ROWS_NAME, check_comparable, check_node, identity_of, keep_identity, weights_hash
+from search.identity import (
+    IDENTITY,
+    ROWS_NAME,
+    check_comparable,
+    check_node,
+    identity_of,
+    keep_identity,
+    placed,
+    weights_hash,
+)
 from search.preflight import measuring_threads, prepare
 from search.starts import read_other_run
 from tests.search_tests.fakes import make_config
@@ -152,6 +161,26 @@ def test_a_second_search_finds_the_moved_ones_by_itself(begun: RunFolder) -> Non
     settings["model"]["path"], settings["data"]["path"] = options["--model"], options["--data"]
     prepared = prepare(RunConfig.model_validate(settings), begun.path)
     assert prepared.config.data.path == options["--data"]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_run_that_does_not_know_its_dataset_stays_where_it_was_begun(
+    measured: bool, begun: RunFolder, tmp_path: Path
+) -> None:
+    """A second search must not bring another one; before anything was measured, there is nothing to mix it with."""
+    before = config_of(begun).model_copy(update={"latency": make_config().latency})  # threads as the machine decides
+    before.save(begun.config)
+    options = moved(begun)
+    begun.write_baseline({name: value for name, value in begun.read_baseline().items() if name != IDENTITY})
+    if not measured:
+        begun.baseline.unlink()
+    config = placed(before, options["--model"], options["--data"])
+    if measured:
+        with pytest.raises(RunFolderError, match=r"already holds another configuration: `data.path` .* --data"):
+            prepare(config, begun.path)
+    assert prepare(config, begun.path, moved=True).config.data.path == options["--data"]
+    if not measured:
+        prepare(config, begun.path)
 
 
 def test_another_dataset_is_no_moved_one(begun: RunFolder, capsys: Captured) -> None:

@@ -92,6 +92,9 @@ def test_baseline_is_described_for_a_report(real_run: RunFolder) -> None:
     baseline = real_run.read_baseline()
     assert baseline["metrics"]["latency_ratio"] == 1.0
     assert baseline["environment"]["torch"]
+    assert {name: split["images"] for name, split in baseline["identity"]["dataset"]["splits"].items()} == {
+        "train": 48, "val": 24, "test": 20,
+    }  # fmt: skip
     assert {group["name"] for group in baseline["groups"]} <= {row["layer"] for row in baseline["layers"]}
 
 
