@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections import defaultdict
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from pruning.arrays import read_arrays
 from pruning.atomic import whole_file
 
 _TEXT = "text"
@@ -32,12 +32,7 @@ def load_labels(cache: Path) -> dict[str, Any]:
 
     Whether it fits the dataset the caller finds out by its `version` and `hash`.
     """
-    path = own_file(Path(cache))
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError(f"{path} unpacks to more than it holds")
-    with np.load(path, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
+    arrays = read_arrays(own_file(Path(cache)))
     found: dict[str, Any] = _decoded(json.loads(arrays.pop(_TEXT).tobytes()), arrays)
     return found
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pruning.arrays import read_arrays
 from results.atomic import write_bytes
 
 SCORES_NAME = "importance.npz"
@@ -30,13 +30,12 @@ def keep_scores(run: Path, made_from: Mapping[str, Any], scores: np.ndarray) -> 
 def kept_scores(run: Path, made_from: Mapping[str, Any]) -> np.ndarray | None:
     """The scores (class_count,) that the run keeps; None where it has none that follow from ``made_from``."""
     try:
-        # Read whole first: where numpy cannot read a torn file, it leaves it open.
-        with np.load(io.BytesIO((run / SCORES_NAME).read_bytes()), allow_pickle=False) as content:
-            same = str(content["made_from"]) == _text(made_from)
-            scores: np.ndarray = content["scores"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = read_arrays(run / SCORES_NAME)
+        same = str(content["made_from"]) == _text(made_from)
+        scores = content["scores"]
+    except (OSError, ValueError, KeyError):
         return None  # they can be computed again
-    return scores if same else None
+    return scores if same and scores.ndim == 1 and scores.dtype.kind == "f" else None
 
 
 def _text(made_from: Mapping[str, Any]) -> str:

@@ -257,3 +257,20 @@ def test_our_own_checkpoints_hold_no_class_of_ours(tmp_path: Path) -> None:
     save_checkpoint(tiny_model(), tmp_path / "own.pt")
     known = {"torch", "ultralytics", "collections", "__builtin__"}
     assert {name.split(".")[0] for name in pickled_classes(tmp_path / "own.pt")} <= known
+
+
+def test_embeddings_beside_a_dataset_are_tensors_or_nothing(tmp_path: Path) -> None:
+    """Ultralytics' trainers of text-prompted networks unpickle what lies beside the images."""
+    from ultralytics.models.yolo.world import train as of_worlds
+    from ultralytics.models.yolo.yoloe import train as of_prompts
+
+    target = tmp_path / "made"
+    evil = zipped(hostile.running(str(target))["reduce"], tmp_path / "text_embeddings_clip_ViT-B_32.pt")
+    good = tmp_path / "good.pt"
+    torch.save({"a cat": torch.ones(3)}, good)
+    for trainers in (of_worlds, of_prompts):
+        with quiet_ultralytics():
+            with pytest.raises(RefusedNameError):
+                trainers.torch_load(evil, map_location="cpu")
+            assert torch.equal(trainers.torch_load(good, map_location="cpu")["a cat"], torch.ones(3))
+    assert not target.exists()
