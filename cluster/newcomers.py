@@ -5,6 +5,7 @@ A node that lacks the dataset would otherwise fail one trial after the other, fa
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +40,7 @@ class Newcomers:
         self._looks: dict[str, threading.Thread] = {}
         self._holders: dict[str, Any] = {}
         self._over = threading.Event()
+        self._said: set[tuple[str, str]] = set()
         self._data, self._run, self._say = data, run, say
 
     def admitted(self, info: ClusterInfo) -> ClusterInfo:
@@ -65,25 +67,31 @@ class Newcomers:
         return node.cpus >= self._trial.cpus and node.gpus >= self._trial.gpus
 
     def _look(self, node: Node) -> None:
-        """Until it is ready or gone. What is wrong with it is said once."""
-        said = False
+        """Until it is ready or gone. What is wrong with it is said once, also where it leaves and joins again."""
         while not self._over.is_set():
             try:
                 found = check_nodes(self._data, self._run, lambda entry: entry["NodeID"] == node.id)
             except NodeError as error:
-                if not said:
-                    self._say(f"a node joined and is left out until it is ready: {error}")
-                said = True
+                self._say_once(node, f"a node joined and is left out until it is ready: {error}")
                 self._over.wait(LOOK_AGAIN_SECONDS)
                 continue
             except Exception as error:  # noqa: BLE001  the node is lost, or the cluster: the sweep must not be
-                self._say(f"{node.name} joined and could not be looked at ({str(error)[:100]}); it is left out")
+                self._say_once(
+                    node, f"{node.name} joined and could not be looked at ({str(error)[:100]}); it is left out"
+                )
                 return
             if found:
                 self._say(f"{node.name} joined: {node.cpus} CPUs, {node.gpus} GPUs")
                 self._let_go(node.id)
                 self._ready.add(node.id)
             return
+
+    def _say_once(self, node: Node, line: str) -> None:
+        """Figures aside: while a dataset is copied there, the number of its files would be news every time."""
+        key = (node.name, re.sub(r"\d+", "", line))
+        if key not in self._said:
+            self._said.add(key)
+            self._say(line)
 
     def _let_go(self, node: str) -> None:
         import ray
