@@ -10,13 +10,14 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.code import package_directories
 from cluster.environment import usable_cpus
 from cluster.errors import ClusterError, RayUnreachableError
+from cluster.ray_patience import PATIENCE, noticing_deaths
 from cluster.ray_place import RayPlace
 from cluster.ray_watch import RayWatch
 from cluster.resources import ClusterInfo, Node
@@ -28,13 +29,6 @@ LOCAL = "local"
 # Weights and records travel as files; what goes through Ray is small, and a container's /dev/shm often is, too.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _ANSWER_SECONDS = 5.0
-# How long Ray waits for its own processes: 30 s as it comes, which a busy machine exceeds (a raylet that was held up
-# for 45 s was given up after 33 s; with these it came up).
-PATIENCE = {
-    "RAY_gcs_server_port_wait_time_s": "300",
-    "RAY_raylet_start_wait_time_s": "300",
-    "RAY_agent_register_timeout_ms": "300000",
-}
 _connected_to: str | None = None  # by this module; a connection somebody else made is used as it is
 _place: RayPlace | None = None
 _watch: RayWatch | None = None
@@ -104,7 +98,7 @@ def connect(
             )
         runtime = _travelling(variables)
     try:
-        with own_sigterm(), nullcontext() if wanted == LOCAL else muted():
+        with own_sigterm(), noticing_deaths() if wanted == LOCAL else muted():
             ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
         _watch = _watch_of(ray, wanted, stuck)
     except Exception as error:  # Ray raises a bare one where its processes do not come up in time

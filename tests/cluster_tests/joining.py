@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.ray_start import PATIENCE
+from cluster.ray_patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "5" * 32

@@ -14,16 +14,17 @@ import pytest
 
 from cluster import ray_start
 from cluster.errors import ClusterError
+from cluster.ray_patience import PATIENCE
 from cluster.ray_place import TOKEN_VARIABLES
 from cluster.resources import ClusterInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh driver: a process talks to one Ray only, and the test run's own is taken."""
     paths = {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | paths | environment
     )
@@ -102,7 +103,7 @@ def test_ray_knows_the_variables_that_make_it_patient() -> None:
 
     folder = Path(ray.__file__).parent
     core = (folder / "_raylet.so").read_bytes() + (folder / "_private" / "node.py").read_bytes()
-    assert [name for name in ray_start.PATIENCE if name.encode() not in core] == []
+    assert [name for name in PATIENCE if name.encode() not in core] == []
 
 
 @pytest.mark.slow
@@ -113,6 +114,35 @@ def test_a_ray_that_cannot_start_is_one_line() -> None:
     (line,) = done.stdout.splitlines()
     assert line.startswith("Ray must be reachable at local, but ")
     assert line.endswith("check free memory and the disk space below the temporary directory")
+
+
+STILLBORN = """
+import sys, threading, time
+import psutil
+from cluster.ray_start import connect
+killed = []
+def kill():
+    while not killed:
+        for child in psutil.Process().children():
+            if child.name() == sys.argv[1]:
+                child.kill()
+                killed.append(time.monotonic())
+        time.sleep(0.02)
+threading.Thread(target=kill, daemon=True).start()
+try:
+    connect()
+except ValueError as error:
+    print(round(time.monotonic() - killed[0]), error)
+"""
+
+
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_ray_whose_process_ends_while_it_starts_is_not_waited_for(process: str) -> None:
+    """Ray itself waits as long for a dead one as for a slow one."""
+    (line,) = run_python(STILLBORN, process).stdout.splitlines()
+    seconds, _, said = line.partition(" ")
+    assert said.startswith(f"Ray must be reachable at local, but its process {process} ended while it started")
+    assert int(seconds) < 30
 
 
 # Started where Ray's sockets have no room and its token no home; then one of its processes is killed.

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from cluster.ray_start import PATIENCE
+from cluster.ray_patience import PATIENCE
 from results.records import TrialRecord, TrialState
 from results.run_folder import RunFolder
 from tests.fault_tests.drivers import ROOT, Nursery

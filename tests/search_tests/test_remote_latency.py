@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ray_start import PATIENCE
+from cluster.ray_patience import PATIENCE
 from cluster.resources import ClusterInfo
 from pruning.builtin import BASELINE
 from pruning.errors import PruningError
