@@ -321,7 +321,7 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
     from search.config import differing_keys
     from search.run_config import load_run_config
 
-    stored = _decided(load_run_config(folder))
+    stored, config = _decided(load_run_config(folder)), _decided(config)
     if "objectives" not in config.search.model_fields_set:  # then they were not compared: see objectives_of
         usual = [name if name not in LABELS else DEFAULT for name in stored.search.objectives]
         if usual == config.search.objectives:
