@@ -24,7 +24,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pruning.elementwise import is_activation
-from pruning.passes import passes_of
+from pruning.errors import ModelError
+from pruning.passes import Pass, passes_of
 from pruning.trace_ops import HANDLERS, handle_unlisted
 
 FIXED = -1  # the atom of a channel nobody may remove (the image's, or one behind an unknown operation)
@@ -169,8 +170,10 @@ def trace(model: nn.Module) -> ChannelTracer:
 
     Args:
         model: an Ultralytics task model with the block list `model.model`; it is not touched.
+
+    Raises ModelError, one line, for a network that does not run by itself either.
     """
-    model = copy.deepcopy(model).float().cpu()
+    given, model = model, copy.deepcopy(model).float().cpu()
     head = f"model.{len(model.model) - 1}"  # type: ignore[arg-type]
     tracer = ChannelTracer(model, head)
     _watch_modules(model, tracer)
@@ -180,11 +183,23 @@ def trace(model: nn.Module) -> ChannelTracer:
     with torch.no_grad():
         for each in passes_of(model):
             model.train(each.training)
-            with tracer:
-                output = each.run(model, image.clone())
+            try:
+                with tracer:
+                    output = each.run(model, image.clone())
+            except Exception:
+                _refuse_broken(copy.deepcopy(given).float().cpu().train(each.training), each, image)
+                raise
             with tracer.module(head):
                 _freeze_outputs(tracer, output)
     return tracer
+
+
+def _refuse_broken(model: nn.Module, each: Pass, image: torch.Tensor) -> None:
+    try:
+        each.run(model, image)
+    except Exception as error:  # noqa: BLE001  a file's layers may say anything about themselves
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ModelError(f"the network must run on an image of {_TRACE_SIZE} pixels, but it does not ({why})") from None
 
 
 def _freeze_outputs(tracer: ChannelTracer, output: Any) -> None:

@@ -24,6 +24,7 @@ import pruning
 from pruning.checkpoints import pickled_classes, save_checkpoint
 from pruning.errors import ModelError, RefusedNameError
 from pruning.export import export_model
+from pruning.layers import build_layer_table
 from pruning.models import load_model
 from pruning.pickle_bounds import check_bounds
 from pruning.quiet import quiet_ultralytics
@@ -274,3 +275,25 @@ def test_embeddings_beside_a_dataset_are_tensors_or_nothing(tmp_path: Path) -> N
                 trainers.torch_load(evil, map_location="cpu")
             assert torch.equal(trainers.torch_load(good, map_location="cpu")["a cat"], torch.ones(3))
     assert not target.exists()
+
+
+@pytest.mark.parametrize("what", ["scale", "stride", "route", "parameters", "classes", "hook"])
+def test_a_network_that_cannot_run_is_one_line(what: str, tmp_path: Path) -> None:
+    """It loads: nothing but its numbers is wrong."""
+    model: Any = tiny_model()
+    if what == "scale":
+        model.model[1].act = nn.Upsample(scale_factor=1e6)
+    elif what == "stride":
+        model.model[1].conv.stride = (0, 0)
+    elif what == "route":
+        model.model[2].f = 10**9
+    elif what == "parameters":
+        model.model[1].conv._parameters = {}
+    elif what == "classes":
+        model.model[-1].nc = 10**12
+    else:
+        model.model[1]._forward_hooks = {0: "hook"}
+    torch.save({"model": model}, tmp_path / "odd.pt")
+    with pytest.raises(ModelError, match="but it does not") as caught:
+        build_layer_table(load_model(tmp_path / "odd.pt"))
+    assert "\n" not in str(caught.value)
