@@ -59,7 +59,7 @@ class ImageSizeType(click.ParamType):
         if len(sides) not in (1, 2):
             pair = ", or HEIGHT,WIDTH" if self._pair else ""
             self.fail(f"a side in pixels is needed{pair}, got {value}")
-        size = sides[0] if len(sides) == 1 else (sides[0], sides[1])
+        size = sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
         try:
             check_image_size(size)
         except PruningError as error:
