@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise
     fsync_directory(path.parent)
     return path
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is a file that is being written, or that a killed writer left behind."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left in `folder` itself; for whoever alone writes there."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _default_mode() -> int:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from results.atomic import remove_temporaries
+
 CLAIM_NAME = "worker.lock"
 POLL_SECONDS = 0.5
 GIVE_UP_SECONDS = 1800.0
@@ -39,6 +41,7 @@ def claimed(folder: Path, waiting: Callable[[str], None] = lambda holder: None) 
             _wait(handle, folder)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+        remove_temporaries(folder)
         yield
     finally:
         os.close(handle)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from results.atomic import remove_temporaries
 from search.errors import RunFolderError
 
 LOCK_NAME = "driver.lock"
@@ -63,6 +64,7 @@ class DriverLock:
         self._handle = handle
         self._driver = Driver(platform.node(), os.getpid(), time.time())
         self._write(beat=0)
+        remove_temporaries(self._path.parent)
         threading.Thread(target=self._keep_beating, daemon=True).start()
         return self
 

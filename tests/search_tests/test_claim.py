@@ -74,3 +74,13 @@ def test_storage_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fcntl, "lockf", none)
     with claimed(tmp_path, lambda holder: pytest.fail("waited")):
         pass
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one_to_work_there(tmp_path: Path) -> None:
+    (tmp_path / ".pruned.pt.ab12.tmp").write_bytes(b"half")
+    (tmp_path / "pruned.pt").write_bytes(b"whole")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".pruned.pt.cd34.tmp").write_bytes(b"another's")
+    with claimed(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["pruned.pt", "sub", claim.CLAIM_NAME]
+    assert (tmp_path / "sub" / ".pruned.pt.cd34.tmp").exists()

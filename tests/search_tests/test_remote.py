@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from results.atomic import write_bytes
 from results.run_folder import RunFolder
 from search.cli import cli
 from search.config import RunConfig
-from search.courier import Courier
+from search.courier import Courier, carried, start_courier
 from search.errors import RunFolderError
 from search.joined import with_model_brought_along
 from search.preflight import Prepared, check_run_folder, existing_run
 from search.remote import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
 from search.sweep import run_sweep
+from search.worker import WorkerContext
 from tests.search_tests.fakes import make_config, make_prepared, make_space, quick_tools
 
 
@@ -198,3 +202,41 @@ def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(mo
     alone = joined.FollowingSlots(make_config(**{"resources.parallel": 9}), TrialResources(1, 0.5, 4))
     alone.close()
     assert len(asked) == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_worker_made_is_home_before_it_ends_and_another_node_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pick = tmp_path / "run", "selected/t0"
+    run.mkdir()
+    context = WorkerContext(
+        make_config().model_dump(mode="json"), str(run), 1, 0.0, quick_tools, courier=start_courier(run)
+    )
+    with suppress(KeyboardInterrupt), carried(context, [], [pick]) as here:
+        there = here.folder.path / pick
+        write_bytes(there / "finetune_state.pt", b"epoch 1")
+        write_bytes(there / "tuned.json", b"{}")
+        (there / ".best.pt.ab.tmp").write_bytes(b"half")
+        wait_for(run / pick / "finetune_state.pt", b"epoch 1")
+        write_bytes(there / "finetune_state.pt", b"epoch 2")
+        wait_for(run / pick / "finetune_state.pt", b"epoch 2")
+        assert sorted(files(run)) == [f"{pick}/finetune_state.pt"], "what says that it is done comes last"
+        (there / "tuned.json").unlink()
+        raise KeyboardInterrupt
+    monkeypatch.setattr("search.courier._SCRATCH", {})  # as on another node
+    with carried(context, [], [pick]) as here:
+        there = here.folder.path / pick
+        assert (there / "finetune_state.pt").read_bytes() == b"epoch 2"
+        (there / "finetune_state.pt").unlink()
+        write_bytes(there / "best.pt", b"weights")
+        write_bytes(there / "tuned.json", b"{}")
+    assert files(run) == {f"{pick}/best.pt": b"weights", f"{pick}/tuned.json": b"{}"}
+    assert not files(here.folder.path)
+
+
+def wait_for(path: Path, content: bytes) -> None:
+    end = time.monotonic() + 60
+    while not path.is_file() or path.read_bytes() != content:
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.05)
