@@ -276,7 +276,9 @@ def _refuse_names(value: Any) -> None:
     import torch
 
     if isinstance(value, _Name):
-        if not isinstance(getattr(torch, value.full.removeprefix("torch."), None), torch.dtype):
+        if value.full != _OF_CLIP and not isinstance(
+            getattr(torch, value.full.removeprefix("torch."), None), torch.dtype
+        ):
             raise _Refused(f"keeps {value.full}", value.full)
     elif isinstance(value, _Tuple):
         for item in value.items:
@@ -323,6 +325,11 @@ def _is_empty_hooks(value: Any) -> bool:
     return _is_box(value, "collections.OrderedDict") and not value.children
 
 
+def _is_state(value: Any) -> bool:
+    """Attributes of a tensor, set one by one."""
+    return _is_box(value, "dict", "collections.OrderedDict") and not value.has_magic
+
+
 def _texts(_: _Machine, arguments: list[Any]) -> bool:
     return all(isinstance(item, str) for item in arguments)
 
@@ -361,6 +368,7 @@ def _parameter(_: _Machine, arguments: list[Any]) -> bool:
         and _is_box(arguments[0], *_TENSORS)
         and isinstance(arguments[1], bool)
         and _is_empty_hooks(arguments[2])
+        and all(_is_state(item) for item in arguments[3:])
     )
 
 
@@ -369,7 +377,7 @@ def _typed_tensor(machine: _Machine, arguments: list[Any]) -> bool:
     names = [item.full if isinstance(item, _Name) else "" for item in arguments[:2]]
     if len(arguments) != 4 or names[1] not in _TENSOR_TYPES or not isinstance(arguments[2], _Tuple):
         return False
-    return names[0] in _TENSORS and CALLS[names[0]](machine, arguments[2].items)
+    return _is_state(arguments[3]) and names[0] in _TENSORS and CALLS[names[0]](machine, arguments[2].items)
 
 
 def _forward(_: _Machine, arguments: list[Any]) -> bool:
@@ -392,6 +400,7 @@ def _number_type(_: _Machine, arguments: list[Any]) -> bool:
     return bool(arguments) and arguments[0] in _NUMBER_TYPES and all(isinstance(item, int) for item in arguments[1:])
 
 
+_OF_CLIP = "clip.clip._convert_image_to_rgb"  # in the preparation of images that a world model's text encoder carries
 _INTERPOLATION = "torchvision.transforms.functional.InterpolationMode"
 _NUMBER_TYPES = {f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8)} | {"b1"}
 _TENSOR_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")

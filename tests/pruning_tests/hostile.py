@@ -134,6 +134,9 @@ def past_the_allow_list(folder: Path, target: str) -> dict[str, bytes]:
         + name("ultralytics.nn.tasks.WorldModel") + text("get_text_pe") + b"\x86R" + name("torch.Tensor") + b"(tNtR.",
         "a class as a hook": TWO + name("torch.nn.modules.activation.SiLU") + b")\x81}" + text("_forward_hooks")
         + b"}K\x00" + name("ultralytics.nn.modules.block.TorchVision") + b"ssb.",
+        "magic of a parameter": TWO + name("torch._utils._rebuild_parameter_with_state") + b"("
+        + tensor(1, b"K\x01\x85", b"K\x01\x85") + b"\x88" + name("collections.OrderedDict") + b")R}"
+        + text("__class__") + b"Ns" + b"tR.",
         "memory by a number": TWO + name("builtins.bytearray") + b"\x8a\x05\x00\x00\x00\x00\x02\x85R.",
         "memory by a layer": TWO + name("torch.nn.modules.conv.Conv2d") + b"M\xff\xffM\xff\xffK\x03\x87R.",
         "memory by strides": TWO + b"}" + text("model")

@@ -35,7 +35,8 @@ from tests.pruning_tests.masking import build
 from tests.pruning_tests.tiny import tiny_model
 
 RUNNING = list(hostile.running(""))
-PAST = ["another file", "a download", "a method", "a class as a hook", "memory by a number", "memory by a layer",
+PAST = ["another file", "a download", "a method", "a class as a hook", "magic of a parameter",
+        "memory by a number", "memory by a layer",
         "memory by strides", "a storage that lies", "state of a loop", "hash bomb", "hash bomb in a set",
         "hash bomb as a storage", "deep key", "deep tuple", "deep lists", "deep from the top", "numbers of one hash",
         "numpy object", "numpy type that lies", "numpy size that lies", "more than any network",
