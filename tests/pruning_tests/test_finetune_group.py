@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from pruning.errors import NonFiniteError, PruningError
@@ -32,9 +33,16 @@ def pruned() -> nn.Module:
 
 
 def one_image_many_times(root: Path) -> str:
-    """Eight times the same image: whatever two processes are given, together they see what one alone would."""
+    """Eight times the same image: whatever two processes are given, together they see what one alone would.
+
+    A JPEG with bytes after its end, which Ultralytics by itself would rewrite.
+    """
     data = shapes_dataset(root, train=1, val=1, size=64)
-    for folder, suffix in (("images", "png"), ("labels", "txt")):
+    first = root / "images" / "train" / "0.png"
+    Image.open(first).save(first.with_suffix(".jpg"), quality=95)
+    first.with_suffix(".jpg").write_bytes(first.with_suffix(".jpg").read_bytes() + b"\0\0")
+    first.unlink()
+    for folder, suffix in (("images", "jpg"), ("labels", "txt")):
         for copy in range(1, 8):
             shutil.copyfile(root / folder / "train" / f"0.{suffix}", root / folder / "train" / f"{copy}.{suffix}")
     return str(data)
@@ -53,7 +61,14 @@ def test_two_processes_are_one_with_the_doubled_batch(pruned: nn.Module, tmp_pat
         return False
 
     alone = finetune(pruned, data, settings, tmp_path / "alone")
+    caches = list((tmp_path / "data").rglob("*.npz"))
+    assert len(caches) == 2
+    for cache in caches:
+        cache.unlink()  # the group's processes read the images anew
     together = finetune(pruned, data, settings, tmp_path / "together", device="cpu,cpu", on_epoch=listen)
+    images = list((tmp_path / "data" / "images" / "train").iterdir())
+    assert len(images) == 8
+    assert all(image.read_bytes().endswith(b"\xff\xd9\0\0") for image in images)
     assert heard == [1, 2]
     assert widths(together.model) == widths(pruned)
     assert (together.epochs, together.lr) == (alone.epochs, alone.lr)
