@@ -143,7 +143,9 @@ def echo(text: str = "", newline: bool = True) -> None:
 
 def command_line(*words: object) -> str:
     """``paretoprune WORDS`` to be printed: pasted into a shell, it is these words whatever signs a path holds."""
-    return shlex.join(["paretoprune", *map(str, words)])
+    from search.remote import address_of
+
+    return shlex.join(["paretoprune", *(address_of(word) if isinstance(word, Path) else str(word) for word in words)])
 
 
 def unbroken(text: str) -> str:

@@ -41,8 +41,13 @@ def is_uri(text: str) -> bool:
 
 def remote_of(run: Path) -> RemoteRun | None:
     """The store that a folder mirrors; None for an ordinary run folder."""
+    return RemoteRun(address_of(run)) if (run / MARK).is_file() else None
+
+
+def address_of(run: Path) -> str:
+    """What names a run on every machine: the address of what the folder mirrors, an ordinary folder's own path."""
     mark = run / MARK
-    return RemoteRun(json.loads(mark.read_text(encoding="utf-8"))["uri"]) if mark.is_file() else None
+    return str(json.loads(mark.read_text(encoding="utf-8"))["uri"]) if mark.is_file() else str(run)
 
 
 class RemoteRun:

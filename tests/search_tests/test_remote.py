@@ -19,6 +19,7 @@ from search.config import RunConfig
 from search.courier import Courier, carried, start_courier
 from search.errors import RunFolderError
 from search.joined import with_model_brought_along
+from search.output import command_line
 from search.preflight import Prepared, check_run_folder, existing_run
 from search.remote import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
 from search.sweep import run_sweep
@@ -62,6 +63,7 @@ def test_what_is_sent_comes_back_elsewhere(
     assert (here / "trials.jsonl").read_text() == "{}\n{}\n", "what was not sent yet is kept"
     assert RemoteRun(address).push() == 1
     assert remote_of(here).uri == address  # type: ignore[union-attr]
+    assert command_line("resume", here, 7) == f"paretoprune resume {address} 7"  # not the mirror: any machine may
     assert remote_of(tmp_path) is None
 
 
