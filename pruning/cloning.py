@@ -45,10 +45,16 @@ class Narrowed:
             self._replace(tensor, channels)
         self._sizes.append((norm, {"num_features": len(channels)}))
 
-    def linear(self, linear: Any, inputs: torch.Tensor) -> None:
-        """Keep these inputs of a linear layer."""
-        self._replace(linear.weight, None, inputs)
-        self._sizes.append((linear, {"in_features": len(inputs)}))
+    def linear(self, linear: Any, outputs: torch.Tensor | None, inputs: torch.Tensor | None) -> None:
+        """Keep these outputs and inputs of a linear layer (None: all)."""
+        self._replace(linear.weight, outputs, inputs)
+        self._replace(linear.bias, outputs)
+        sizes = {} if outputs is None else {"out_features": len(outputs)}
+        self._sizes.append((linear, sizes if inputs is None else sizes | {"in_features": len(inputs)}))
+
+    def vector(self, tensor: torch.Tensor, channels: torch.Tensor, dim: int) -> None:
+        """Keep these channels of a parameter or buffer that has them along one dimension."""
+        self._replace(tensor, *(*(None,) * dim, channels))
 
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
         """Set an attribute by which a module's forward pass knows a width."""
@@ -62,13 +68,13 @@ class Narrowed:
             vars(memo[id(module)]).update(sizes)
         return copied
 
-    def _replace(
-        self, tensor: torch.Tensor | None, rows: torch.Tensor | None, columns: torch.Tensor | None = None
-    ) -> None:
-        if tensor is None or (rows is None and columns is None):
+    def _replace(self, tensor: torch.Tensor | None, *kept: torch.Tensor | None) -> None:
+        """Cut a tensor to what is kept along its first dimensions (None: all)."""
+        if tensor is None or all(indices is None for indices in kept):
             return
-        cut = tensor if rows is None else tensor.index_select(0, rows)
-        cut = cut if columns is None else cut.index_select(1, columns)
+        cut = tensor
+        for dim, indices in enumerate(kept):
+            cut = cut if indices is None else cut.index_select(dim, indices)
         is_parameter = type(tensor) is nn.Parameter  # `isinstance` takes as long as the cut
         self._replaced[id(tensor)] = nn.Parameter(cut.detach(), tensor.requires_grad) if is_parameter else cut
 

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pruning.cloning import clone
 from pruning.elementwise import value_at_zero
 from pruning.errors import ModelError, NotEquivalentError, first_line
+from pruning.models import input_channels
 from pruning.passes import Pass, passes_of
 from pruning.quiet import preserved_random_state
 
@@ -106,7 +107,7 @@ class EquivalenceCheck:
     def _setting(self) -> tuple[torch.Tensor, float]:
         """Images (noise, smooth shapes) of the smallest size and highest precision that fit, and the tolerance."""
         generator = torch.Generator().manual_seed(0)
-        channels = next(m.in_channels for m in self._model.modules() if isinstance(m, nn.Conv2d))
+        channels = input_channels(self._model)
         problem: Exception | None = None
         for size, dtype in itertools.product(self._sizes, (torch.float64, torch.float32)):
             noise = torch.rand(1, channels, size, size, generator=generator)

@@ -66,10 +66,11 @@ class NormGeometry:
 
 @dataclass(frozen=True)
 class LinearGeometry:
-    """One linear layer: the features it reads, and how many it writes."""
+    """One linear layer: the features it reads and writes."""
 
     inputs: Channels
-    outputs: int
+    outputs: Channels
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class NetworkGeometry:
     convs: tuple[ConvGeometry, ...]
     norms: tuple[NormGeometry, ...]
     linears: tuple[LinearGeometry, ...]
+    vectors: tuple[Channels, ...] = ()  # further parameters with a number per channel
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -102,7 +104,8 @@ class NetworkGeometry:
                     for c in data["convs"]
                 ),
                 norms=tuple(NormGeometry(_channels(n["channels"]), int(n["pixels"])) for n in data["norms"]),
-                linears=tuple(LinearGeometry(_channels(x["inputs"]), int(x["outputs"])) for x in data["linears"]),
+                linears=tuple(_linear(x) for x in data["linears"]),
+                vectors=tuple(_channels(v) for v in data.get("vectors", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
@@ -159,15 +162,17 @@ class NetworkGeometry:
         outputs, _ = self.widths(shares)
         kept = _with_fixed(shares)
         biases = outputs @ np.array([c.bias for c in self.convs], dtype=np.float64)
-        linear = kept @ self._linear_weights
         norms = _NORM_WEIGHTS * np.rint(kept @ self._norms.T).sum(axis=1)
-        return np.asarray(self.weights(shares).sum(axis=1) + biases + norms + np.rint(linear))
+        features = np.rint(kept @ self._features.T) @ np.array([x.bias for x in self.linears], dtype=np.float64)
+        vectors = np.rint(kept @ _counts(self.vectors, len(self.groups)).T).sum(axis=1)
+        linear = self._linear_weights(kept) + features
+        return np.asarray(self.weights(shares).sum(axis=1) + biases + norms + linear + vectors)
 
     def _operations(self, shares: FloatArray) -> FloatArray:
         kept = _with_fixed(shares)
         places = np.array([n.pixels for n in self.norms], dtype=np.float64)
         norms = _NORM_OPERATIONS * np.rint(kept @ self._norms.T) @ places
-        return np.asarray(2 * self.macs(shares).sum(axis=1) + norms + 2 * kept @ self._linear_weights)
+        return np.asarray(2 * self.macs(shares).sum(axis=1) + norms + 2 * self._linear_weights(kept))
 
     @cached_property
     def _group_of(self) -> dict[str, int]:
@@ -190,10 +195,19 @@ class NetworkGeometry:
         return _counts([n.channels for n in self.norms], len(self.groups))
 
     @cached_property
-    def _linear_weights(self) -> FloatArray:
-        """Weights of all linear layers that belong to each group, the fixed ones last, shape (groups + 1,)."""
-        counts = _counts([x.inputs for x in self.linears], len(self.groups))
-        return np.asarray(np.array([x.outputs for x in self.linears], dtype=np.float64) @ counts)
+    def _features(self) -> FloatArray:
+        return _counts([x.outputs for x in self.linears], len(self.groups))
+
+    def _linear_weights(self, kept: FloatArray) -> FloatArray:
+        """Weights of all linear layers together, shape (plans,)."""
+        read = np.rint(kept @ _counts([x.inputs for x in self.linears], len(self.groups)).T)
+        return np.asarray((read * np.rint(kept @ self._features.T)).sum(axis=1))
+
+
+def _linear(data: Mapping[str, Any]) -> LinearGeometry:
+    outputs = data["outputs"]  # a number where nothing of it could be removed, as it was written once
+    written = ((FIXED, outputs),) if isinstance(outputs, int) else _channels(outputs)
+    return LinearGeometry(_channels(data["inputs"]), written, bool(data.get("bias", False)))
 
 
 def _channels(pairs: Sequence[Sequence[int]]) -> Channels:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruning.geometry import FIXED, Channels, ConvGeometry, GroupGeometry, LinearGeometry, NetworkGeometry, NormGeometry
 from pruning.layers import LayerTable
-from pruning.models import model_stats
+from pruning.models import input_channels, model_stats
 
 
 @dataclass
@@ -35,9 +35,8 @@ def positions(model: nn.Module, names: list[str], imgsz: int) -> dict[str, Posit
 
     for name in names:
         model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: see(name, i, o))  # type: ignore[misc]
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
-        model(torch.zeros(1, channels, imgsz, imgsz))
+        model(torch.zeros(1, input_channels(model), imgsz, imgsz))
     return found
 
 
@@ -52,6 +51,7 @@ def read_geometry(model: nn.Module, table: LayerTable, imgsz: int) -> NetworkGeo
         ids, counts = np.unique(group_of_class[classes], return_counts=True)
         return tuple(zip(ids.tolist(), counts.tolist(), strict=True))
 
+    own, counted = dict(model.named_parameters()), {*table.convs, *table.norms, *table.linears}
     seen = positions(model, [*table.convs, *table.norms], imgsz)
     nowhere = Positions()
     stats = model_stats(model, imgsz)
@@ -81,7 +81,10 @@ def read_geometry(model: nn.Module, table: LayerTable, imgsz: int) -> NetworkGeo
         convs=tuple(convs),
         norms=tuple(NormGeometry(channels(c), seen.get(n, nowhere).written) for n, c in table.norms.items()),
         linears=tuple(
-            LinearGeometry(channels(c), int(model.get_submodule(n).out_features))  # type: ignore[arg-type]
+            LinearGeometry(channels(c), channels(table.features[n]), model.get_submodule(n).bias is not None)
             for n, c in table.linears.items()
+        ),
+        vectors=tuple(
+            channels(c) for n, (_, c) in table.vectors.items() if n in own and n.rpartition(".")[0] not in counted
         ),
     )

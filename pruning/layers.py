@@ -17,7 +17,8 @@ import numpy as np
 from torch import nn
 from ultralytics.nn.modules.conv import Conv, ConvTranspose
 
-from pruning.trace import FIXED, ChannelTracer, trace
+from pruning.trace import ChannelTracer, trace
+from pruning.trace_labels import FIXED
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 ALWAYS = 0  # the class of every channel that is never removed
@@ -82,7 +83,11 @@ class LayerTable:
     groups: tuple[Group, ...]
     convs: dict[str, ConvChannels]  # by the convolution's name in the model, in execution order
     norms: dict[str, np.ndarray]
-    linears: dict[str, np.ndarray]
+    linears: dict[str, np.ndarray]  # inputs of linear layers
+    features: dict[str, np.ndarray]  # outputs of linear layers
+    vectors: dict[
+        str, tuple[int, np.ndarray]
+    ]  # other parameters and buffers with a number per channel: along which dim
     attributes: tuple[tuple[str, str, np.ndarray], ...]
     class_count: int
     layer_of: dict[str, str]  # convolution's name -> layer's name
@@ -118,9 +123,22 @@ class LayerTable:
 
 
 def build_layer_table(model: nn.Module) -> LayerTable:
-    """Trace a task model and group its channels. The model is not touched; takes a fraction of a second."""
+    """Trace a task model and group its channels. The model is not touched; takes a fraction of a second.
+
+    The network is traced twice, the second time narrower: what then reads other channels than the first trace says has
+    a width stored somewhere, and is frozen.
+    """
+    from pruning.trace_check import misread
+
     tracer = trace(model)
-    classes, frozen = _number_classes(tracer)
+    while True:
+        classes, frozen = _number_classes(tracer)
+        table = _table_of(model, tracer, classes, frozen)
+        if not misread(model, tracer, table, classes):
+            return table
+
+
+def _table_of(model: nn.Module, tracer: ChannelTracer, classes: np.ndarray, frozen: dict[int, str]) -> LayerTable:
     parts = _parts(tracer, classes)
     reasons = _spread_reasons(tracer, classes, parts, frozen)
     layer_of = _layer_names(model)
@@ -132,11 +150,13 @@ def build_layer_table(model: nn.Module) -> LayerTable:
         for n, c in tracer.convs.items()
     }
     return LayerTable(
-        layers=_rows(convs, groups, why, layer_of, widths),
+        layers=_rows(convs, groups, why, layer_of, widths, tracer.refused),
         groups=groups,
         convs=convs,
         norms={n: classes[a] for n, a in tracer.norms.items()},
         linears={n: classes[a] for n, a in tracer.linears.items()},
+        features={n: classes[a] for n, a in tracer.features.items()},
+        vectors={n: (v.dim, classes[v.atoms]) for n, v in tracer.vectors.items()},
         attributes=tuple((m, a, classes[atoms]) for m, a, atoms in tracer.attributes),
         class_count=int(classes.max()) + 1,
         layer_of=layer_of,
@@ -250,12 +270,13 @@ def _rows(
     why: dict[int, str],
     layer_of: dict[str, str],
     widths: dict[str, int],
+    refused: dict[str, str],
 ) -> tuple[Layer, ...]:
     group_of = {name: g.id for g in groups for name in g.layers}
     rows = []
     for conv, layer in layer_of.items():
         group = group_of.get(layer, -1)
-        reason = "" if group >= 0 else _why_not(convs.get(conv), why)
+        reason = "" if group >= 0 else refused.get(conv) or _why_not(convs.get(conv), why)
         rows.append(Layer(layer, _block(layer), group, widths[conv], group >= 0, reason))
     return tuple(rows)
 

@@ -114,6 +114,13 @@ def model_stats(model: nn.Module, imgsz: int) -> ModelStats:
     return ModelStats(params_m=parameters / 1e6, gflops=float(flops), size_mb=state * 4 / 1e6)
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a task model takes."""
+    yaml = getattr(model, "yaml", None)
+    stated = (yaml.get("channels") or yaml.get("ch")) if isinstance(yaml, dict) else None
+    return int(stated or next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3))
+
+
 def _first_line(error: Exception) -> str:
     text = " ".join(str(error).replace("❌", "").replace("️", "").split())
     return f"{type(error).__name__}: {text[:160]}"

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from pruning.evaluation_gate import nothing
 from pruning.layers import LayerTable
 from pruning.least_squares import Moments, solve_ridge
+from pruning.surgery import classes_from_kept
 
 _CHUNK = 4096  # positions observed at once
 _Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -175,10 +176,13 @@ def refit(
     images, samples = targets.images, targets.samples
     shared = _SharedSums()
 
+    stays = classes_from_kept(table, kept) if table.linears else np.zeros(0, dtype=bool)
+    features = {name: np.flatnonzero(stays[classes]).tolist() for name, classes in table.features.items()}
+
     def stop_at(name: str, layer: _Layer, source: torch.Tensor) -> None:
         if name not in missed:
             pause()
-            rows = list(kept[name]) if name in kept else slice(None)
+            rows = list(kept[name]) if name in kept else features.get(name, slice(None))
             sample = Sample(samples[name].places.to(device), samples[name].answers[:, rows].to(device))
             missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
 

@@ -165,8 +165,13 @@ def remove(model: nn.Module, table: LayerTable, stays: np.ndarray) -> nn.Module:
         if (kept := places(classes)) is not None:
             narrowed.norm(modules[name], kept)
     for name, classes in table.linears.items():
+        inputs, outputs = places(classes), places(table.features[name])
+        if inputs is not None or outputs is not None:
+            narrowed.linear(modules[name], outputs, inputs)
+    for name, (dim, classes) in table.vectors.items():
+        owner, _, attribute = name.rpartition(".")
         if (kept := places(classes)) is not None:
-            narrowed.linear(modules[name], kept)
+            narrowed.vector(getattr(modules[owner], attribute), kept, dim)
     for name, attribute, classes in table.attributes:
         narrowed.attribute(modules[name], attribute, int(stays[classes].sum()))
     return narrowed.copy_of(model)

@@ -10,6 +10,7 @@ from torch import nn
 from ultralytics.nn.modules.block import Attention
 
 from pruning.trace import ChannelTracer, ConvTrace
+from pruning.trace_labels import Label, State
 
 _QUERIES = "queries and keys keep their width, their product is scaled by it"
 Rule = Callable[[ChannelTracer, str, Any], Callable[..., Any]]
@@ -25,9 +26,10 @@ def attention(tracer: ChannelTracer, name: str, module: Any) -> Callable[[torch.
     heads, key, value = module.num_heads, module.key_dim, module.head_dim
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        atoms = tracer.labels(x)
+        atoms = tracer.labels(x, "attention")
         with torch._C.DisableTorchFunction():
             out: torch.Tensor = inner(x)
+        out._channel_seen = True  # type: ignore[attr-defined]
         qkv = tracer.conv(f"{name}.qkv.conv", module.qkv.conv.out_channels, atoms, x.shape[1])
         rows = qkv.outputs.reshape(heads, 2 * key + value)
         values = rows[:, 2 * key :]
@@ -55,11 +57,14 @@ def activation(tracer: ChannelTracer, name: str, module: Any) -> Callable[..., A
     inner = module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        atoms, version = tracer.labels(x), x._version
+        label, version = tracer.label_of(x), x._version
         with torch._C.DisableTorchFunction():
             out: torch.Tensor = inner(x)
-        unchanged = out is x and x._version == version  # an identity leaves a convolution's output what it is
-        return out if unchanged or atoms is None else tracer.label(out, atoms)
+        out._channel_seen = True  # type: ignore[attr-defined]
+        if label is None or (out is x and x._version == version):  # an identity leaves a convolution's output as it is
+            return out
+        tracer.put(out, Label(label.atoms, max(label.state, State.ZERO)))
+        return out
 
     return forward
 

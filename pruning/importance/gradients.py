@@ -96,6 +96,11 @@ def leaving(values: dict[str, torch.Tensor], model: nn.Module, table: LayerTable
         add(classes, values.get(f"{name}.bias"), 0)
     for name, classes in table.linears.items():
         add(classes, values[f"{name}.weight"], 1)
+        add(table.features[name], values[f"{name}.weight"], 0)
+        add(table.features[name], values.get(f"{name}.bias"), 0)
+    for name, (dim, classes) in table.vectors.items():
+        if name.rpartition(".")[0] not in {*table.convs, *table.norms, *table.linears}:
+            add(classes, values.get(name), dim)
     return total
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from pruning.errors import PruningError
 from pruning.evaluation_gate import torch_device
 from pruning.image_size import ImageSize, height_width
+from pruning.models import input_channels
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def image_channels(network: Network) -> int:
     """Channels of the images that a network takes."""
     if isinstance(network, OnnxFile):
         return network.channels
-    yaml = getattr(network, "yaml", None)
-    return int(yaml.get("channels", 3)) if isinstance(yaml, dict) else 3
+    return input_channels(network)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, RepConv
 
 from pruning.checkpoints import plain_copy
+from pruning.models import input_channels
 from pruning.plan import Plan
 from pruning.strategies.base import Outcome, Tune
 from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
@@ -122,8 +123,7 @@ def _overhead(model: nn.Module, cuts: Sequence[Cut], imgsz: int) -> dict[str, fl
     mappings: list[Any] = [model.get_submodule(f"{c.layer}.1") for c in cuts]
     for mapping in mappings:
         mapping.register_forward_hook(lambda m, _, out: operations.append(m.weight.numel() * out[0, 0].numel()))
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
-        model(torch.zeros(1, channels, imgsz, imgsz))
+        model(torch.zeros(1, input_channels(model), imgsz, imgsz))
     parameters = sum(p.numel() for m in mappings for p in m.parameters())
     return {"overhead_params_m": parameters / 1e6, "overhead_gflops": 2 * sum(operations) / 1e9}

@@ -98,5 +98,15 @@ def embed(model: nn.Module, table: LayerTable, stays: np.ndarray, pruned: nn.Mod
             getattr(norm, part)[kept(classes)] = getattr(pruned.get_submodule(name), part)
     for name, classes in table.linears.items():
         linear: Any = model.get_submodule(name)
-        linear.weight[:, kept(classes)] = pruned.get_submodule(name).weight
-        linear.bias.copy_(pruned.get_submodule(name).bias)
+        rows, narrow = kept(table.features[name]), pruned.get_submodule(name)
+        linear.weight[rows[:, None], kept(classes)] = narrow.weight
+        if linear.bias is not None:
+            linear.bias[rows] = narrow.bias
+    tensors, cut = tensors_of(model), tensors_of(pruned)
+    for name, (dim, classes) in table.vectors.items():
+        tensors[name].index_copy_(dim, kept(classes), cut[name])
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

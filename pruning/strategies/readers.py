@@ -11,6 +11,7 @@ from torch import nn
 
 from pruning.checkpoints import plain_copy
 from pruning.layers import LayerTable
+from pruning.models import input_channels
 
 _PROBE_SIZE = 128  # pixels
 
@@ -34,7 +35,7 @@ def _only_reader(model: nn.Module, table: LayerTable, conv: str) -> str | None:
     outputs = table.convs[conv].outputs
     if any(np.isin(outputs, other.outputs).any() for name, other in table.convs.items() if name != conv):
         return None
-    if any(np.isin(outputs, classes).any() for classes in table.linears.values()):
+    if any(np.isin(outputs, classes).any() for classes in (*table.linears.values(), *table.features.values())):
         return None
     readers = [n for n, other in table.convs.items() if n != conv and np.isin(outputs, other.inputs).any()]
     if len(readers) != 1 or not np.array_equal(table.convs[readers[0]].inputs, outputs):
@@ -68,7 +69,6 @@ def _arrivals(model: nn.Module, layers: dict[str, str], readers: set[str]) -> se
         model.get_submodule(layer).register_forward_hook(give(conv))
     for reader in readers:
         model.get_submodule(reader).register_forward_pre_hook(read(reader))
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
-        model(torch.zeros(1, channels, _PROBE_SIZE, _PROBE_SIZE))
+        model(torch.zeros(1, input_channels(model), _PROBE_SIZE, _PROBE_SIZE))
     return found

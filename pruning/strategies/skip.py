@@ -14,6 +14,7 @@ from pruning.cloning import clone
 from pruning.equivalence import set_mode
 from pruning.errors import first_line
 from pruning.layers import LayerTable
+from pruning.models import input_channels
 from pruning.plan import Plan
 from pruning.strategies.base import Outcome, Tune
 from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
@@ -96,8 +97,7 @@ def first_mismatch(model: nn.Module) -> str:
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
         module.register_forward_hook(lambda *_: void(inside.pop()))
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    image = torch.rand(1, channels, _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, input_channels(model), _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator().manual_seed(0))
     for training in (False, True):
         set_mode(model, training)  # one image of one position has no variance
         try:

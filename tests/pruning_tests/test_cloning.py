@@ -89,13 +89,13 @@ def test_narrower_tensors_take_the_place_of_the_old() -> None:
     narrowed.conv(model[0], torch.tensor([0, 2, 5]), torch.tensor([1, 3]), depthwise=False)
     narrowed.norm(model[1], torch.tensor([0, 2, 5]))
     narrowed.conv(model[2], torch.tensor([4]), torch.tensor([0, 2, 5]), depthwise=False)
-    narrowed.linear(model[3], torch.tensor([4]))
+    narrowed.linear(model[3], torch.tensor([1]), torch.tensor([4]))
     found: Any = narrowed.copy_of(model)
     assert torch.equal(found[0].weight, before[0].weight[[0, 2, 5]][:, [1, 3]])  # type: ignore[index]
     assert torch.equal(found[0].bias, before[0].bias[[0, 2, 5]])  # type: ignore[index]
     assert torch.equal(found[1].running_var, before[1].running_var[[0, 2, 5]])  # type: ignore[index]
     assert torch.equal(found[2].weight, before[2].weight[[0, 2, 5]][:, [4]])  # type: ignore[index]
-    assert torch.equal(found[3].weight, before[3].weight[:, [4]])  # type: ignore[index]
+    assert torch.equal(found[3].weight, before[3].weight[[1]][:, [4]])  # type: ignore[index]
     assert (found[0].in_channels, found[0].out_channels, found[1].num_features) == (2, 3, 3)
     assert (found[2].in_channels, found[2].out_channels, found[3].in_features) == (3, 1, 1)
     assert found[2](found[1](found[0](torch.rand(1, 2, 5, 5)))).shape == (1, 1, 4, 4)

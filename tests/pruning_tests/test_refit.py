@@ -181,7 +181,7 @@ def test_whatever_kind_of_layer_is_wrong_is_put_right(images: torch.Tensor, fami
 def test_a_batch_norm_that_follows_in_a_plain_sequence_takes_up_the_intercept(images: torch.Tensor) -> None:
     """RT-DETR's projections into its decoder: convolutions without bias, and no wrapper that names their norm."""
     network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), nn.SiLU()).eval()
-    table: Any = SimpleNamespace(convs={"0.0": None}, linears={})
+    table: Any = SimpleNamespace(convs={"0.0": None}, linears={}, features={})
     targets = record_targets(network, table, images, TIGHT)
     twin: Any = copy.deepcopy(network)
     with torch.no_grad():
