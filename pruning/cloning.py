@@ -11,6 +11,7 @@ import types
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,6 +56,11 @@ class Narrowed:
     def vector(self, tensor: torch.Tensor, channels: torch.Tensor, dim: int) -> None:
         """Keep these channels of a parameter or buffer that has them along one dimension."""
         self._replace(tensor, *(*(None,) * dim, channels))
+
+    def scale(self, module: Any, rows: np.ndarray, factor: float) -> None:
+        """Multiply these of the outputs that a batch norm or linear layer keeps."""
+        for tensor in (module.weight, module.bias):
+            self._replaced[id(tensor)][torch.from_numpy(rows)] *= factor
 
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
         """Set an attribute by which a module's forward pass knows a width."""

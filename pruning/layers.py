@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,6 +89,10 @@ class LayerTable:
         str, tuple[int, np.ndarray]
     ]  # other parameters and buffers with a number per channel: along which dim
     attributes: tuple[tuple[str, str, np.ndarray], ...]
+    scalings: tuple[tuple[str, np.ndarray, np.ndarray, float], ...]
+    """(batch norm or linear layer, classes that it gives, others, power): what it gives of these classes is to be
+    multiplied by the share of the others that stays, to that power, since what follows divides by a root of their
+    number."""
     class_count: int
     layer_of: dict[str, str]  # convolution's name -> layer's name
 
@@ -157,10 +161,18 @@ def _table_of(model: nn.Module, tracer: ChannelTracer, classes: np.ndarray, froz
         linears={n: classes[a] for n, a in tracer.linears.items()},
         features={n: classes[a] for n, a in tracer.features.items()},
         vectors={n: (v.dim, classes[v.atoms]) for n, v in tracer.vectors.items()},
+        scalings=tuple((m, classes[a], classes[counted], p) for m, a, counted, p in _once(tracer.scalings)),
         attributes=tuple((m, a, classes[atoms]) for m, a, atoms in tracer.attributes),
         class_count=int(classes.max()) + 1,
         layer_of=layer_of,
     )
+
+
+def _once(
+    scalings: list[tuple[str, np.ndarray, np.ndarray, float]],
+) -> Iterable[tuple[str, np.ndarray, np.ndarray, float]]:
+    """One of each module: every forward pass meets them all."""
+    return {scaling[0]: scaling for scaling in scalings}.values()
 
 
 def prunable_share(model: nn.Module, table: LayerTable) -> float:

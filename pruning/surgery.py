@@ -6,7 +6,7 @@ more than copying what stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -172,9 +172,28 @@ def remove(model: nn.Module, table: LayerTable, stays: np.ndarray) -> nn.Module:
         owner, _, attribute = name.rpartition(".")
         if (kept := places(classes)) is not None:
             narrowed.vector(getattr(modules[owner], attribute), kept, dim)
+    for name, rows, factor in scaled(table, stays):
+        narrowed.scale(modules[name], np.searchsorted(np.flatnonzero(stays[given_by(table, name)]), rows), factor)
     for name, attribute, classes in table.attributes:
         narrowed.attribute(modules[name], attribute, int(stays[classes].sum()))
     return narrowed.copy_of(model)
+
+
+def given_by(table: LayerTable, name: str) -> np.ndarray:
+    """Classes of what a batch norm or linear layer gives."""
+    return table.norms[name] if name in table.norms else table.features[name]
+
+
+def scaled(table: LayerTable, stays: np.ndarray) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Norms and linear layers, the unpruned indices of kept outputs, the factor for them: see `LayerTable.scalings`."""
+    for name, classes, counted, power in table.scalings:
+        if not stays[counted].all():
+            outputs = given_by(table, name)
+            yield (
+                name,
+                np.flatnonzero(np.isin(outputs, classes) & stays[outputs]),
+                float(stays[counted].mean() ** power),
+            )
 
 
 def prune(model: nn.Module, table: LayerTable, widths: Mapping[int, int], scores: np.ndarray) -> tuple[nn.Module, Plan]:

@@ -89,6 +89,7 @@ class ChannelTracer(TorchFunctionMode):
         self.as_before: list[int] = []  # the same of a trace that this one is to be compared with
         self.cuts = False  # whether a function cut or turned the channels by numbers of its own
         self.shape = (0, 0)  # of the image: channels, pixels
+        self.scalings: list[tuple[str, np.ndarray, np.ndarray, float]] = []  # see `LayerTable.scalings`
         self.head_prefix = head_prefix
         self.stack: list[str] = []
         self.failed_in: str | None = None  # the innermost module that raised an error

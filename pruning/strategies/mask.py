@@ -17,7 +17,7 @@ from pruning.checkpoints import plain_copy
 from pruning.layers import LayerTable
 from pruning.strategies.base import Outcome, Tune
 from pruning.strategies.common import in_turn, left_whole, tuned
-from pruning.surgery import classes_from_kept
+from pruning.surgery import classes_from_kept, scaled
 from pruning.workbench import Workbench
 
 
@@ -102,6 +102,10 @@ def embed(model: nn.Module, table: LayerTable, stays: np.ndarray, pruned: nn.Mod
         linear.weight[rows[:, None], kept(classes)] = narrow.weight
         if linear.bias is not None:
             linear.bias[rows] = narrow.bias
+    for name, places, factor in scaled(table, stays):  # here what follows divides by what it always did
+        scaled_module: Any = model.get_submodule(name)
+        for tensor in (scaled_module.weight, scaled_module.bias):
+            tensor[torch.from_numpy(places)] /= factor
     tensors, cut = tensors_of(model), tensors_of(pruned)
     for name, (dim, classes) in table.vectors.items():
         tensors[name].index_copy_(dim, kept(classes), cut[name])

@@ -25,6 +25,10 @@ def build(name: str, classes: int = 3) -> nn.Module:
     torch.manual_seed(0)  # the weights too: an error at the edge of rounding must not come and go
     if name.startswith("rtdetr"):
         model: nn.Module = tasks.RTDETRDetectionModel(f"{name}.yaml", nc=classes, verbose=False)
+    elif name.startswith("yoloe"):
+        model = tasks.YOLOEModel(f"{name}.yaml", nc=classes, verbose=False)
+    elif "world" in name:
+        model = tasks.WorldModel(f"{name}.yaml", nc=classes, verbose=False)
     else:
         kind = _TASKS.get(name.rpartition("-")[2], tasks.DetectionModel)
         options = {} if kind is tasks.PoseModel else {"nc": classes}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ultralytics.nn.tasks import YOLOEModel
+from torch import nn
 
 from pruning.checkpoints import save_checkpoint
 from pruning.equivalence import EquivalenceCheck
@@ -16,24 +16,22 @@ from pruning.importance import Evidence, score
 from pruning.layers import build_layer_table, prunable_share
 from pruning.passes import passes_of
 from pruning.surgery import prune, resolve
-from tests.pruning_tests.masking import randomise_batch_norm
+from tests.pruning_tests.masking import build, relative_error
 
 
 @pytest.fixture(scope="module")
-def model() -> YOLOEModel:
-    torch.manual_seed(0)
-    model = YOLOEModel("yoloe-11n.yaml", verbose=False)
-    randomise_batch_norm(model)
-    return model.eval()  # type: ignore[no-any-return]
+def model() -> nn.Module:
+    return build("yoloe-11n")
 
 
-def test_pruned_it_answers_visual_prompts(model: YOLOEModel, tmp_path: Path, stock_python: Any) -> None:
+def test_pruned_it_answers_visual_prompts(model: nn.Module, tmp_path: Path, stock_python: Any) -> None:
     table = build_layer_table(model)
     savpe = [f"model.23.savpe.{tower}.{scale}" for tower in ("cv1", "cv2") for scale in range(3)]
     assert {f"{name}.0" for name in savpe} <= table.group_of.keys()
     assert prunable_share(model, table) > 0.9
     pruned, plan = prune(model, table, resolve(table, {"*": 0.5}), score("l2", Evidence(model, table)))
     EquivalenceCheck(model, 640).check(pruned, plan.kept)
+    assert relative_error(model, pruned, plan.kept, torch.rand(1, 3, 64, 64)) < 2e-5
     assert [each.name for each in passes_of(pruned)][2:] == ["inference with visual prompts"]
     save_checkpoint(pruned, tmp_path / "pruned.pt")
     done = stock_python(
@@ -54,7 +52,7 @@ def test_pruned_it_answers_visual_prompts(model: YOLOEModel, tmp_path: Path, sto
     assert "FOUND True" in done.stdout
 
 
-def test_a_visual_branch_of_the_old_width_is_stopped(model: YOLOEModel) -> None:
+def test_a_visual_branch_of_the_old_width_is_stopped(model: nn.Module) -> None:
     table = build_layer_table(model)
     widths = resolve(table, {"model.16.*": 0.5})  # the finest of the head's feature maps
     pruned, plan = prune(model, table, widths, score("l2", Evidence(model, table)))

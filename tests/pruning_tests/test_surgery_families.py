@@ -17,10 +17,11 @@ from tests.pruning_tests.masking import build, relative_error
 
 DETECT = (
     "yolov3-tiny yolov5n yolov5s yolov6n yolov8n yolov8s yolov8m yolov9t yolov9s yolov9c yolov10n yolo11n yolo11s "
-    "yolo12n yolo26n rtdetr-l"
+    "yolo12n yolo12l yolo26n rtdetr-l"
 ).split()
 TASKS = [f"{family}-{task}" for family in ("yolov8n", "yolo11n", "yolo26n") for task in ("seg", "pose", "obb", "cls")]
-LEAST_REACH = {"yolov3-tiny": 0.92, "yolo12n": 0.85, "rtdetr-l": 0.85}  # share of convolution weights; else 0.95
+LARGE = ("yolo12l",)  # of YOLO12's sizes the smallest with a scaled residual sum
+LEAST_REACH = {"yolov3-tiny": 0.92, "rtdetr-l": 0.85}  # share of convolution weights; else 0.95
 EXACT = 2e-5  # float32 rounding was at most 5e-6; one wrong layer of an untrained network shows from 2e-4 on
 
 
@@ -30,13 +31,13 @@ def random_widths(table: LayerTable, round_to: int, seed: int) -> dict[int, int]
     return {g: w for g, w in drawn.items() if w < table.groups[g].channels}
 
 
-@pytest.mark.parametrize("name", DETECT + TASKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in DETECT + TASKS])
 def test_pruned_equals_masked(name: str, record_property: Callable[[str, object], None]) -> None:
     """Also the source of the README's table of families: `python -m benchmarks.families` reads what is recorded."""
     model = build(name)
-    start = time.perf_counter()
+    start = time.process_time()  # of one thread: whatever else the machine does
     table = build_layer_table(model)
-    record_property("table_ms", round((time.perf_counter() - start) * 1e3))
+    record_property("table_ms", round((time.process_time() - start) * 1e3))
     scores = np.random.default_rng(0).random(table.class_count)
     images = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     before = {k: v.clone() for k, v in model.state_dict().items()}
