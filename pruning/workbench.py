@@ -44,7 +44,7 @@ class Workbench:
         imgsz: side of the calibration images, pixels.
         trust_checkpoint: load `model_path` without a look at what it would run.
         device: where importance, refit and recalibration compute ("cpu", "cuda:0").
-        gate: entered to prune and to recover, and given up between their parts: a measurement waits for one part.
+        gate: entered for whatever it computes, and given up between the parts: a measurement waits for one part.
     """
 
     def __init__(
@@ -79,13 +79,15 @@ class Workbench:
     @cached_property
     def model(self) -> nn.Module:
         """The unpruned baseline, float32 on the CPU; never changed."""
-        model = load_model(self.model_path, self.trust_checkpoint)
+        with self.turn:
+            model = load_model(self.model_path, self.trust_checkpoint)
         check_image_size(self.imgsz, stride_of(model), self.model_path)
         return model
 
     @cached_property
     def table(self) -> LayerTable:
-        return build_layer_table(self.model)
+        with self.turn:
+            return build_layer_table(self.model)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -93,7 +95,8 @@ class Workbench:
             return self._first.calibration
         if self.data is None:
             raise PruningError("calibration images are needed, but no dataset was given; pass --data DATA.")
-        found = load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
+        with self.turn:
+            found = load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
         return replace(found, pause=self.turn.pause)
 
     @cached_property
@@ -200,8 +203,9 @@ class Workbench:
     def check_surgery(self, ratios: Mapping[str, float]) -> None:
         """Apply ratios to channels drawn at random, which needs no images, and compare; raises as `prune` does."""
         scores = np.random.default_rng(self.seed).random(self.table.class_count)
-        pruned, applied = prune(self.model, self.table, resolve(self.table, ratios, self.round_to), scores)
-        self.equivalence.check(pruned, applied.kept)
+        with self.turn:
+            pruned, applied = prune(self.model, self.table, resolve(self.table, ratios, self.round_to), scores)
+            self.equivalence.check(pruned, applied.kept)
 
     def recover(
         self, pruned: nn.Module, plan: Plan, how: str = "refit", names: Mapping[str, str] | None = None

@@ -113,6 +113,7 @@ def prepare(
 
 def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) -> None:
     """The model loads, the dataset fits it, its batches can be trained on, and the ratios take channels away."""
+    from cluster.device_lock import DeviceLock
     from pruning.evaluation_dataset import check_dataset
     from pruning.surgery import resolve
     from pruning.workbench import Workbench
@@ -123,6 +124,7 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) ->
         config.model.imgsz,
         importance=config.recover.importance,
         trust_checkpoint=config.model.trust_checkpoint,
+        gate=DeviceLock("cpu"),  # another run of this host may be measuring
     )
     for remark in check_dataset(config.data.path, bench.model):
         note(remark)

@@ -229,6 +229,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
 
     Also returns the objectives (those given, or the usual ones in the words of the model's task) and that task.
     """
+    from cluster.device_lock import DeviceLock
     from pruning.checkpoints import task_of
     from pruning.evaluation_dataset import check_dataset
     from pruning.strategies import get_strategy
@@ -243,6 +244,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
         round_to=config.space.round_to,
         seed=config.search.seed,
         trust_checkpoint=config.model.trust_checkpoint,
+        gate=DeviceLock("cpu"),  # another run of this host may be measuring
     )
     for remark in check_dataset(config.data.path, bench.model):
         note(remark)
