@@ -75,12 +75,12 @@ class RemoteRun:
         """Bring the mirror up to date; returns it."""
         self.mirror.mkdir(parents=True, exist_ok=True)
         write_json(self.mirror / MARK, {"uri": self.uri})
-        for name, size in self._listed().items():
+        for name, (size, changed) in self._listed().items():
             here = self.mirror / name
             have = here.stat().st_size if here.is_file() else -1
             if here.suffix in _GROWING and have > size:
                 continue
-            if have != size:
+            if have != size or here.stat().st_mtime < changed:  # settings may change and keep their length
                 write_bytes(here, self._read(name))
             state = here.stat()
             self._sent[name] = (state.st_size, state.st_mtime_ns)
@@ -97,7 +97,7 @@ class RemoteRun:
 
     def _changed(self) -> dict[str, tuple[int, int]]:
         if not self._sent:
-            self._sent = {name: (size, -1) for name, size in self._listed().items()}
+            self._sent = {name: (size, -1) for name, (size, _) in self._listed().items()}
         found = {}
         for path in self.mirror.rglob("*"):
             name = path.relative_to(self.mirror).as_posix()
@@ -143,19 +143,23 @@ class RemoteRun:
             return None
         return content if {"host", "pid", "time"} <= content.keys() else None
 
-    def _listed(self) -> dict[str, int]:
-        """Relative path -> size of every file of the run that a mirror holds."""
+    def _listed(self) -> dict[str, tuple[int, float]]:
+        """Relative path -> size and time of change (unix seconds) of every file of the run that a mirror holds."""
         from pyarrow import fs
 
         try:
             found = self._store.get_file_info(fs.FileSelector(self._path, recursive=True, allow_not_found=True))
         except OSError as error:
             raise _unreachable(self.uri, error) from error
-        files = {info.path[len(self._path) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
+        files = {
+            info.path[len(self._path) + 1 :]: (info.size, (info.mtime_ns or 0) / 1e9)
+            for info in found
+            if info.type == fs.FileType.File
+        }
         unsafe = [name for name in files if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute()]
         if unsafe:
             raise RunFolderError(f"{self.uri} holds a file whose name leaves the folder ({unsafe[0]!r}); remove it")
-        return {name: size for name, size in files.items() if name not in _STAY}
+        return {name: state for name, state in files.items() if name not in _STAY}
 
     def _read(self, name: str) -> bytes:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,21 @@ def test_what_is_sent_comes_back_elsewhere(
     assert remote_of(here).uri == address  # type: ignore[union-attr]
     assert command_line("resume", here, 7) == f"paretoprune resume {address} 7"  # not the mirror: any machine may
     assert remote_of(tmp_path) is None
+
+
+def test_a_file_that_changed_elsewhere_and_kept_its_length_is_fetched_again(store: tuple[str, Path]) -> None:
+    address, there = store
+    there.mkdir(parents=True)
+    (there / "config.yaml").write_text("search: {trials: 2}")
+    here = RemoteRun(address).pull() / "config.yaml"
+    (there / "config.yaml").write_text("search: {trials: 5}")
+    os.utime(there / "config.yaml", (time.time() + 5, time.time() + 5))
+    RemoteRun(address).pull()
+    assert here.read_text() == "search: {trials: 5}"
+    here.write_text("search: {trials: 7}")
+    os.utime(here, (time.time() + 9, time.time() + 9))
+    RemoteRun(address).pull()
+    assert here.read_text() == "search: {trials: 7}", "what was not sent yet is kept"
 
 
 def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(store: tuple[str, Path]) -> None:
