@@ -14,6 +14,7 @@ from torch import nn
 from pruning.elimination import Reader, removal_losses
 from pruning.importance.base import Evidence, criterion
 from pruning.importance.gradients import loss_model
+from pruning.importance.output_fisher import output_probe
 from pruning.layers import LayerTable
 from pruning.refit import gather_patches, output_size, padded_rows
 
@@ -26,12 +27,13 @@ _LARGEST = 2400  # unknowns of one problem: memory grows with their square, time
 
 @criterion("reconstruction", needs_data=True)
 def reconstruction(evidence: Evidence) -> np.ndarray:
-    """Rise of the loss if a class leaves and all convolutions that read it are refitted, to second order.
+    """Change of the network's answer if a class leaves and all convolutions that read it are refitted, second order.
 
     Per group, classes are given up one round after the other, the cheapest first (`pruning.elimination`), so two
     channels that stand in for each other are not both thought free. A squared error of a convolution's output weighs
-    as the mean squared gradient of the loss there (the empirical Fisher information). Where a convolution reads more
-    than `_LARGEST` values, its kernel's taps are taken as uncorrelated: the problem is then as small as its channels.
+    as the curvature of the outputs' divergence there (`output_fisher`); no label is looked at. Where a convolution
+    reads more than `_LARGEST` values, its kernel's taps are taken as uncorrelated: the problem is then as small as its
+    channels.
     """
     assert evidence.calibration is not None
     readers = _readers(evidence, output_weights(evidence))
@@ -48,12 +50,13 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
 
 
 def output_weights(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """Per layer that a gradient reaches: half the mean over images of the squared gradient by its outputs.
+    """Per layer that the outputs depend on: half the curvature of their divergence by its outputs, mean over images.
 
-    Shape (out channels,), float64; summed over positions.
+    Shape (out channels,), float64; summed over positions. One probe an image (`output_probe`).
     """
     assert evidence.calibration is not None
     model = loss_model(evidence.model, evidence.device)
+    generator = torch.Generator().manual_seed(evidence.seed)
     sums: dict[str, torch.Tensor] = {}
 
     def see(name: str, _: Any, __: Any, output: torch.Tensor) -> None:
@@ -66,8 +69,7 @@ def output_weights(evidence: Evidence) -> dict[str, torch.Tensor]:
     for name in _reading(model, evidence.table):
         model.get_submodule(name).register_forward_hook(partial(see, name))
     for batch in evidence.calibration.chunks(_CHUNK):
-        loss, _ = model.loss({key: value.to(evidence.device) for key, value in batch.items()})
-        loss.sum().backward()
+        output_probe(model, batch["img"].to(evidence.device), generator).backward()
         model.zero_grad(set_to_none=True)
     return {name: total / (2 * len(evidence.calibration.images)) for name, total in sums.items()}
 
