@@ -26,7 +26,7 @@ from pruning.refit import RefitSettings, Targets, images_that_fit, recalibrate_b
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
-LOSS_CRITERIA = ("reconstruction", "taylor")  # estimate a rise of the loss, so that layers can be compared by them
+LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
 
 
 def check_recovery(how: str) -> None:
