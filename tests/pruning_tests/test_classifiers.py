@@ -75,7 +75,7 @@ def test_a_pruned_classifier_is_trained_and_stays_pruned(name: str, data: Path, 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """A classifier that has learned something: what an untrained one answers hardly depends on the image."""
-    settings = FinetuneSettings(epochs=8, imgsz=32, batch=4, lr=5e-3, seed=1)
+    settings = FinetuneSettings(epochs=16, imgsz=32, batch=4, lr=5e-3, seed=1)
     return finetune(half(), str(data), settings, tmp_path_factory.mktemp("training"))
 
 
@@ -113,7 +113,7 @@ def test_figures_are_those_of_stock_val(data: Path, tmp_path: Path, stock_python
 
 def test_a_class_is_the_same_number_whatever_folders_come_first(data: Path, tmp_path: Path) -> None:
     """The stock trainer numbers the training folders alphabetically, whatever the network calls its classes."""
-    settings = FinetuneSettings(epochs=8, imgsz=32, batch=4, lr=5e-3, seed=1)
+    settings = FinetuneSettings(epochs=16, imgsz=32, batch=4, lr=5e-3, seed=1)
     model: Any = half()
     model.names = dict(enumerate(("disc", "ball", "cube")))
     result: Any = finetune(model, str(data), settings, tmp_path / "run").model
