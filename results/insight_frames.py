@@ -11,7 +11,7 @@ import pandas as pd
 
 from results.accuracy import LABELS
 from results.figures import hypervolume_curve
-from results.insight import insight
+from results.insight import Insight, insight
 from results.objectives import DEFAULT_OBJECTIVES, TITLES
 from results.records import TrialRecord
 from results.selection import comparable
@@ -27,7 +27,11 @@ def layers_frame(
     `latency_share`; the task's own accuracy is called `accuracy`. Empty below `insight.FEWEST_TRIALS` completed trials.
     `attrs`: trials, and for each objective how much is explained (`latency_explained`).
     """
-    found = insight(records, baseline, objectives)
+    return insight_frame(insight(records, baseline, objectives), objectives)
+
+
+def insight_frame(found: Insight | None, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> pd.DataFrame:
+    """`layers_frame` of what is known already; None: too few trials, an empty table."""
     columns = ["layer", "block", "mean_ratio", *(column for name in objectives for column in _effect_columns(name))]
     rows = []
     for layer in found.layers if found else ():

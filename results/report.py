@@ -20,7 +20,7 @@ from results.comparison import Comparison, ComparisonFolder, read_comparison
 from results.comparison_page import figure_spec, groups_by_strategy
 from results.drawing import draw_front, draw_hypervolume, draw_sensitivity, draw_time, draw_widths
 from results.frames import front_frame, trials_frame
-from results.insight_frames import hypervolume_frame, layers_frame
+from results.insight_frames import hypervolume_frame, insight_frame
 from results.interactive import course_spec, front_spec, hypervolume_spec, script_json, sensitivity_spec
 from results.markdown import markdown
 from results.objectives import title
@@ -44,18 +44,18 @@ def write_report(run_dir: str | Path) -> Path:
     if comparison is not None and not folder.baseline.is_file():
         return write_text(folder.report_html, render_comparison(comparison))
     summary = summarise(folder)
-    write_tables(folder)
+    write_tables(folder, summary)
     write_cards(folder, summary)
     draw_figures(summary, folder.report_dir)
     write_text(folder.report_markdown, markdown(summary, folder.report_dir.name))
     return write_text(folder.report_html, render(summary, comparison))
 
 
-def write_tables(folder: RunFolder) -> None:
+def write_tables(folder: RunFolder, summary: Summary) -> None:
     """front.csv, trials.csv and trials.parquet; what the trials say of the layers, and how the front grew."""
     write_text(folder.front_csv, front_frame(folder).to_csv(index=False))
     records, baseline, objectives = folder.read_records(), folder.read_baseline(), folder.objectives()
-    write_text(folder.report_dir / "layers.csv", layers_frame(records, baseline, objectives).to_csv(index=False))
+    write_text(folder.report_dir / "layers.csv", insight_frame(summary.insight, objectives).to_csv(index=False))
     growth = hypervolume_frame(records, baseline, objectives)
     write_text(folder.report_dir / "hypervolume.csv", growth.to_csv(index=False))
     trials = trials_frame(records, baseline, objectives)
