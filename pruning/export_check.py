@@ -220,7 +220,7 @@ def measure_export(
 
 
 def _candidates(network: nn.Module, data: str) -> Sequence[Path]:
-    if task_of(network) == "classify":
+    if task_of(network) == "classify" and Path(data).suffix not in (".yaml", ".yml"):  # no label is looked at
         folder = class_folders.validation_folder(dataset_file(data, "classify"))
         return list(class_folders.images_by_class(folder)) if folder else []
     return image_files(data, "val", MOST_CANDIDATES)
