@@ -197,6 +197,8 @@ def assert_ray_takes(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr("ray._private.node.Node", node)
+    # as in a fresh process: a local Ray that this one started before keeps to itself
+    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", True)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     result = CliRunner().invoke(start, words)
     assert isinstance(result.exception, Reached), result.output
