@@ -168,7 +168,7 @@ class RunFolder:
             return {}
         try:
             content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             detail = " ".join(str(error).split())
             raise RunFolderError(f"{self.config} must be YAML, but it is not ({detail}): correct it") from error
         return self.with_places(content) if isinstance(content, dict) else {}

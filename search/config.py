@@ -135,7 +135,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"configuration {path} must give every key once, got {error.problem} again in {place}; keep one"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # RecursionError: nested too deep
         detail = " ".join(str(error).split())
         raise ConfigError(f"configuration {path} is not valid YAML ({detail}); correct it") from error
     if values is None:
@@ -183,8 +183,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             settings[key] = _parsed(raw)
         except _DoubleKeyError as error:
             raise ConfigError(f"--set {key}: every key must be given once, got {error.problem} twice") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {key}: the value must be YAML, got {raw!r}; quote it") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"--set {key}: the value must be YAML, got {raw!r:.80}; quote it") from error
     return nest(settings)
 
 

@@ -143,3 +143,8 @@ def test_damaged_metrics_of_a_pick_are_named(run: RunFolder, damage: Damage) -> 
 def test_a_damaged_comparison_of_finished_networks_is_named(run: RunFolder, over: str) -> None:
     run.session.write_text(f'{{"schema_version": 1, "networks": [], "map50_95_over": {over}}}')
     assert str(run.session) in refused(lambda: write_report(run.path))
+
+
+def test_a_configuration_nested_too_deep_is_named(run: RunFolder) -> None:
+    run.config.write_text("[" * 100_000)
+    assert str(run.config) in refused(run.read_config)

@@ -123,6 +123,9 @@ def test_missing_and_malformed(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         read_yaml(tmp_path / "bad.yaml")
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_yaml(tmp_path / "deep.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="must hold a mapping of settings, got a list"):
         read_yaml(tmp_path / "list.yaml")
