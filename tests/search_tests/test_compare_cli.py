@@ -24,7 +24,7 @@ PROMISED = {
         (["--plan", "none.json"], "the plan none.json cannot be read"),
         (["--strategies", ","], "--strategies needs at least one name"),
         (["--strategies", "mask,magic"], "must be one of structural, sequential, adapter, skip, mask, but got 'magic'"),
-        (["--imgsz", "100"], "`model.imgsz`: input should be a multiple of 32"),
+        (["--set", "model.imgsz=100"], "`model.imgsz`: the image size must be a multiple of 32, but got 100: use 128"),
         (["--set", "finetune.bath=3"], "the nearest known one is `finetune.batch`"),
     ],
 )
