@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -241,17 +241,36 @@ def trace(model: nn.Module) -> ChannelTracer:
         tracer = prepare(copy.deepcopy(model))
         try:
             run(tracer, shape)
-        except Exception as error:  # noqa: BLE001  anybody's layers may say anything about themselves
+        except Exception as error:  # anybody's layers may say anything about themselves
             if left == 0:
                 tried = ", ".join(f"{c} channels of {size} pixels" for c, size in attempts)
                 why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
                 where = tracer.described(tracer.failed_in or "")
+                if _runs(model, attempts):  # a fault of the tracer's, not of the network
+                    raise ModelError(
+                        f"channels must be followed through every layer, but in {where} that fails ({why}), although "
+                        "the network runs; report it with this layer's code"
+                    ) from error
                 raise ModelError(
                     f"the network must run on an image ({tried}), but it does not: {where} fails ({why})"
                 ) from None
         else:
             return tracer
     raise AssertionError("there is an attempt")
+
+
+def _runs(model: nn.Module, shapes: Sequence[tuple[int, int]]) -> bool:
+    """Whether the network by itself is run in every way on images of any of the shapes (channels, pixels)."""
+    for channels, size in shapes:
+        copied, images = copy.deepcopy(model), torch.zeros(2, channels, size, size)
+        try:
+            with torch.no_grad():
+                for each in passes_of(copied):
+                    each.run(copied.train(each.training), images)
+        except Exception:  # noqa: BLE001  anybody's layers may say anything about themselves
+            continue
+        return True
+    return False
 
 
 def _image_shapes(model: nn.Module) -> list[tuple[int, int]]:

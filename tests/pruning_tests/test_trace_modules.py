@@ -302,6 +302,16 @@ def test_a_model_that_cannot_run_is_one_clear_line() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_fault_of_the_tracer_is_not_said_to_be_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr("pruning.trace.call", fails)
+    with pytest.raises(ModelError, match=r"in model\.0\.conv \(Conv2d\) .*IndexError.*the network runs") as error:
+        build_layer_table(network(Between(lambda m, x: x)))
+    assert "\n" not in str(error.value)
+
+
 def test_the_geometry_counts_what_leaves_with_the_channels() -> None:
     for make in (SqueezeExcite, PRUNABLE["PReLU(C)"], PRUNABLE["gamma (C, 1, 1)"]):
         model = network(make())

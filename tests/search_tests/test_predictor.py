@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,7 +109,7 @@ def test_what_was_foretold_teaches_nothing() -> None:
     for each in records(5):
         predictor.learn(each)
     measured = record(90, {"model.0": 0.25}, TrialState.STOPPED)
-    predictor.learn(replace(measured, metrics={**measured.metrics, "latency_source": "foretold"}))
+    predictor.learn(measured.changed(metrics={**measured.metrics, "latency_source": "foretold"}))
     assert predictor.predict({"model.0": 0.5}) is None
 
 
