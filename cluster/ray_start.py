@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from cluster.code import package_directories
 from cluster.environment import usable_cpus
@@ -98,7 +99,7 @@ def connect(
             )
         runtime = _travelling(variables)
     try:
-        with own_sigterm(), noticing_deaths() if wanted == LOCAL else muted():
+        with own_sigterm(), _named_in_utf8(), noticing_deaths() if wanted == LOCAL else muted():
             ray.init(address=wanted, runtime_env={"env_vars": variables, **runtime}, **options)
         _watch = _watch_of(ray, wanted, stuck)
     except Exception as error:  # Ray raises a bare one where its processes do not come up in time
@@ -109,6 +110,23 @@ def connect(
         raise
     _connected_to = wanted
     return describe_cluster(wanted)
+
+
+@contextmanager
+def _named_in_utf8() -> Iterator[None]:
+    """Inside, a job's name holds UTF-8 alone: Ray makes it of the command line, where a path may hold other bytes."""
+    import ray._private.utils
+
+    whole = getattr(ray._private.utils, "get_entrypoint_name", None)
+    if whole is None:
+        yield
+        return
+
+    def name() -> str:
+        return str(whole()).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    with patch.object(ray._private.utils, "get_entrypoint_name", name):
+        yield
 
 
 def shutdown() -> None:

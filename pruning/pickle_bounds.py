@@ -83,13 +83,16 @@ def check_bounds(path: Path) -> None:
                 "it anew, or if you made it yourself, give --trust-checkpoint"
             )
     try:
-        # The reader torch.load itself uses: another one may find another entry under the same name.
-        reader = torch._C.PyTorchFileReader(str(path))
-        sizes = {name: reader.get_record_size(name) for name in reader.get_all_records()}
-        if sum(sizes.values()) > 4 * size + 2**20 or sizes.get("data.pkl", 0) > MOST_PICKLE_BYTES:
-            raise _Refused("unpacks to far more than it holds")
+        # The reader torch.load itself uses: another one may find another entry under the same name. Opened for it, as
+        # torch.load does: it takes no name that is not UTF-8.
+        with path.open("rb") as stream:
+            reader = torch._C.PyTorchFileReader(stream)
+            sizes = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+            if sum(sizes.values()) > 4 * size + 2**20 or sizes.get("data.pkl", 0) > MOST_PICKLE_BYTES:
+                raise _Refused("unpacks to far more than it holds")
+            pickled = reader.get_record("data.pkl")
         machine = _Machine(sizes)
-        machine.run(reader.get_record("data.pkl"))
+        machine.run(pickled)
         if 4 * machine.elements > 8 * size + 2**26:
             raise _Refused("holds tensors far larger than the file")
     except _Refused as refused:

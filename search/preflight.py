@@ -107,11 +107,20 @@ def check_files(config: RunConfig) -> None:
     """The model and the dataset are there; a bare name is left to Ultralytics, which knows some."""
     model, data = config.model.path, config.data.path
     check_model_file(model)
+    check_utf8("dataset", data, "Ultralytics' training writes it into a YAML file")
     if not Path(data).exists() and _is_path(data):
         raise ConfigError(
             f"the dataset must exist, but there is no file {data}; give the path of its data.yaml (a classifier's: "
             "of its folder)"
         )
+
+
+def check_utf8(what: str, path: str | Path, why: str) -> None:
+    """The names of images and models may be of any bytes; some paths go where text must be UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(f"the path of the {what} must be UTF-8, since {why}, but got {path}; rename it") from None
 
 
 def check_model_file(model: str) -> None:
@@ -190,6 +199,7 @@ def check_runtime_here(config: RunConfig) -> None:
 
 def check_run_folder(folder: RunFolder, config: RunConfig, moved: bool = False) -> None:
     """The folder can be written, nobody drives it, and it holds no other configuration (``moved``: see ``prepare``)."""
+    check_utf8("run folder", folder.path, "Ray Tune keeps its files there by that name")
     check_writable(folder.path)
     driver = alive_driver(folder.path)
     if driver is not None:

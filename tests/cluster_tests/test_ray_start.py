@@ -42,6 +42,16 @@ def test_a_second_call_answers_from_the_same_ray(ray_session: ClusterInfo) -> No
         ray_start.connect("auto")
 
 
+def test_a_command_line_of_any_bytes_names_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts it into a message of UTF-8, and fails where a path of it is not."""
+    import ray._private.utils
+
+    monkeypatch.setattr(ray._private.utils, "get_entrypoint_name", lambda: os.fsdecode(b"search caf\xe9.pt"))
+    with ray_start._named_in_utf8():
+        assert ray._private.utils.get_entrypoint_name() == "search caf\N{REPLACEMENT CHARACTER}.pt"
+    assert ray._private.utils.get_entrypoint_name() == os.fsdecode(b"search caf\xe9.pt")
+
+
 def test_nothing_listens_outside_the_loopback_interface(ray_session: ClusterInfo) -> None:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = set()

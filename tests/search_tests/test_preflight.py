@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cluster.devices import CudaDriver
 from pruning.errors import PruningError
+from pruning.models import load_model
 from results.run_folder import RunFolder
 from search.driver_lock import DriverLock
 from search.errors import ConfigError, RunFolderError, SpaceError
@@ -17,6 +19,7 @@ from search.preflight import (
     check_energy,
     check_files,
     check_model,
+    check_model_file,
     check_run_folder,
     check_writable,
     existing_run,
@@ -172,3 +175,21 @@ def bccd(assets: Path) -> dict[str, object]:
         "data.path": str(assets / "bccd" / "data.yaml"),
         "model.imgsz": 320,
     }
+
+
+def test_paths_that_libraries_cannot_write_are_said_and_models_of_any_name_are_read(
+    assets: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    model, data = odd / os.fsdecode(b"mod\xe8le.pt"), odd / "data.yaml"
+    shutil.copy(assets / "weights" / "bccd_yolov8n.pt", model)
+    data.write_text("names: [a]")
+    check_model_file(str(model))
+    assert sum(p.numel() for p in load_model(model).parameters()) > 3e6
+    for act in (
+        lambda: check_files(make_config(**{**bccd(assets), "data.path": str(data)})),
+        lambda: check_run_folder(RunFolder(odd / "run"), make_config(**bccd(assets))),
+    ):
+        with pytest.raises(ConfigError, match=r"the path of the (dataset|run folder) must be UTF-8, since"):
+            act()
