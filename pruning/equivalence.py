@@ -336,7 +336,7 @@ def _watch_modules(model: nn.Module) -> list[str]:
     """The names of the modules that are being run, innermost last, kept up to date."""
     inside: list[str] = []
     for name, module in model.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
             module.register_forward_hook(lambda *_: _drop(inside.pop()))
     return inside

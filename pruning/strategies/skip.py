@@ -95,6 +95,8 @@ def first_mismatch(model: nn.Module) -> str:
     model = clone(model, {})
     inside: list[str] = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            continue
         module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
         module.register_forward_hook(lambda *_: void(inside.pop()))
     image = torch.rand(1, input_channels(model), _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator().manual_seed(0))

@@ -115,6 +115,17 @@ def test_a_misread_module_is_stopped(kind: type[nn.Module]) -> None:
     assert ("in training" in str(error.value)) == (kind is ByWidthInTraining)
 
 
+def test_a_scripted_module_takes_part_although_it_takes_no_hooks() -> None:
+    model: Any = tiny_model()
+    model.model[1].act = torch.jit.script(nn.SiLU())
+    pruned, plan = halved(model)
+    EquivalenceCheck(model, 64).check(pruned, plan.kept)
+    assert len(plan.ratios) > 3
+    model.model[1].act = torch.jit.script(nn.Sequential(nn.SiLU(), Shifted()))
+    with pytest.raises(NotEquivalentError, match=r"differ first in block model\.1 \(Conv\)"):
+        EquivalenceCheck(model, 64).check(pruned, plan.kept)
+
+
 @pytest.mark.parametrize(
     ("conv", "block"),
     [("model.1.conv", 1), ("model.2.m.0.cv2.conv", 2), ("model.3.conv", 3), ("model.4.cv3.1.0.conv", 4)],
