@@ -152,7 +152,8 @@ def test_a_ray_whose_process_ends_while_it_starts_is_not_waited_for(process: str
     (line,) = run_python(STILLBORN, process).stdout.splitlines()
     seconds, _, said = line.partition(" ")
     assert said.startswith(f"Ray must be reachable at local, but its process {process} ended while it started")
-    assert int(seconds) < 30
+    # A GCS that dies while Ray's core connects to it for the first time costs that connection's own 40 s.
+    assert int(seconds) < 60
 
 
 # Started where Ray's sockets have no room and its token no home; then one of its processes is killed.
