@@ -157,7 +157,8 @@ def _alike(a: Label, b: Label) -> bool:
 def _step(what: Call) -> Any:
     from pruning.trace import Step
 
-    sized = what.name in MOVES or what.name in ("conv2d", "conv_transpose2d")
+    # its number of groups follows (as an attribute), or it was frozen
+    sized = what.name in MOVES or what.name in ("conv2d", "conv_transpose2d", "group_norm")
     sized = sized or what.name.startswith(("empty", "zeros", "ones", "new", "rand"))
     numbers = () if sized else tuple(_numbers((what.args, tuple(what.kwargs.values()))))
     made = tensors(what.result) or what.operands[:1]  # a write gives back nothing, but changes its target
@@ -300,6 +301,25 @@ def _batch_norm(what: Call) -> None:
     shared = f"{name} is shared between unequal inputs"
     t.norms[name] = atoms if before is None else t.atoms.couple(before, atoms, shared)
     # shifts channels that are zero by now: removing them is only exact where something zero multiplies the result
+    t.put(what.result, Label(label.atoms, State.FRESH if label.state is State.FRESH else State.APART))
+
+
+@register("group_norm")
+def _group_norm(what: Call) -> None:
+    """All channels of one of its groups leave together: the statistics of the other groups do not change then."""
+    t, source, place = what.t, what.source, what.t.where()
+    label = t.label_of(source)
+    atoms = None if label is None else label.along(1, source.shape[1])
+    groups = int(what.get(1, "num_groups"))
+    if label is None or atoms is None or groups == 1 or not isinstance(t.modules.get(place), nn.GroupNorm):
+        return freeze_all(what)  # also where the number of groups stands elsewhere and would not follow
+    members = atoms.reshape(groups, -1)
+    for column in members.T[1:]:
+        t.atoms.couple(members[:, 0], column, t.reason(what.name))
+    for vector in (what.get(2, "weight"), what.get(3, "bias")):
+        if vector is not None:
+            _scaled(what, source, vector)
+    t.attributes.extend([(place, "num_groups", members[:, 0]), (place, "num_channels", atoms)])
     t.put(what.result, Label(label.atoms, State.FRESH if label.state is State.FRESH else State.APART))
 
 

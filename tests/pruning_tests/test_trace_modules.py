@@ -153,6 +153,21 @@ def shuffled(m: Any, x: torch.Tensor) -> torch.Tensor:
     return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+class GroupNormed(nn.Module):
+    """Convolution, group norm, activation, convolution, as in light shared heads."""
+
+    def __init__(self, groups: int, affine: bool = True) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(WIDE, WIDE, 3, padding=1), nn.GroupNorm(groups, WIDE, affine=affine)
+        self.out = Conv(WIDE, WIDE, 3)
+        if affine:
+            self.norm.weight, self.norm.bias = per_channel(WIDE), per_channel(WIDE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(F.silu(self.norm(self.conv(x))))
+        return found
+
+
 PRUNABLE: dict[str, Callable[[], nn.Module]] = {
     "gamma (C, 1, 1)": lambda: Between(lambda m, x: m.g * x, g=per_channel(WIDE, 1, 1)),
     "gamma (C,) unsqueezed": lambda: Between(lambda m, x: m.g[:, None, None] * x, g=per_channel(WIDE)),
@@ -193,6 +208,22 @@ def test_what_keeps_channels_apart_is_pruned_exactly(name: str) -> None:
     assert_exact(model, table)
 
 
+@pytest.mark.parametrize(("groups", "affine"), [(4, True), (8, False), (WIDE, True)])
+def test_groups_of_a_group_norm_leave_as_a_whole(groups: int, affine: bool) -> None:
+    model = network(GroupNormed(groups, affine))
+    table = build_layer_table(model)
+    assert_exact(model, table)
+    rng = np.random.default_rng(0)
+    widths = {g.id: nearest_width(g, 0.5, 1) for g in table.groups}
+    stays = choose_kept(table, widths, rng.random(table.class_count))
+    pruned: Any = remove(model, table, stays)
+    block, kept = pruned.model[2], np.array(kept_indices(table, stays)["model.2.conv"])
+    assert (block.norm.num_groups, block.norm.num_channels) == (groups // 2, WIDE // 2)
+    assert block.conv.weight.shape[0] == block.out.conv.weight.shape[1] == WIDE // 2
+    size = WIDE // groups
+    assert all(len(set(kept[i : i + size] // size)) == 1 for i in range(0, len(kept), size))
+
+
 FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "split by a stored number": (
         lambda: Between(lambda m, x: torch.cat([2 * y for y in x.split(WIDE // 4, 1)][::-1], 1)), "stored in a number",
@@ -224,6 +255,8 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gate over all channels": (
         lambda: Between(lambda m, x: x * torch.sigmoid(x.amax(1, keepdim=True))), "goes over all of them",
     ),
+    "group norm of one group": (lambda: GroupNormed(1), "enter `group_norm`"),
+    "group norm by a number": (lambda: Between(lambda m, x: F.group_norm(x, 4)), "enter `group_norm`"),
     "layer norm": (lambda: Between(lambda m, x: F.layer_norm(x, x.shape[1:])), "enter `layer_norm`"),
     "own weight": (
         lambda: Between(lambda m, x: F.conv2d(x, m.w, padding=1), w=per_channel(WIDE, WIDE, 3, 3)),
