@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pruning.allocation import share_of_macs
 from pruning.checkpoints import plain_copy
 from pruning.evaluation import Evaluator
 from pruning.finetune import FinetuneSettings, finetune
-from pruning.importance import CRITERIA, Evidence, score
+from pruning.importance import Evidence, score
 from pruning.plan import Plan
 from pruning.quiet import preserved_random_state, quiet_ultralytics
 from pruning.surgery import prune, resolve
@@ -83,18 +83,17 @@ class Subject:
         """Multiply-adds under these widths over the unpruned network's."""
         return share_of_macs(self.bench.table, self.bench.conv_costs, widths)
 
-    def scores(self, criterion: str, widths: Mapping[int, int]) -> np.ndarray:
-        """The criterion's scores for the plan, shape (class_count,)."""
+    def scores(self, criterion: str) -> np.ndarray:
+        """The criterion's scores, shape (class_count,)."""
         kept: dict[str, np.ndarray] = self.__dict__.setdefault("_scores", {})
-        if criterion not in kept or CRITERIA[criterion].by_width:
+        if criterion not in kept:
             bench = self.bench
             evidence = Evidence(bench.model, bench.table, bench.calibration, bench.seed, bench.device)
-            make = partial(score, criterion, replace(evidence, widths=dict(widths)))
-            kept[criterion] = make() if CRITERIA[criterion].by_width else self.kept(criterion, make)
+            kept[criterion] = self.kept(criterion, partial(score, criterion, evidence))
         return kept[criterion]
 
     def pruned(self, widths: Mapping[int, int], criterion: str) -> tuple[nn.Module, Plan]:
-        return prune(self.bench.model, self.bench.table, widths, self.scores(criterion, widths))
+        return prune(self.bench.model, self.bench.table, widths, self.scores(criterion))
 
     def recovered(self, widths: Mapping[int, int], criterion: str = "", how: str = "refit") -> nn.Module:
         """The pruned network after a recovery without gradients."""

@@ -18,7 +18,7 @@ from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch
 from pruning.geometry import NetworkGeometry
 from pruning.geometry_reading import read_geometry
 from pruning.image_size import check_image_size, stride_of
-from pruning.importance import CRITERIA, Evidence, propose_ratios, score
+from pruning.importance import Evidence, known_criterion, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
 from pruning.plan import Plan
@@ -61,8 +61,6 @@ class Workbench:
         trust_checkpoint: bool = False,
         gate: Gate | None = None,
     ) -> None:
-        if importance not in CRITERIA:
-            raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{importance}'.")
         self.model_path, self.data, self.imgsz, self.device = str(model_path), data, imgsz, device
         self.calibration_images, self.importance = calibration_images, importance
         self.round_to, self.seed = round_to, seed
@@ -102,36 +100,14 @@ class Workbench:
     @cached_property
     def evidence(self) -> Evidence:
         """What the criterion looks at."""
-        images = self.calibration if CRITERIA[self.importance].needs_data else None
+        images = self.calibration if known_criterion(self.importance).needs_data else None
         return Evidence(self.model, self.table, images, self.seed, self.device)
-
-    @property
-    def scores_follow_plans(self) -> bool:
-        """Whether the criterion scores the channels anew for every plan."""
-        return CRITERIA[self.importance].by_width
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Importance per class, shape (class_count,), where no plan is known; those of another process may be set."""
+        """Importance per class, shape (class_count,); those of another process may be set."""
         with self.turn:
             return score(self.importance, self.evidence)
-
-    def scores_for(self, widths: Mapping[int, int]) -> np.ndarray:
-        """Importance per class, shape (class_count,), for the plan with these widths by group id."""
-        with self.turn:
-            if self.scores_follow_plans:
-                return score(self.importance, replace(self.evidence, widths=widths))
-            return self.scores
-
-    def propose_ratios(self) -> dict[str, float]:
-        """Layer -> ratio that class-separability clustering proposes; a layer it proposes nothing for is left out."""
-        if self.importance != "separability":
-            raise PruningError(f"importance '{self.importance}' proposes no ratios, 'separability' does; give a ratio.")
-        with self.turn:
-            ratios = propose_ratios(self.evidence, self.round_to)
-        if not ratios:
-            raise PruningError("importance 'separability' proposes a ratio for no layer of this model; give one.")
-        return ratios
 
     @cached_property
     def loss_scores(self) -> np.ndarray:
@@ -196,7 +172,7 @@ class Workbench:
             else:
                 ratios = plan.ratios if isinstance(plan, Plan) else plan
                 widths = resolve(self.table, ratios, self.round_to)
-                pruned, applied = prune(self.model, self.table, widths, self.scores_for(widths))
+                pruned, applied = prune(self.model, self.table, widths, self.scores)
             self.equivalence.check(pruned, applied.kept)
             return pruned, applied
 

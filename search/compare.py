@@ -115,9 +115,11 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) ->
     """The model loads, the dataset fits it, its batches can be trained on, and the ratios take channels away."""
     from cluster.device_lock import DeviceLock
     from pruning.evaluation_dataset import check_dataset
+    from pruning.importance import known_criterion
     from pruning.surgery import resolve
     from pruning.workbench import Workbench
 
+    known_criterion(config.recover.importance)
     bench = Workbench(
         config.model.path,
         config.data.path,

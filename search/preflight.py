@@ -242,10 +242,12 @@ def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
     from cluster.device_lock import DeviceLock
     from pruning.checkpoints import task_of
     from pruning.evaluation_dataset import check_dataset
+    from pruning.importance import known_criterion
     from pruning.strategies import get_strategy
     from pruning.tasks import kind_of, metric_keys
     from pruning.workbench import Workbench
 
+    known_criterion(config.recover.importance)
     bench = Workbench(
         config.model.path,
         config.data.path,

@@ -171,12 +171,11 @@ class PruningTools:
 
     def keep_scores(self, run: Path) -> None:
         """Leave the channels' importance in the run folder, for the run's other workers."""
-        if not self._bench.scores_follow_plans:
-            keep_scores(run, self._scores_made_from(), self._bench.scores)
+        keep_scores(run, self._scores_made_from(), self._bench.scores)
 
     def recall_scores(self, run: Path) -> None:
         """Take over what :meth:`keep_scores` left; without it, this worker computes them when it first prunes."""
-        if self._recalled or self._bench.scores_follow_plans:
+        if self._recalled:
             return
         self._recalled = True
         found = kept_scores(run, self._scores_made_from())

@@ -7,10 +7,9 @@ Register it with `@criterion(name)`; it then works everywhere (`--importance NAM
 from __future__ import annotations
 
 from pruning.importance.activations import activation
-from pruning.importance.base import CRITERIA, Criterion, Evidence, score
+from pruning.importance.base import CRITERIA, Criterion, Evidence, known_criterion, score
 from pruning.importance.gradients import hessian, taylor
 from pruning.importance.reconstruction import reconstruction
-from pruning.importance.separability import propose_ratios, separability
 from pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
 
 __all__ = [
@@ -21,13 +20,12 @@ __all__ = [
     "bn_scale",
     "fpgm",
     "hessian",
+    "known_criterion",
     "l1",
     "l2",
     "lamp",
-    "propose_ratios",
     "random",
     "reconstruction",
     "score",
-    "separability",
     "taylor",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,22 +16,13 @@ from pruning.layers import ALWAYS, LayerTable
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given.
-
-    Attributes:
-        widths: of the plan that is being applied, by group id, for criteria that choose a whole set of channels
-            (`Criterion.by_width`); None where no plan is known.
-        memo: what such a criterion computed from everything but the widths. Shared by `replace(evidence, widths=...)`,
-            so a second plan does not look at the images again.
-    """
+    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given."""
 
     model: nn.Module
     table: LayerTable
     calibration: Calibration | None = None
     seed: int = 0
     device: str = "cpu"
-    widths: Mapping[int, int] | None = None
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 CriterionFunction = Callable[[Evidence], np.ndarray]
@@ -40,32 +30,35 @@ CriterionFunction = Callable[[Evidence], np.ndarray]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named criterion.
-
-    Attributes:
-        needs_data: it is refused without calibration images.
-        by_width: its scores depend on the plan's widths, so they are computed anew for every plan.
-    """
+    """A named criterion. `needs_data`: it is refused without calibration images."""
 
     name: str
     function: CriterionFunction
     needs_data: bool
-    by_width: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(
-    name: str, needs_data: bool = False, by_width: bool = False
-) -> Callable[[CriterionFunction], CriterionFunction]:
+def criterion(name: str, needs_data: bool = False) -> Callable[[CriterionFunction], CriterionFunction]:
     """Register a function as the criterion `name`."""
 
     def add(function: CriterionFunction) -> CriterionFunction:
-        CRITERIA[name] = Criterion(name, function, needs_data, by_width)
+        CRITERIA[name] = Criterion(name, function, needs_data)
         return function
 
     return add
+
+
+def known_criterion(name: str) -> Criterion:
+    """The criterion of this name; `PruningError` where there is none."""
+    if name not in CRITERIA:
+        known = ", ".join(sorted(CRITERIA))
+        raise PruningError(
+            f"`importance` must be one of {known}, but got '{name}'; choose one of these (a run keeps its own: begin "
+            "another run)."
+        )
+    return CRITERIA[name]
 
 
 def score(name: str, evidence: Evidence) -> np.ndarray:
@@ -74,9 +67,7 @@ def score(name: str, evidence: Evidence) -> np.ndarray:
     Raises:
         PruningError: unknown criterion, missing calibration images, or a score that is not finite.
     """
-    if name not in CRITERIA:
-        raise PruningError(f"`importance` must be one of {', '.join(sorted(CRITERIA))}, but got '{name}'.")
-    chosen = CRITERIA[name]
+    chosen = known_criterion(name)
     if chosen.needs_data and evidence.calibration is None:
         raise PruningError(f"importance '{name}' looks at images, but no dataset was given; pass --data or use l2.")
     scores = np.asarray(chosen.function(evidence), dtype=np.float64)

@@ -82,7 +82,7 @@ def plan_cuts(bench: Workbench, ratios: Mapping[str, float]) -> tuple[list[Cut],
     """What is cut and where its mapping can be folded to, as a plan too; and why other layers are not."""
     table = bench.table
     widths = resolve(table, ratios, bench.round_to)
-    stays = choose_kept(table, widths, bench.scores_for(widths))
+    stays = choose_kept(table, widths, bench.scores)
     wanted, why = set(touched(table, ratios)), {}
     cuts, realised = [], {}
     for layer, conv in conv_of(table).items():

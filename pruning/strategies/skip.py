@@ -49,7 +49,7 @@ class Skip:
         """See `Strategy.run`."""
         table = bench.table
         widths = resolve(table, ratios, bench.round_to)
-        stays = choose_kept(table, widths, bench.scores_for(widths))
+        stays = choose_kept(table, widths, bench.scores)
         wanted = set(touched(table, ratios))
         model, cut, kept, why = plain_copy(bench.model), {}, {}, {}
         for layer, conv in conv_of(table).items():  # in execution order

@@ -17,18 +17,8 @@ from search.overwriting import check_output
 model_argument = click.argument("model")
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
-AUTO = "auto"
 STRUCTURAL = "structural"
 PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
-
-
-class RatioOrAuto(click.ParamType):
-    """A fraction, or the word that asks for a proposal."""
-
-    name = "float|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        return AUTO if value == AUTO else float(click.FLOAT.convert(value, param, ctx))
 
 
 @click.command()
@@ -53,12 +43,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 
 @click.command()
 @model_argument
-@click.option(
-    "--ratio",
-    type=RatioOrAuto(),
-    help="Fraction of channels removed from every prunable layer, in [0, 1); "
-    "auto: what --importance separability proposes for each layer.",
-)
+@click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
 @click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
 @click.option("--importance", help="Criterion for the channels.  [default: reconstruction with --data, else l2]")
@@ -79,7 +64,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @format_option
 def prune(
     model: str,
-    ratio: float | str | None,
+    ratio: float | None,
     plan: Path | None,
     data: str | None,
     importance: str | None,
@@ -101,8 +86,8 @@ def prune(
     if (ratio is None) == (plan is None):
         raise click.UsageError("give either --ratio or --plan")
     _check_dry_run(dry_run, measure, run, strategy, output)
-    recover = _recovery(recover, ratio, data)
-    wanted = None if ratio == AUTO else _ratios(ratio, plan)
+    recover = _recovery(recover, data)
+    wanted = _ratios(ratio, plan)
     from search.preflight import check_model_file
 
     check_model_file(model)
@@ -112,18 +97,18 @@ def prune(
     from cluster.device_lock import DeviceLock
     from cluster.devices import device_key
     from pruning.evaluation_dataset import check_dataset
+    from pruning.importance import known_criterion
     from pruning.workbench import Workbench
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
-    usual = "reconstruction" if data and not dry_run else "l2"
-    criterion = importance or ("separability" if ratio == AUTO else usual)
+    criterion = known_criterion(importance or ("reconstruction" if data and not dry_run else "l2"))
     bench = Workbench(
         model,
         data,
         imgsz,
         _device(device),
         calibration_images=calibration_images,
-        importance=criterion,
+        importance=criterion.name,
         round_to=round_to,
         seed=seed,
         trust_checkpoint=trust_checkpoint,
@@ -132,7 +117,6 @@ def prune(
     if data is not None:
         for remark in check_dataset(data, bench.model):
             click.echo(remark, err=True)
-    wanted = bench.propose_ratios() if wanted is None else wanted
     if output is None:  # a dry run
         _foretell(bench, wanted, measure, run, _device(device), form)
         return
@@ -144,16 +128,14 @@ def prune(
     emit_one(_written(bench, pruned, applied, recover, imgsz, output), form)
 
 
-def _recovery(recover: str | None, ratio: float | str | None, data: str | None) -> str:
+def _recovery(recover: str | None, data: str | None) -> str:
     """How to recover; what looks at images is refused without data."""
     if recover not in (None, "none") and data is None:
         raise click.UsageError(f"--recover {recover} looks at images: give --data, or --recover none")
-    if ratio == AUTO and data is None:
-        raise click.UsageError("--ratio auto looks at images: give --data")
     return recover or ("refit" if data else "none")
 
 
-def _ratios(ratio: float | str | None, plan: Path | None) -> Any:
+def _ratios(ratio: float | None, plan: Path | None) -> Any:
     """What to remove, checked before anything heavy is loaded."""
     from pruning.plan import Plan, check_ratio
 

@@ -93,7 +93,7 @@ class CriterionContract:
     def test_surgery_takes_it(self, name: str, evidence: Evidence) -> None:
         table = evidence.table
         widths = resolve(table, {"*": 0.5}, round_to=1)
-        scores = score(name, Evidence(evidence.model, table, evidence.calibration, widths=widths))
+        scores = score(name, Evidence(evidence.model, table, evidence.calibration))
         stays = choose_kept(table, widths, scores)
         pruned = remove(evidence.model, table, stays)
         assert pruned.model[1].conv.out_channels == 8  # type: ignore[index, union-attr]
@@ -102,7 +102,7 @@ class CriterionContract:
 
 
 class TestEveryCriterion(CriterionContract):
-    @pytest.fixture(params=sorted(set(CRITERIA) - {"random", "separability"}))
+    @pytest.fixture(params=sorted(set(CRITERIA) - {"random"}))
     def name(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
@@ -128,12 +128,6 @@ class TestRandom(CriterionContract):
     def test_another_seed_other_scores(self, evidence: Evidence) -> None:
         other = Evidence(evidence.model, evidence.table, seed=evidence.seed + 1)
         assert not np.array_equal(score("random", evidence), score("random", other))
-
-
-class TestSeparability(CriterionContract):
-    @pytest.fixture
-    def name(self) -> str:
-        return "separability"
 
 
 @pytest.mark.parametrize("name", ["yolov10n", "yolo26n", "yolov8n-seg", "yolo11n-obb", "rtdetr-l"])

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from results.run_folder import RunFolder
 from search.cli import cli, run
@@ -322,6 +324,34 @@ def test_search_switches_reach_the_configuration(
     monkeypatch.setattr(preflight, "prepare", stop_here)
     assert run(["search", "m.pt", "d.yaml", *arguments]) == 1
     assert (seen[0].recover.how, seen[0].trial.distill, seen[0].finetune.distill) == (recover, trial, finetune)
+
+
+def test_a_run_by_a_criterion_that_was_dropped_is_still_read(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    from pruning.builtin import BASELINE
+    from search import promote
+
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    config["recover"]["importance"] = "separability"
+    config["model"]["path"], config["data"]["path"] = str(BASELINE), "coco8.yaml"
+    (finished_run / "config.yaml").write_text(yaml.safe_dump(config))
+    trials = finished_run / "trials.jsonl"
+    records = [json.loads(line) for line in trials.read_text().splitlines()]
+    for record in records:
+        record["metrics"]["importance"] = "separability"
+    trials.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    for command in ("report", "front", "status"):
+        assert run([command, str(finished_run)]) == 0
+
+    def stop_here(*given: object, **more: object) -> None:
+        raise SearchError("the picks would be trained now")
+
+    monkeypatch.setattr(promote, "promote", stop_here)
+    assert run(["finetune", str(finished_run)]) == 1
+    assert "the picks would be trained now" in capsys.readouterr().err
+    assert run(["resume", str(finished_run), "--trials", "7"]) == 1
+    assert re.search(r"`importance` must be one of .*got 'separability'; choose one of these", capsys.readouterr().err)
 
 
 def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

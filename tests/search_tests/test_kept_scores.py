@@ -10,6 +10,7 @@ import pytest
 
 from pruning import workbench
 from pruning.builtin import BASELINE, IMGSZ
+from pruning.errors import PruningError
 from search import worker
 from search.config import build_config, nest
 from search.courier import carried, start_courier
@@ -77,11 +78,12 @@ def test_another_worker_cuts_the_same_channels_without_computing_them(tmp_path: 
     assert computed == ["taylor", "taylor"]
 
 
-def test_scores_that_follow_the_plan_are_not_kept(tmp_path: Path) -> None:
+def test_a_criterion_of_an_older_version_is_needed_for_new_removals_only(tmp_path: Path) -> None:
+    """Its run's picks can still be fine-tuned."""
     tools = make_tools(shapes_dataset(tmp_path / "shapes"), "separability")
-    tools.keep_scores(tmp_path)
-    tools.recall_scores(tmp_path)
-    assert not (tmp_path / SCORES_NAME).exists()
+    assert tools.stats(tools.baseline)["params_m"] > 0
+    with pytest.raises(PruningError, match=r"`importance` must be one of .*, but got 'separability'; choose one"):
+        tools.prune({"model.4*": 0.5})
 
 
 def test_the_first_worker_keeps_them_in_the_run_and_the_others_look_there(
