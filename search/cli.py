@@ -18,6 +18,7 @@ from pruning.errors import PruningError
 from results.errors import ResultsError
 from search.client_entry import client_address, run_inside
 from search.commands.compare import compare
+from search.commands.config import config
 from search.commands.export import export
 from search.commands.latency import latency
 from search.commands.launch import launch
@@ -44,7 +45,8 @@ def cli(debug: bool) -> None:
 
 
 COMMANDS = (
-    demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, launch, doctor,
+    demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, launch, config,
+    doctor,
 )  # fmt: skip
 for _command in COMMANDS:
     assert _command.callback is not None

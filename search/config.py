@@ -178,7 +178,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"--set needs key=value, got {text!r}; for instance --set space.round_to=16")
         if key not in keys:
-            raise ConfigError(f"--set: {_unknown(key)}")
+            raise ConfigError(f"--set: {unknown_setting(key)}")
         try:
             settings[key] = _parsed(raw)
         except _DoubleKeyError as error:
@@ -208,7 +208,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 _SECTIONS = frozenset(key.split(".")[0] for key in known_keys() if "." in key)
 
 
-def _unknown(key: str) -> str:
+def unknown_setting(key: str) -> str:
+    """What is said of a ``key`` that is none, with the nearest that is one."""
     keys = known_keys()
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not close:  # the section may be right or missing: compare the last part alone
@@ -222,7 +223,7 @@ def _first_line(error: ValidationError, source: str) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{source}: {_unknown(key)}"
+        return f"{source}: {unknown_setting(key)}"
     if first["type"] == "missing":
         return f"{source}: `{key}` is missing; give it a value"
     message = str(first["msg"]).removeprefix("Value error, ")

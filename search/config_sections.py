@@ -5,7 +5,7 @@ Each class is strict: an unknown key or a wrong type is refused (:mod:`search.co
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from search.latency_target import LatencyTarget
 
 STRUCTURAL: Literal["structural"] = "structural"
 SEQUENTIAL = "sequential"
+BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -26,15 +27,15 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The trained model that is pruned."""
 
-    path: str
+    path: str = Field(examples=["my.pt"])
     """Ultralytics checkpoint (.pt), a path or a name that Ultralytics knows."""
     imgsz: int = 640
     """Side of the square input, pixels; a multiple of the model's largest stride, and of 32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
     trust_checkpoint: bool = False
-    """Load ``path``, and what the run makes of it, although it names things that no network needs, as classes of the
-    user's own are; whatever they do is then run, in every process of the run."""
+    """Load ``path``, and the checkpoints the run makes of it, although they name things that no network needs, such as
+    your own classes. Loading them can run any code, in every process of the run."""
 
     @field_validator("imgsz", mode="before")
     @classmethod
@@ -55,8 +56,8 @@ class ModelSection(Section):
 class DataSection(Section):
     """The dataset that trials train and validate on."""
 
-    path: str
-    """The dataset's data.yaml."""
+    path: str = Field(examples=["my/data.yaml"])
+    """The dataset's data.yaml; a classifier's folder with train/ and val/."""
     batch: int = Field(default=16, ge=1)
     """Images per batch in validation."""
 
@@ -69,15 +70,15 @@ class SpaceSection(Section):
     round_to: int = Field(default=8, ge=1)
     """Widths move in steps of this many channels."""
     min_ratio: Ratio = 0.0
-    """Least fraction of channels removed on every axis."""
+    """Minimum fraction of channels removed on every axis."""
     max_ratio: Ratio = 0.7
-    """Greatest fraction of channels removed on every axis."""
+    """Maximum fraction of channels removed on every axis."""
     blocks: list[int] | None = None
     """Numbers of the blocks that may be pruned; none given: all."""
     exclude: list[str] = []
     """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
     bounds: dict[str, tuple[Ratio, Ratio]] = {}
-    """Layer or pattern -> [least, greatest] ratio, in place of min_ratio and max_ratio; a name beats a pattern, a
+    """Layer or pattern -> [minimum, maximum] ratio, in place of min_ratio and max_ratio; a name beats a pattern, a
     longer pattern a shorter one, the later of two equals the earlier."""
 
     @model_validator(mode="after")
@@ -89,17 +90,27 @@ class SpaceSection(Section):
         return self
 
 
+def _describe_objectives(schema: dict[str, Any]) -> None:
+    """Add what only the module of the metrics knows; it is imported where the meaning is asked for."""
+    from results.objectives import DIRECTIONS
+
+    schema["description"] += f" There are {', '.join(DIRECTIONS)}."
+    schema[BY_TASK] = True
+
+
 class SearchSection(Section):
     """How the space is explored."""
 
     trials: int = Field(default=50, ge=1)
     """Finished trials the run ends with."""
     sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
-    """Who proposes plans: "gp" is ours, for any number of trials; the others are Optuna's."""
+    """Proposes the plans: "gp" is paretoprune's own, for any number of trials; the others are Optuna's
+    (docs/search.md)."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
-    objectives: list[str] = ["map50_95", "latency_ms"]
-    """Metrics of the front, two or three."""
+    objectives: list[str] = Field(default=["map50_95", "latency_ms"], json_schema_extra=_describe_objectives)
+    """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
+    and latency_ms."""
     warm_start: bool = True
     """Begin with plans by sensitivity (two fifths of the trials, at most 8) and uniform ones (a quarter, at most 5)."""
     loggers: list[Literal["mlflow", "wandb"]] = []
@@ -115,13 +126,13 @@ class SearchSection(Section):
     rungs: list[int] | None = None
     """Epochs after which trials may be stopped; none given: 0, and the epochs divided by powers of the reduction."""
     max_latency_ms: float | None = Field(default=None, gt=0)
-    """Greatest latency of use, ms; slower plans are not trained."""
+    """Maximum latency, ms; slower plans are not trained."""
     max_params_m: float | None = Field(default=None, gt=0)
-    """Greatest number of parameters of use, millions; larger plans are not trained."""
+    """Maximum number of parameters, millions; larger plans are not trained."""
     max_gflops: float | None = Field(default=None, gt=0)
-    """Greatest work of use, GFLOPs; plans with more are not trained."""
+    """Maximum GFLOPs; plans with more are not trained."""
     min_map: float | None = Field(default=None, ge=0, le=1)
-    """Least accuracy of use (mAP50-95, a classifier's top-1)."""
+    """Minimum accuracy (mAP50-95, a classifier's top-1)."""
     hours: float | None = Field(default=None, gt=0)
     """Wall-clock hours after which this start hands out no further trial."""
     gpu_hours: float | None = Field(default=None, gt=0)
@@ -146,7 +157,7 @@ class RecoverSection(Section):
     how: Literal["none", "bn", "refit", "refit+bn"] = "refit"
     """Nothing, batch-norm statistics, least-squares refit of the consumers, or both."""
     importance: str = "reconstruction"
-    """Criterion that chooses which channels go."""
+    """Criterion that chooses the channels to remove (docs/recovery.md lists them)."""
     calibration_images: int = Field(default=128, ge=1)
     """Training images the refit and the criterion look at."""
 
@@ -165,7 +176,7 @@ class TrialSection(Section):
     workers: int = Field(default=4, ge=0)
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
-    """Let the unpruned model teach."""
+    """Distil from the unpruned model."""
     amp: bool = True
     """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
 
@@ -184,11 +195,12 @@ class FinetuneSection(Section):
     workers: int = Field(default=4, ge=0)
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
-    """Let the unpruned model teach."""
+    """Distil from the unpruned model."""
     amp: bool = True
     """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
     gpus_per_pick: int = Field(default=1, ge=1)
-    """GPUs of one machine that train a pick together, each with its share of the batch; without GPUs not used."""
+    """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
+    multiple of them; not used without GPUs."""
     trust_checkpoint: bool = False
     """The same as ``model.trust_checkpoint`` for native rivals. One that is the run's model is trusted as that is."""
 
@@ -213,7 +225,7 @@ class LatencySection(Section):
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
     runtime: Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"] = "torch"
-    """What executes the network."""
+    """What executes the network (docs/latency.md)."""
     half: bool = False
     """16 bits instead of 32, where the device computes in them natively."""
     target: str = "own"

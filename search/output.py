@@ -9,12 +9,14 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pruning.errors import PruningError
 from pruning.image_size import ImageSize, check_image_size
@@ -39,6 +41,9 @@ class RunType(click.ParamType):
         if ctx is not None:
             ctx.call_on_close(remote.push)
         return mirror
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
 
 
 class ImageSizeType(click.ParamType):
@@ -67,7 +72,16 @@ class ImageSizeType(click.ParamType):
         return size
 
 
+def complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: names of settings that begin so."""
+    from search.config import known_keys
+
+    return [key for key in known_keys() if key.startswith(incomplete)]
+
+
 RUN = RunType()
+# A file or an address, which the command itself checks; as a path the shell completes it.
+FILE = click.Path(readable=False)
 SIZE = ImageSizeType()
 SIZE_OR_PAIR = ImageSizeType(pair=True)
 
@@ -80,10 +94,23 @@ address_option: Callable[[Any], Any] = click.option(
 )
 
 
+def set_option(example: str) -> Callable[[Any], Any]:
+    """``--set KEY=VALUE``; ``example`` is shown in the help."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=complete_setting,
+        help=f"One setting, e.g. {example}; `paretoprune config` lists them.",
+    )
+
+
 def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where a run's model and dataset lie now."""
-    given = click.option("--model", metavar="MODEL", help="Where the run's model lies now, after a move.")(command)
-    return click.option("--data", metavar="DATA", help="Where the run's dataset lies now, after a move.")(given)
+    model = click.option("--model", type=FILE, metavar="MODEL", help="Where the run's model lies now, after a move.")
+    data = click.option("--data", type=FILE, metavar="DATA", help="Where the run's dataset lies now, after a move.")
+    return data(model(command))
 
 
 trust_option: Callable[[Any], Any] = click.option(
@@ -139,6 +166,12 @@ def with_data_alone_on_stdout(command: Callable[..., Any]) -> Callable[..., Any]
 def echo(text: str = "", newline: bool = True) -> None:
     """Print data: the only way to stdout that a command has."""
     click.echo(text, file=_DATA[-1] if _DATA else None, nl=newline)
+
+
+def stdout_width() -> int | None:
+    """Columns of the terminal that data goes to; None where it goes elsewhere."""
+    stream = _DATA[-1] if _DATA else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def command_line(*words: object) -> str:

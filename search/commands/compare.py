@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FOLDER, SIZE, echo, emit, format_option, trust_option
+from search.output import FILE, FOLDER, SIZE, echo, emit, format_option, set_option, trust_option
 
 if TYPE_CHECKING:
     from results.comparison import Comparison
@@ -22,8 +22,8 @@ LAYERS_NAMED = 4
 
 
 @click.command()
-@click.argument("model")
-@click.argument("data")
+@click.argument("model", type=FILE)
+@click.argument("data", type=FILE)
 @click.option("--strategies", default=ALL, show_default=True, metavar="NAMES", help="Separated by commas.")
 @click.option(
     "--budget-epochs",
@@ -36,7 +36,7 @@ LAYERS_NAMED = 4
 @click.option("--plan", type=click.Path(path_type=Path), help="The ratios of a plan.json, in place of --ratio.")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. finetune.batch=8.")
+@set_option("finetune.batch=8")
 @trust_option
 @format_option
 def compare(

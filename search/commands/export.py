@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import SIZE_OR_PAIR, echo, trust_option
+from search.output import FILE, SIZE_OR_PAIR, echo, trust_option
 from search.overwriting import check_output
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ CHECK = ".check.json"  # beside the export: what its check found
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=FILE)
 @click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
 @click.option(
     "--imgsz", type=SIZE_OR_PAIR, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: as it was trained]"
@@ -26,8 +26,12 @@ CHECK = ".check.json"  # beside the export: what its check found
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for it.  [default: beside MODEL]"
 )
-@click.option("--data", help="data.yaml with images to check on.  [default: two that Ultralytics brings along]")
-@click.option("--against", help="Also export this unpruned model and time it beside.  [default: MODEL in PyTorch]")
+@click.option(
+    "--data", type=FILE, help="data.yaml with images to check on.  [default: two that Ultralytics brings along]"
+)
+@click.option(
+    "--against", type=FILE, help="Also export this unpruned model and time it beside.  [default: MODEL in PyTorch]"
+)
 @click.option("--check/--no-check", default=True, help="Compare with MODEL on real images and measure the latency.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="Longest timing.")
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
+from search.output import FILE, SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
@@ -15,8 +15,8 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("model")
-@click.option("--against", help="The unpruned model that is timed beside it.  [default: MODEL itself]")
+@click.argument("model", type=FILE)
+@click.option("--against", type=FILE, help="The unpruned model that is timed beside it.  [default: MODEL itself]")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("torch",), show_default=True,
     help="torch, torch-cuda-graph, onnx, openvino or tensorrt; may be repeated.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import FOLDER
+from search.output import FOLDER, set_option
 
 PLACES = ("ray", "slurm", "kuberay", "ray-up")
 
@@ -31,7 +31,7 @@ class Pair(click.ParamType):
 @click.option("--on", "place", type=click.Choice(PLACES), required=True, help="ray-up writes a file for `ray up`.")
 @click.option("--run", required=True, help="The run's folder, as the machines see it.")
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted, and do nothing.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. search.trials=100.")
+@set_option("search.trials=100")
 @click.option("-o", "--output", type=FOLDER, help="Where the script or manifest is written.  [default: beside CONFIG]")
 @click.option("--nodes", type=int, default=1, show_default=True, help="Machines that run trials.")
 @click.option("--least-nodes", type=int, help="Machines from the start, the others as needed (kuberay, ray-up).")

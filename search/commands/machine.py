@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.output import FOLDER, address_option, echo, emit, format_option
+from search.output import FILE, FOLDER, address_option, echo, emit, format_option
 
 if TYPE_CHECKING:
     from cluster.doctor import Check
@@ -27,7 +27,9 @@ def demo(run: Path, trials: int) -> int:
 
 @click.command()
 @address_option
-@click.option("--data", help="A dataset (data.yaml) that must be readable, on every node of a joined cluster.")
+@click.option(
+    "--data", type=FILE, help="A dataset (data.yaml) that must be readable, on every node of a joined cluster."
+)
 @click.option("--run", type=FOLDER, help="A run's folder, which must be the same one on every node.")
 @format_option
 def doctor(address: str | None, data: str | None, run: Path | None, form: str) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from search.errors import SearchError
-from search.output import FOLDER, RECOVERIES, SIZE, echo, emit, emit_one, format_option, trust_option
+from search.output import FILE, FOLDER, RECOVERIES, SIZE, echo, emit, emit_one, format_option, trust_option
 from search.overwriting import check_output
 
-model_argument = click.argument("model")
+model_argument = click.argument("model", type=FILE)
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
 STRUCTURAL = "structural"
@@ -45,7 +45,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @model_argument
 @click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
-@click.option("--data", help="data.yaml with images to look at; without it nothing is recovered.")
+@click.option("--data", type=FILE, help="data.yaml with images to look at; without it nothing is recovered.")
 @click.option("--importance", help="Criterion for the channels.  [default: reconstruction with --data, else l2]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
 @click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")

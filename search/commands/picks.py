@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import RUN, address_option, echo, emit, format_option, place_options, with_objectives
+from search.output import FILE, RUN, address_option, echo, emit, format_option, place_options, with_objectives
 
 if TYPE_CHECKING:
     from results.bounds import Bounds
@@ -97,6 +97,7 @@ def _few(ids: Sequence[str]) -> str | None:
     "--native",
     "natives",
     multiple=True,
+    type=FILE,
     metavar="MODEL.pt",
     help="A smaller stock model as a rival: same budget, measured with the picks; may be repeated.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from search.output import (
+    FILE,
     FOLDER,
     RECOVERIES,
     RUN,
@@ -21,6 +22,7 @@ from search.output import (
     emit_one,
     format_option,
     place_options,
+    set_option,
     trust_option,
     with_objectives,
 )
@@ -44,15 +46,15 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         hours_option,
         gpu_hours_option,
         click.option("--stopping/--no-stopping", default=None, help="End hopeless trials early.  [default: stopping]"),
-        click.option("--plan", "plans", multiple=True, help="A plan.json to try first; may be repeated."),
-        click.option("--from-run", help="Another run on MODEL, whose trials the sampler is told."),
+        click.option("--plan", "plans", type=FILE, multiple=True, help="A plan.json to try first; may be repeated."),
+        click.option("--from-run", type=FILE, help="Another run on MODEL, whose trials the sampler is told."),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 @click.command()
-@click.argument("model")
-@click.argument("data")
+@click.argument("model", type=FILE)
+@click.argument("data", type=FILE)
 @click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
 @click.option("--trials", type=int, help="Trials in all.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
@@ -63,7 +65,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
 @search_options
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. space.round_to=16.")
+@set_option("space.round_to=16")
 @address_option
 @trust_option
 def search(

@@ -38,7 +38,9 @@ HEAVY = (
     "sklearn",
     "numpy",
 )
-COMMANDS = "demo layers prune search resume status front finetune report latency export compare launch doctor".split()
+COMMANDS = (
+    "demo layers prune search resume status front finetune report latency export compare launch config doctor".split()
+)
 
 Captured = pytest.CaptureFixture[str]
 
