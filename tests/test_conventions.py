@@ -117,7 +117,7 @@ def tracked_text_files() -> Iterator[tuple[Path, str]]:
         done = subprocess.run(listing, capture_output=True, text=True, check=True)
         paths = [ROOT / name for name in done.stdout.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        hidden = re.compile(r"^(\.(?!ci|gitignore)|runs$|build$|dist$|.*\.egg-info$|__pycache__$)")
+        hidden = re.compile(r"^(\.(?!ci|git(hub|ignore)|pre-commit)|runs$|build$|dist$|.*\.egg-info$|__pycache__$)")
         found = (path for path in ROOT.rglob("*") if path.is_file())
         paths = [path for path in found if not any(map(hidden.match, path.relative_to(ROOT).parts))]
     for path in sorted(set(paths)):

@@ -76,6 +76,15 @@ def test_types_defaults_and_bounds_in_words(name: str, kind: str, default: str, 
     assert (setting.type, setting.default, setting.bounds_text) == (kind, default, bounds)
 
 
+def test_the_names_there_are_are_those_that_are_known() -> None:
+    from pruning.runtimes import RUNTIMES
+    from pruning.strategies import STRATEGIES
+
+    for name, known in (("trial.strategy", STRATEGIES), ("latency.runtime", RUNTIMES)):
+        (setting,) = select_settings([name])
+        assert setting.type.split(" | ") == list(known)
+
+
 def test_the_file_to_start_from_is_the_defaults(tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / "config.yaml"
     assert run(["config", "--format", "yaml"]) == 0
