@@ -23,7 +23,6 @@ from pruning.checkpoints import plain_copy
 from pruning.pickle_bounds import check_bounds
 
 STATE_NAME = "finetune_state.pt"
-_TEACHER = "teacher_model."
 
 
 class StateFile:
@@ -71,7 +70,7 @@ def capture(trainer: Any) -> dict[str, Any]:
         "epoch": trainer.epoch + 1,
         "steps": trainer.steps_done,
         "seconds": time.time() - trainer.train_time_start + job.seconds_before,
-        "model": _without_teacher(unwrap_model(trainer.model).state_dict()),
+        "model": unwrap_model(trainer.model).state_dict(),
         "ema": average.state_dict(),
         "ema_updates": trainer.ema.updates,
         "optimizer": trainer.optimizer.state_dict(),
@@ -96,9 +95,7 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
     fine-tuning. Loading processes of a GPU look ahead and have random states of their own: there they are equivalent.
     """
     job, model = trainer.job, unwrap_model(trainer.model)
-    missing, unexpected = model.load_state_dict(state["model"], strict=False)
-    assert not unexpected, unexpected
-    assert not _without_teacher(dict.fromkeys(missing)), missing
+    model.load_state_dict(state["model"])
     trainer.ema.ema.load_state_dict(state["ema"])
     trainer.ema.updates = state["ema_updates"]
     _restore_optimizer(trainer.optimizer, state["optimizer"])
@@ -178,10 +175,6 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _without_teacher(weights: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in weights.items() if not name.startswith(_TEACHER)}
 
 
 def _plain_values(thing: object) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch.nn import functional
 from ultralytics.nn.modules.head import Depth, Detect, Pose26, RTDETRDecoder, SemanticSegment
 
 _CELL = 32  # pixels: the standard deviation of an RT-DETR box's sides; its coordinates are fractions of the image
+_ROUNDING = 1e-4  # kernels with and without gradients (of an attention, a linear layer) may differ by a tenth of it
 _MASKS = 8  # anchors an image whose masks are looked at, drawn by their chance to be a detection
 
 
@@ -162,8 +163,8 @@ def draw_indices(weights: torch.Tensor, count: int, generator: torch.Generator) 
 def output_divergence(head: nn.Module, teacher: Any, student: Any, generator: torch.Generator) -> torch.Tensor:
     """KL(P(teacher) || P(student)) of two networks' `raw_outputs` for the same images, nats, summed over the images.
 
-    `head`: the teacher's. Only `student` gets a gradient, and exactly none where its outputs are the teacher's: an
-    optimiser that normalises its steps would make full ones of rounding errors. Computed in 32 bits at least.
+    `head`: the teacher's. Only `student` gets a gradient, and exactly none where its outputs are the teacher's up to
+    rounding: an optimiser that normalises its steps would make full ones of that. Computed in 32 bits at least.
     """
     terms = output_terms(head, (teacher, student), generator)
     return torch.stack([_apart(term) for term in terms]).sum()
@@ -172,6 +173,7 @@ def output_divergence(head: nn.Module, teacher: Any, student: Any, generator: to
 def _apart(term: Term) -> torch.Tensor:
     before, after = (value if value.dtype == torch.float64 else value.float() for value in term.values)
     before = before.detach()
+    after = torch.where((after - before).abs() <= _ROUNDING * (1 + before.abs()), before, after)
     if term.family == "normal":
         return (term.weight * (after - before) ** 2).sum() / 2
     if term.family == "bernoulli":

@@ -10,7 +10,6 @@ from pruning.checkpoints import task_of
 from pruning.errors import PruningError
 
 KINDS = ("detect", "segment", "pose", "obb", "classify", "rtdetr")
-NOT_TAUGHT = ("classify", "rtdetr")  # Ultralytics' distillation is for heads of its own YOLO detectors
 
 _SUFFIX = {"detect": "B", "rtdetr": "B", "obb": "B", "segment": "M", "pose": "P"}
 _TARGET = {"segment": "mask", "pose": "pose"}

@@ -175,8 +175,8 @@ class TrialSection(Section):
     """Learning rate; none given: chosen from the number of steps."""
     workers: int = Field(default=4, ge=0)
     """Processes that load images for a GPU; on a CPU there are none."""
-    distill: bool = False
-    """Distil from the unpruned model."""
+    distill: bool = True
+    """Distil: learn the unpruned model's outputs, without labels."""
     amp: bool = True
     """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
 
@@ -195,7 +195,7 @@ class FinetuneSection(Section):
     workers: int = Field(default=4, ge=0)
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
-    """Distil from the unpruned model."""
+    """Distil: learn the unpruned model's outputs, without labels."""
     amp: bool = True
     """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
     gpus_per_pick: int = Field(default=1, ge=1)

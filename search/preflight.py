@@ -292,14 +292,16 @@ def check_batches(config: RunConfig, section: str, model: Any = None) -> None:
 
 def check_teachable(config: RunConfig, model: Any = None) -> None:
     """:class:`ConfigError` where a teacher is asked for that cannot teach the run's ``model`` (None: it is loaded)."""
+    from pruning.errors import PruningError
+    from pruning.finetune_teacher import check_teacher
     from pruning.models import load_model
-    from pruning.tasks import NOT_TAUGHT, kind_of
 
-    if not (config.trial.distill or config.finetune.distill):
+    if not ((config.trial.distill and config.trial.epochs) or config.finetune.distill):
         return
-    kind = kind_of(model or load_model(config.model.path, config.model.trust_checkpoint))
-    if kind in NOT_TAUGHT:  # else every trial, or every pick, would fail by it
-        raise ConfigError(f"distillation is for YOLO models with a detection head, but got {kind}; use --no-distill")
+    try:  # else every trial, or every pick, would fail by it
+        check_teacher(model or load_model(config.model.path, config.model.trust_checkpoint))
+    except PruningError as error:
+        raise ConfigError(f"{error} (--no-distill)") from error
 
 
 def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:

@@ -102,7 +102,11 @@ def _few(ids: Sequence[str]) -> str | None:
     help="A smaller stock model as a rival: same budget, measured with the picks; may be repeated.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
-@click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: as the run]")
+@click.option(
+    "--distill/--no-distill",
+    default=None,
+    help="Learn the unpruned model's outputs, not labels.  [default: as the run]",
+)
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
 @click.option("--trust-checkpoint", is_flag=True, help="Load natives that name unusual things; runs what they say.")
 @address_option

@@ -62,7 +62,9 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
 @click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
-@click.option("--distill/--no-distill", default=None, help="Let the unpruned model teach.  [default: no-distill]")
+@click.option(
+    "--distill/--no-distill", default=None, help="Learn the unpruned model's outputs, not labels.  [default: in trials]"
+)
 @search_options
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
 @set_option("space.round_to=16")

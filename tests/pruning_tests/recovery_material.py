@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from pruning.quiet import quiet_ultralytics
+from tests.pruning_tests.masking import randomise_batch_norm
 
 NAMES = ("square", "disc", "bar")
 
@@ -71,6 +72,13 @@ def fresh_yolov8n(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     with quiet_ultralytics():
         return DetectionModel("yolov8n.yaml", nc=3, verbose=False).eval()
+
+
+def teaching_yolov8n() -> nn.Module:
+    """One whose answers differ from image to image: a fresh one's hardly do."""
+    model = fresh_yolov8n(1)
+    randomise_batch_norm(model)
+    return model
 
 
 def stock_model(path: Path) -> nn.Module:

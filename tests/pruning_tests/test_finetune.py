@@ -25,6 +25,7 @@ from tests.pruning_tests.recovery_material import (
     same_weights,
     shapes_dataset,
     stock_model,
+    teaching_yolov8n,
     weights,
     widths,
 )
@@ -206,11 +207,11 @@ def test_exception_of_the_callback_gives_everything_back(pruned: nn.Module, shap
 
 
 def test_distillation_leaves_teacher_and_student_clean(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
-    teacher = fresh_yolov8n(1)
+    teacher = teaching_yolov8n()
     before, trainable = weights(teacher), [p.requires_grad for p in teacher.parameters()]
     settings = FinetuneSettings(epochs=1, imgsz=96, batch=4, distill=True)
     result = run(pruned, shapes, tmp_path, settings, teacher=teacher)
-    assert result.history[0]["train/dis_loss"] > 0
+    assert result.history[0]["train/divergence"] > 0
     assert widths(result.model) == widths(pruned)
     assert not any(m._forward_hooks for net in (result.model, teacher, pruned) for m in net.modules())
     assert same_weights(weights(teacher), before)
@@ -291,6 +292,9 @@ class TestSchedule:
         assert rates == sorted(rates)
         assert (rates[0], rates[-1]) == (5e-5, 5e-4)
         assert 1e-4 < learning_rate(100) < 5e-4  # between the measured points
+
+    def test_a_teacher_is_learned_from_at_one_low_rate(self) -> None:
+        assert {learning_rate(steps, taught=True) for steps in (1, 39, 150, 10**5)} == {8e-5}
 
     @pytest.mark.parametrize("steps", [1, 2, 5, 39, 400])
     def test_course_of_the_rate(self, steps: int) -> None:

@@ -22,6 +22,7 @@ from tests.pruning_tests.recovery_material import (
     halve_bottlenecks,
     same_weights,
     shapes_dataset,
+    teaching_yolov8n,
     weights,
 )
 
@@ -197,11 +198,14 @@ def test_a_remedy_is_remembered_over_a_death(
 
 def test_distillation_goes_on_too(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:
     settings = FinetuneSettings(epochs=3, imgsz=64, batch=4, distill=True)
-    teacher = fresh_yolov8n(1)
+    teacher = teaching_yolov8n()
     whole = finetune(pruned, shapes, settings, tmp_path / "whole", teacher=teacher)
     with pytest.raises(KeyboardInterrupt):
         finetune(pruned, shapes, settings, tmp_path / "cut", teacher=teacher, on_epoch=Dies(2))
     resumed = finetune(pruned, shapes, settings, tmp_path / "cut", teacher=teacher)
+    divergences = [[row["train/divergence"] for row in result.history] for result in (whole, resumed)]
+    assert divergences[0] == divergences[1]
+    assert divergences[0][0] > divergences[0][-1] > 0
     assert same_weights(weights(resumed.model), weights(whole.model))
 
 

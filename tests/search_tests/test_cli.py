@@ -307,7 +307,7 @@ def test_table_aligns_numbers_right_and_shows_gaps() -> None:
 @pytest.mark.parametrize(
     ("arguments", "recover", "trial", "finetune"),
     [
-        ([], "refit", False, False),
+        ([], "refit", True, False),
         (["--recover", "refit+bn", "--distill"], "refit+bn", True, True),
         (["--no-distill", "--set", "finetune.distill=true"], "refit", False, True),
     ],

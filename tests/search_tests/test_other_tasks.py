@@ -56,14 +56,22 @@ class TestObjectives:
 
 
 @pytest.mark.parametrize("setting", ["trial.distill", "finetune.distill"])
-def test_a_teacher_for_what_cannot_be_taught_is_refused_before_any_trial(tmp_path: Path, setting: str) -> None:
+def test_a_teacher_for_what_cannot_be_taught_is_refused_before_any_trial(
+    tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics.nn.modules.head import Classify
+
     model: Any = build("yolov8n-cls")
     model.names = dict(enumerate(NAMES))
     save_checkpoint(model, tmp_path / "classifier.pt")
     data = colours_dataset(tmp_path / "colours", train=1, val=1)
-    settings = {"model.path": str(tmp_path / "classifier.pt"), "data.path": str(data), "model.imgsz": 32, setting: True}
-    with pytest.raises(ConfigError, match="with a detection head, but got classify; use --no-distill"):
-        prepare(make_config(**settings), tmp_path / "run")
+    settings = {"model.path": str(tmp_path / "classifier.pt"), "data.path": str(data), "model.imgsz": 32}
+    others = {"trial.distill": False, "finetune.distill": False, setting: True}
+    monkeypatch.setattr(Classify, "forward", lambda self, x: ("answer", ["other things"]))
+    with pytest.raises(
+        ConfigError, match=r"whose outputs are known, but Classify gives .* distill off \(--no-distill\)"
+    ):
+        prepare(make_config(**settings, **others), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -94,9 +102,7 @@ class TestWholeSearch:
         assert run(["front", str(folder.path), "--max-drop", "1", "--format", "json"]) == 0
         rows = json.loads(capsys.readouterr().out)
         assert all(0 <= row["top1"] <= 1 and row["map50_95"] is None for row in rows)
-        assert run(["finetune", str(folder.path), "--pick", "1", "--distill"]) == 1
-        assert "but got classify; use --no-distill" in capsys.readouterr().err
-        assert run(["finetune", str(folder.path), "--pick", "1", "--epochs", "1"]) == 0
+        assert run(["finetune", str(folder.path), "--pick", "1", "--epochs", "1", "--distill"]) == 0
         (selected,) = folder.read_selected()
         assert selected.after["top1"] >= selected.before["top1"] - 1e-6
         assert run(["report", str(folder.path)]) == 0

@@ -1,0 +1,65 @@
+"""A network that learns another one's outputs, as Ultralytics' trainer wants it: a module whose answer is a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning.checkpoints import plain_copy
+from pruning.errors import PruningError
+from pruning.models import input_channels
+from pruning.output_distribution import output_divergence, output_terms, raw_outputs
+
+_TRIED = 64  # pixels: enough to see what a head gives
+
+
+class TaughtModel(nn.Module):
+    """A wrapper, as the one for several GPUs: Ultralytics finds the student in `module` wherever it wants the network.
+
+    Of a batch it gives the divergence of the student's outputs from the teacher's, nats per image, and looks at no
+    label. Both networks are in eval mode, always: where the student is the teacher, every output is the same and the
+    gradient exactly zero. By a batch's own statistics outputs would differ, and the student would learn to undo that.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.module = student
+        self.stride = student.stride  # asked for without unwrapping
+        student.criterion = None  # type: ignore[assignment]  # asked for, too: there is no loss by labels
+        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: neither trained, averaged nor saved
+
+    def train(self, mode: bool = True) -> TaughtModel:
+        """Eval mode, whatever is asked for."""
+        return super().train(False)
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        images, (teacher,) = batch["img"], self._teacher
+        with torch.no_grad():
+            told = raw_outputs(teacher, images)
+        said = raw_outputs(self.module, images, told)
+        drawn = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # from what a state keeps
+        loss = output_divergence(_head(teacher), told, said, drawn) / len(images)
+        return loss, {"divergence": loss.detach()}
+
+
+def check_teacher(model: nn.Module) -> None:
+    """Raise PruningError where a network like `model` cannot teach: what its head gives is not known."""
+    copy = plain_copy(model)
+    with torch.no_grad():
+        raw = raw_outputs(copy, torch.zeros(1, input_channels(copy), _TRIED, _TRIED))
+    try:
+        output_terms(_head(copy), (raw,), torch.Generator())
+    except (TypeError, KeyError) as error:
+        kind = type(_head(copy)).__name__
+        raise PruningError(
+            f"distillation needs a head whose outputs are known, but {kind} gives others ({type(error).__name__}: "
+            f"{error}); set distill off"
+        ) from error
+
+
+def _head(model: nn.Module) -> nn.Module:
+    head: nn.Module = model.model[-1]  # type: ignore[index, assignment]
+    return head
