@@ -56,6 +56,12 @@ class OneOfSeveral:
         if self.job.saved is not None:  # the random states are the first process's, and so the same in all
             init_seeds(self.args.seed + 1000 * self.start_epoch + distributed.get_rank(), self.args.deterministic)
 
+    def agreed(self, step: float) -> float:
+        """The first process's: each has images of its own, and the weights must stay the same."""
+        found = [step]
+        distributed.broadcast_object_list(found, 0)
+        return found[0]
+
     def validate(self) -> Any:
         """The first process's figures, told to all: whether to stop must not differ."""
         found = [super().validate()] if distributed.get_rank() == 0 else [None]  # type: ignore[misc]

@@ -69,6 +69,7 @@ def capture(trainer: Any) -> dict[str, Any]:
     return {
         "epoch": trainer.epoch + 1,
         "steps": trainer.steps_done,
+        "rate": job.rate,
         "seconds": time.time() - trainer.train_time_start + job.seconds_before,
         "model": unwrap_model(trainer.model).state_dict(),
         "ema": average.state_dict(),

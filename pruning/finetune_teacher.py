@@ -13,6 +13,7 @@ from pruning.errors import PruningError
 from pruning.models import input_channels
 from pruning.output_distribution import output_divergence, output_terms, raw_outputs
 
+STEPS = tuple(1.25e-6 * 2**k for k in range(8))
 _TRIED = 64  # pixels: enough to see what a head gives
 
 
@@ -27,6 +28,7 @@ class TaughtModel(nn.Module):
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         super().__init__()
         self.module = student
+        self._images = torch.empty(0)
         self.stride = student.stride  # asked for without unwrapping
         student.criterion = None  # type: ignore[assignment]  # asked for, too: there is no loss by labels
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: neither trained, averaged nor saved
@@ -36,13 +38,43 @@ class TaughtModel(nn.Module):
         return super().train(False)
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images, (teacher,) = batch["img"], self._teacher
+        self._images = batch["img"]
+        drawn = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # from what a state keeps
+        loss = self._divergence(self._images, drawn)
+        return loss, {"divergence": loss.detach()}
+
+    def _divergence(self, images: torch.Tensor, drawn: torch.Generator) -> torch.Tensor:
+        (teacher,) = self._teacher
         with torch.no_grad():
             told = raw_outputs(teacher, images)
         said = raw_outputs(self.module, images, told)
-        drawn = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # from what a state keeps
-        loss = output_divergence(_head(teacher), told, said, drawn) / len(images)
-        return loss, {"divergence": loss.detach()}
+        return output_divergence(_head(teacher), told, said, drawn) / len(images)
+
+    def longest_step(self) -> float:
+        """How far every weight can go by its gradient's sign, as Adam's first step does, before images get worse by it.
+
+        The gradient is that of one half of the last batch, the images the other half (a single image is both). The one
+        of `STEPS` after which they are closest to the teacher; the smallest where none does them any good. The weights
+        are as before.
+        """
+        images = self._images
+        seen, unseen = (images[: len(images) // 2], images[len(images) // 2 :]) if len(images) > 1 else (images, images)
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(self._divergence(seen, torch.Generator()), weights, allow_unused=True)
+        moves = [(p, g.sign()) for p, g in zip(weights, gradients, strict=True) if g is not None]
+        kept = [p.detach().clone() for p, _ in moves]
+        best, least = STEPS[0], float("inf")
+        with torch.no_grad():
+            for step in STEPS:
+                for (p, sign), value in zip(moves, kept, strict=True):
+                    p.copy_(value - step * sign)
+                found = float(self._divergence(unseen, torch.Generator()))
+                if not found < least:
+                    break
+                best, least = step, found
+            for (p, _), value in zip(moves, kept, strict=True):
+                p.copy_(value)
+        return best
 
 
 def check_teacher(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from pruning.errors import NonFiniteError
 from pruning.evaluation import Evaluator, refuse_non_finite
 from pruning.evaluation_gate import Gate, GatedLoader, device_finisher, gated_dataset
 from pruning.finetune_remedies import OnEpoch, Remedies
-from pruning.finetune_schedule import averaging, learning_rate, rate_factor
+from pruning.finetune_schedule import averaging, learning_rate, rate_factor, taught_rate
 from pruning.finetune_state import StateFile, capture, measured, restore
 from pruning.finetune_teacher import TaughtModel
 from pruning.quiet import preserved_random_state
@@ -37,7 +37,7 @@ class Job:
     """What one fine-tuning is given and what comes out of it, epoch by epoch. Epoch 0 is the start network.
 
     `saved`: the state that this attempt goes on from, if any; what came before it took `seconds_before`. `mixed`: in
-    bfloat16 where autocast has it so.
+    bfloat16 where autocast has it so. `rate`: found on the first batch, before remedies, where a teacher is learned.
     """
 
     model: nn.Module
@@ -58,6 +58,7 @@ class Job:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds_before: float = 0.0
     peak_lr: float = 0.0
+    rate: float | None = None
 
     def begin(self, evaluator: Evaluator) -> None:
         """An attempt: from the state that is kept, or anew."""
@@ -104,6 +105,7 @@ class _InPlaceTraining:
     def __init__(self, job: Job, overrides: dict[str, Any]) -> None:
         self.job = job
         self.steps_done = 0
+        self.taught: TaughtModel | None = None
         self.loaders: list[GatedLoader] = []
         super().__init__(overrides=overrides)  # type: ignore[call-arg]
         self.add_callback("on_train_epoch_start", _raise_out_of_memory)  # type: ignore[attr-defined]
@@ -137,10 +139,11 @@ class _InPlaceTraining:
         self.model = self.model.to(memory_format=layout)  # a step takes 0.81 of the time in fp32, 0.80 in bf16
         if self.job.teacher is not None:
             teacher = plain_copy(self.job.teacher).to(self.device)
-            self.model = TaughtModel(teacher.to(memory_format=torch.channels_last), self.model)
+            self.model = self.taught = TaughtModel(teacher.to(memory_format=torch.channels_last), self.model)
 
     def build_optimizer(self, model: nn.Module, name: str = "auto", lr: float = 0.0, *rest: Any, **kwargs: Any) -> Any:
-        peak = learning_rate(self.total_steps, self.job.teacher is not None) if self.job.lr is None else self.job.lr
+        self.job.rate = self.job.saved["rate"] if self.job.saved is not None else None
+        peak = self.job.lr or self.job.rate or learning_rate(self.total_steps)
         self.args.lr0 = self.job.peak_lr = peak * self.job.remedies.lr_scale
         LOGGER.info(f"{self.total_steps} steps, learning rate {self.args.lr0:.3g}")
         return super().build_optimizer(model, name, self.args.lr0, *rest, **kwargs)  # type: ignore[misc]
@@ -181,11 +184,21 @@ class _InPlaceTraining:
                 f"the training loss must stay finite, but became {float(self.loss)} in epoch {self.epoch + 1}; "
                 "use a lower learning rate, or turn mixed precision off"
             )
+        if self.taught is not None and self.job.rate is None and self.job.lr is None:
+            self.job.rate = taught_rate(self.agreed(self.taught.longest_step()))
+            self.args.lr0 = self.job.peak_lr = self.job.rate * self.job.remedies.lr_scale
+            LOGGER.info(f"learning rate {self.args.lr0:.3g}, from the first batch")
+            for group in self.optimizer.param_groups:
+                group["initial_lr"] = self.job.peak_lr
         factor = rate_factor(self.steps_done, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         super().optimizer_step()  # type: ignore[misc]
         self.steps_done += 1
+
+    def agreed(self, step: float) -> float:
+        """What all processes of a group go by; this is the only one."""
+        return step
 
     def validate(self) -> tuple[dict[str, float], float]:
         """The averaged network's accuracy; it becomes the result if it is the best so far."""

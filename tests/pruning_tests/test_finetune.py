@@ -293,9 +293,6 @@ class TestSchedule:
         assert (rates[0], rates[-1]) == (5e-5, 5e-4)
         assert 1e-4 < learning_rate(100) < 5e-4  # between the measured points
 
-    def test_a_teacher_is_learned_from_at_one_low_rate(self) -> None:
-        assert {learning_rate(steps, taught=True) for steps in (1, 39, 150, 10**5)} == {8e-5}
-
     @pytest.mark.parametrize("steps", [1, 2, 5, 39, 400])
     def test_course_of_the_rate(self, steps: int) -> None:
         course = [rate_factor(step, steps) for step in range(steps)]

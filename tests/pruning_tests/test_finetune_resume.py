@@ -205,7 +205,8 @@ def test_distillation_goes_on_too(pruned: nn.Module, shapes: str, tmp_path: Path
     resumed = finetune(pruned, shapes, settings, tmp_path / "cut", teacher=teacher)
     divergences = [[row["train/divergence"] for row in result.history] for result in (whole, resumed)]
     assert divergences[0] == divergences[1]
-    assert divergences[0][0] > divergences[0][-1] > 0
+    assert min(divergences[0]) > 0
+    assert resumed.lr == whole.lr  # found on the first batch, by the first attempt
     assert same_weights(weights(resumed.model), weights(whole.model))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
 from pruning.finetune import FinetuneResult, FinetuneSettings, finetune
-from pruning.finetune_teacher import TaughtModel, check_teacher
+from pruning.finetune_teacher import STEPS, TaughtModel, check_teacher
 from pruning.output_distribution import output_divergence, raw_outputs
 from tests.pruning_tests.masking import build
 from tests.pruning_tests.recovery_material import same_weights, shapes_dataset, weights
@@ -99,3 +99,20 @@ def test_a_head_whose_outputs_are_not_known_does_not_teach() -> None:
     ) as caught:
         check_teacher(model)
     assert "\n" not in str(caught.value)
+
+
+def test_the_nearer_to_the_teacher_the_shorter_the_steps_that_do_good() -> None:
+    """And looking for them leaves the weights as they are."""
+    teacher, found = tiny_model(), []
+    for noise in (0.0, 1e-4, 0.1):
+        student = plain_copy(teacher)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter *= 1 + noise * torch.randn(parameter.shape, generator=generator)
+        before, taught = weights(student), TaughtModel(plain_copy(teacher), student)
+        taught({"img": torch.rand(8, 3, 64, 64, generator=generator)})
+        found.append(taught.longest_step())
+        assert same_weights(weights(student), before)
+    assert found[0] == STEPS[0]
+    assert STEPS[0] <= found[1] < found[2]
