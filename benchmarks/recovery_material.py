@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks.surgery import commit
-from pruning.allocation import share_of_macs
+from pruning.allocation import share_left
 from pruning.checkpoints import plain_copy
 from pruning.evaluation import Evaluator
 from pruning.finetune import FinetuneSettings, finetune
@@ -81,7 +81,7 @@ class Subject:
 
     def share(self, widths: Mapping[int, int]) -> float:
         """Multiply-adds under these widths over the unpruned network's."""
-        return share_of_macs(self.bench.table, self.bench.conv_costs, widths)
+        return share_left(self.bench.table, self.bench.conv_costs, widths)
 
     def scores(self, criterion: str) -> np.ndarray:
         """The criterion's scores, shape (class_count,)."""

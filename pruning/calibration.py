@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,14 @@ from pruning.dataset_reading import read_dataset
 from pruning.errors import PruningError
 from pruning.evaluation_dataset import dataset_file
 from pruning.evaluation_gate import nothing
+from pruning.output_distribution import raw_outputs
 from pruning.quiet import quiet_ultralytics
 from pruning.tasks import is_single_class, kind_of
+
+FEW_IMAGES = 16  # what a tenth of all images show, fewer show with a chance of less than 4 in 5: 1 - 0.9^16 = 0.81
+SEEN = 0.25  # class probability from which on Ultralytics' predict shows an object
+_UNSEEN = 0.1  # where the highest of an image is lower on average, hardly any image shows an object
+_LOOKED_AT = 32  # images
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,51 @@ def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, 
     batch = dict(dataset.collate_fn(samples))
     batch["img"] = batch["img"].float() / 255
     return Calibration(batch)
+
+
+def shortcomings(calibration: Calibration, model: nn.Module) -> list[str]:
+    """What makes the images poor witnesses of what `model` (eval mode, on any device) is there for, a line each.
+
+    Labels are not looked at, since neither the default criterion nor the recovery does.
+    """
+    count, found = len(calibration.images), []
+    if count < FEW_IMAGES:
+        found.append(
+            f"calibration: {count} training image{'s' * (count > 1)} to look at, fewer than {FEW_IMAGES}: what they do "
+            "not show is lost first, and accuracy may fall further than it must; add training images"
+        )
+    highest = _class_probabilities(calibration, model)
+    if highest is None:
+        return found
+    if float(highest.amax(1).mean()) < _UNSEEN:
+        found.append(
+            f"calibration: the network sees no object in these images (highest class probability "
+            f"{float(highest.amax(1).mean()):.3f} on average), so it is kept for telling background from background; "
+            "give training images with objects, or --imgsz at which it was trained"
+        )
+    elif count >= FEW_IMAGES and highest.shape[1] > 1 and int((highest.amax(0) >= SEEN).sum()) == 1:
+        names: Any = model.names
+        only = names[int(highest.amax(0).argmax())]
+        found.append(
+            f"calibration: the network sees one class only in these images ('{only}'), so what tells the other "
+            f"{highest.shape[1] - 1} apart may be lost; add training images of them"
+        )
+    return found
+
+
+def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Tensor | None:
+    """Highest probability of each class over an image's anchors, shape (images, classes); None without anchors."""
+    device, found = next(model.parameters()).device, []
+    some = Calibration({"img": calibration.images[:_LOOKED_AT]}, calibration.pause)
+    for batch in some.chunks(8):
+        with torch.no_grad():
+            raw = raw_outputs(model, batch["img"].to(device))
+        if not isinstance(raw, Mapping):
+            return None
+        scores = (raw.get("one2one") or raw)["scores"].float().sigmoid()
+        classes = 2 if kind_of(model) == "rtdetr" else 1
+        found.append(scores.movedim(classes, 1).amax(2).cpu())
+    return torch.cat(found)
 
 
 def _dataset(data: str, model: nn.Module, imgsz: int) -> Any:

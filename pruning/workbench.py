@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.allocation import ConvCost, allocate, conv_costs
-from pruning.calibration import Calibration, load_calibration
+from pruning.allocation import Cost, allocate, conv_costs, parameter_costs
+from pruning.budget import Budget, Cut, Report, Unit, cut_of, ratios_within
+from pruning.calibration import Calibration, load_calibration, shortcomings
 from pruning.equivalence import EquivalenceCheck
 from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
@@ -117,12 +118,12 @@ class Workbench:
         with self.turn:
             return score(LOSS_CRITERIA[0], Evidence(self.model, self.table, self.calibration, self.seed, self.device))
 
-    def allocated(self, keep: float) -> dict[str, float] | None:
-        """Ratios by layer that leave the share `keep` of the multiply-adds, cutting where the loss suffers least.
+    def allocated(self, keep: float, of: Unit = "macs") -> dict[str, float] | None:
+        """Ratios by layer that leave the share `keep` of the multiply-adds (or params), where the loss suffers least.
 
         None where even the narrowest widths leave more.
         """
-        widths = allocate(self.table, self.loss_scores, self.conv_costs, keep, self.round_to)
+        widths = allocate(self.table, self.loss_scores, self.costs(of), keep, self.round_to)
         return None if widths is None else canonical_ratios(self.table, widths)
 
     @cached_property
@@ -132,10 +133,14 @@ class Workbench:
             return read_geometry(self.model, self.table, self.imgsz)
 
     @cached_property
-    def conv_costs(self) -> tuple[ConvCost, ...]:
+    def conv_costs(self) -> tuple[Cost, ...]:
         """Multiply-adds of every convolution at full width, for one image of `imgsz`."""
         with self.turn:
             return conv_costs(self.model, self.table, self.imgsz)
+
+    def costs(self, of: Unit) -> tuple[Cost, ...]:
+        """What a budget of this unit is spent on."""
+        return self.conv_costs if of == "macs" else parameter_costs(self.model, self.table)
 
     @cached_property
     def images(self) -> torch.Tensor:
@@ -175,6 +180,35 @@ class Workbench:
                 pruned, applied = prune(self.model, self.table, widths, self.scores)
             self.equivalence.check(pruned, applied.kept)
             return pruned, applied
+
+    def cut_to(self, budget: Budget, recover: str = "refit", report: Report = lambda line: None) -> Cut:
+        """The network with at most `budget` left, channels and widths chosen where the loss suffers least, recovered.
+
+        `report` is told what is done, and where the calibration images are poor.
+
+        Raises:
+            PruningError: the budget is out of reach, or there is no data to look at.
+        """
+        check_recovery(recover)
+        report(f"reading {self.calibration_images} calibration images of {self.data}")
+        for remark in self.shortcomings():
+            report(remark)
+        report(f"scoring channels on {len(self.calibration.images)} images")
+        ratios = ratios_within(self, budget)
+        report(f"cutting {len(ratios)} layers to {budget.share:.1%} of the {budget.unit}")
+        model, plan = self.prune(ratios)
+        if recover != "none":
+            report(f"recovering ({recover}) on {len(self.images)} images")
+            self.recover(model, plan, recover)
+        return cut_of(self, model, plan)
+
+    def shortcomings(self) -> list[str]:
+        """What the calibration images lack for a good recovery, a line each; see `pruning.calibration.shortcomings`."""
+        with self.turn:
+            try:
+                return shortcomings(self.calibration, self.model.to(self.device))
+            finally:
+                self.model.to("cpu")
 
     def check_surgery(self, ratios: Mapping[str, float]) -> None:
         """Apply ratios to channels drawn at random, which needs no images, and compare; raises as `prune` does."""

@@ -62,7 +62,7 @@ def foretell(bench: Any, wanted: Any, measured: Measured | None) -> dict[str, An
 def check_cuts(plan: Any) -> None:
     """A plan removes something; :class:`SearchError` where it does not."""
     if not plan.ratios:
-        raise SearchError("the ratio removes no channel at these widths; give a greater one or a smaller --round-to")
+        raise SearchError("the plan removes no channel at these widths; cut more, or give a smaller --round-to")
 
 
 def latency_row(geometry: NetworkGeometry, ratios: Mapping[str, float], measured: Measured | None) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @model_argument
 @click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
+@click.option(
+    "--keep-macs", type=float, help="Share of the multiply-adds that stays, in (0, 1]; widths by sensitivity."
+)
+@click.option("--keep-params", type=float, help="Share of the parameters that stays, alike.")
+@click.option("--speedup", type=float, help="At least so many times as fast, as plans timed now (or --run) predict it.")
 @click.option("--data", type=FILE, help="data.yaml with images to look at; without it nothing is recovered.")
 @click.option("--importance", help="Criterion for the channels.  [default: reconstruction with --data, else l2]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
@@ -57,8 +62,10 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: say what the plan brings.")
-@click.option("--measure", type=click.IntRange(min=6), help="Dry run: foretell latency from so many plans timed now.")
-@click.option("--run", type=FOLDER, help="Dry run: foretell latency from this run's trials.")
+@click.option(
+    "--measure", type=click.IntRange(min=6), help="Dry run, --speedup: foretell latency from so many plans timed now."
+)
+@click.option("--run", type=FOLDER, help="Dry run, --speedup: foretell latency from this run's trials.")
 @device_option
 @trust_option
 @format_option
@@ -66,6 +73,9 @@ def prune(
     model: str,
     ratio: float | None,
     plan: Path | None,
+    keep_macs: float | None,
+    keep_params: float | None,
+    speedup: float | None,
     data: str | None,
     importance: str | None,
     recover: str | None,
@@ -83,11 +93,15 @@ def prune(
     form: str,
 ) -> None:
     """Remove channels from MODEL; writes OUT.pt (loads in stock Ultralytics) and OUT.plan.json beside it."""
-    if (ratio is None) == (plan is None):
-        raise click.UsageError("give either --ratio or --plan")
-    _check_dry_run(dry_run, measure, run, strategy, output)
+    if sum(given is not None for given in (ratio, plan, keep_macs, keep_params, speedup)) != 1:
+        raise click.UsageError("give exactly one of --ratio, --plan, --keep-macs, --keep-params and --speedup")
+    from search.budgets import goal_of
+
+    goal = goal_of(keep_macs, keep_params, speedup)
+    _check_dry_run(dry_run, measure, run, strategy, output, speedup)
+    _check_goal(goal, data, strategy)
     recover = _recovery(recover, data)
-    wanted = _ratios(ratio, plan)
+    wanted: Any = _ratios(ratio, plan) if goal is None else None
     from search.preflight import check_model_file
 
     check_model_file(model)
@@ -101,7 +115,7 @@ def prune(
     from pruning.workbench import Workbench
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
-    criterion = known_criterion(importance or ("reconstruction" if data and not dry_run else "l2"))
+    criterion = known_criterion(importance or ("reconstruction" if data and (goal or not dry_run) else "l2"))
     bench = Workbench(
         model,
         data,
@@ -117,8 +131,11 @@ def prune(
     if data is not None:
         for remark in check_dataset(data, bench.model):
             click.echo(remark, err=True)
+    if goal is not None:
+        _cut_to_goal(bench, goal, recover, (measure, run, _device(device)), output, form)
+        return
     if output is None:  # a dry run
-        _foretell(bench, wanted, measure, run, _device(device), form)
+        _foretell(bench, wanted, _measured(bench, wanted, measure, run, _device(device)), {}, form)
         return
     if chosen is not None:
         emit_one(_by_strategy(bench, chosen, wanted, recover, imgsz, output, form), form)
@@ -145,7 +162,19 @@ def _ratios(ratio: float | None, plan: Path | None) -> Any:
     return {"*": ratio}
 
 
-def _check_dry_run(dry_run: bool, measure: int | None, run: Path | None, strategy: str, output: Path | None) -> None:
+def _check_goal(goal: Any, data: str | None, strategy: str) -> None:
+    """A budget needs images, and channels that leave as the structural strategy takes them."""
+    if goal is not None and data is None:
+        raise click.UsageError(
+            "--keep-macs, --keep-params and --speedup choose widths by what images show of each layer: give --data"
+        )
+    if goal is not None and strategy != STRUCTURAL:
+        raise click.UsageError(f"a budget is for the structural strategy, got --strategy {strategy}; give --ratio")
+
+
+def _check_dry_run(
+    dry_run: bool, measure: int | None, run: Path | None, strategy: str, output: Path | None, speedup: float | None
+) -> None:
     """Either a dry run or a file to write, each with its own options only."""
     if dry_run and output is not None:
         raise click.UsageError("--dry-run writes nothing: leave -o out")
@@ -153,24 +182,43 @@ def _check_dry_run(dry_run: bool, measure: int | None, run: Path | None, strateg
         raise click.UsageError(f"--dry-run knows the structural strategy only, got --strategy {strategy}")
     if measure is not None and run is not None:
         raise click.UsageError("give either --measure or --run")
-    if not dry_run and (measure is not None or run is not None):
-        raise click.UsageError("--measure and --run belong to --dry-run")
+    if not dry_run and speedup is None and (measure is not None or run is not None):
+        raise click.UsageError("--measure and --run belong to --dry-run or --speedup")
     if not dry_run and output is None:
         raise click.UsageError("give -o OUT.pt, or --dry-run to write nothing")
     if output is not None and output.suffix != ".pt":
         raise click.UsageError(f"-o must name a .pt file, got {output}")
 
 
-def _foretell(bench: Any, wanted: Any, measure: int | None, run: Path | None, device: str, form: str) -> None:
-    """Print what a plan brings; the latency from a run, from timing plans now, or not at all."""
-    from search.dry_run import by_measuring, foretell, from_run
+def _measured(bench: Any, wanted: Any, measure: int | None, run: Path | None, device: str) -> Any:
+    """Timed plans of a run, or timed now, or none."""
+    from search.dry_run import by_measuring, from_run
 
-    measured = None
     if run is not None:
-        measured = from_run(run, bench.geometry)
-    elif measure is not None:
-        measured = by_measuring(bench, wanted, measure, device)
-    row = foretell(bench, wanted, measured)
+        return from_run(run, bench.geometry)
+    return None if measure is None else by_measuring(bench, wanted, measure, device)
+
+
+def _cut_to_goal(
+    bench: Any, goal: Any, recover: str, timing: tuple[int | None, Path | None, str], output: Path | None, form: str
+) -> None:
+    """Cut to a budget and write the network, or say what it would be; ``timing``: --measure, --run, the device."""
+    from search.budgets import cut_to_goal, prediction_row
+
+    cut, measured = cut_to_goal(bench, goal, recover, *timing)
+    kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
+    if output is None:
+        _foretell(bench, cut.plan, measured or _measured(bench, cut.plan, *timing), kept, form)
+        return
+    row = _written(bench, cut.model, cut.plan, recover, bench.imgsz, output, str(goal))
+    emit_one({**row, **kept, **prediction_row(bench, cut, measured)}, form)
+
+
+def _foretell(bench: Any, wanted: Any, measured: Any, kept: Mapping[str, float], form: str) -> None:
+    """Print what a plan brings; the latency from timed plans, where there are any; ``kept``: what a budget left."""
+    from search.dry_run import foretell
+
+    row = {**kept, **foretell(bench, wanted, measured)}
     if form == "table":
         widths = row.pop("widths")
         emit_one(row, form)
@@ -230,7 +278,9 @@ def _untuned(network: Any, epochs: int, folder: Path) -> Any:
     return network
 
 
-def _written(bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, output: Path) -> Mapping[str, Any]:
+def _written(
+    bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, output: Path, budget: str | None = None
+) -> Mapping[str, Any]:
     """Save the network and its plan, and say what changed and how it was made."""
     from pruning.checkpoints import save_checkpoint
     from pruning.evaluation import refuse_non_finite
@@ -240,7 +290,7 @@ def _written(bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, outpu
     check_cuts(plan)
     refuse_non_finite(pruned)
     plan_path = output.with_suffix(PLAN)
-    made = {"importance": bench.importance, "recovery": recover}
+    made = {"importance": bench.importance, "recovery": recover} | ({"budget": budget} if budget else {})
     save_checkpoint(pruned, output, {"imgsz": imgsz})
     plan.save(plan_path, made)
     before, after = model_stats(bench.model, imgsz), model_stats(pruned, imgsz)

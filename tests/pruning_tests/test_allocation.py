@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.allocation import _cheapest, _Network, _options, allocate, conv_costs
+from pruning.allocation import (
+    Cost,
+    _cheapest,
+    _Network,
+    _options,
+    allocate,
+    conv_costs,
+    parameter_costs,
+    share_left,
+)
 from pruning.errors import PlanError
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import model_stats
@@ -30,7 +39,7 @@ def table(model: nn.Module) -> LayerTable:
 
 
 def test_costs_are_the_stock_counts(model: nn.Module, table: LayerTable) -> None:
-    macs = sum(c.macs for c in conv_costs(model, table, 128))
+    macs = sum(c.amount for c in conv_costs(model, table, 128))
     assert macs * 2 / 1e9 == pytest.approx(model_stats(model, 128).gflops, rel=0.03)  # stock counts norms and acts too
 
 
@@ -41,26 +50,53 @@ def test_the_budget_is_kept_and_nearly_used(model: nn.Module, table: LayerTable,
     assert widths is not None
     pruned, _ = prune(model, table, widths, scores)
     cut_table = build_layer_table(pruned)
-    macs = [sum(c.macs for c in conv_costs(m, t, 128)) for m, t in ((model, table), (pruned, cut_table))]
-    assert keep - 0.05 < macs[1] / macs[0] <= keep
+    macs = [sum(c.amount for c in conv_costs(m, t, 128)) for m, t in ((model, table), (pruned, cut_table))]
+    assert keep - 0.01 < macs[1] / macs[0] <= keep
+    assert share_left(table, conv_costs(model, table, 128), widths) == pytest.approx(macs[1] / macs[0], rel=1e-12)
 
 
-def test_near_the_best_of_all_plans(model: nn.Module, table: LayerTable) -> None:
+@pytest.mark.parametrize("name", ["yolov8n", "yolov6n", "yolo11n-cls"])
+def test_parameters_are_counted_exactly(name: str) -> None:
+    """Convolutions of all kinds, norms, biases, a linear layer: against the pruned network's own."""
+    network = build(name)
+    known = build_layer_table(network)
+    rng = np.random.default_rng(2)
+    widths = {g.id: int(rng.choice(g.widths(8))) for g in known.groups}
+    pruned, _ = prune(network, known, widths, rng.random(known.class_count))
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (network, pruned))
+    assert share_left(known, parameter_costs(network, known), widths) == pytest.approx(after / before, rel=1e-12)
+
+
+def costs_of(unit: str, model: nn.Module, table: LayerTable) -> tuple[Cost, ...]:
+    return conv_costs(model, table, 64) if unit == "macs" else parameter_costs(model, table)
+
+
+@pytest.mark.parametrize("unit", ["macs", "params"])
+@pytest.mark.parametrize("keep", [0.8, 0.35])
+def test_no_wider_step_of_a_layer_fits(model: nn.Module, table: LayerTable, keep: float, unit: str) -> None:
+    costs = costs_of(unit, model, table)
+    widths = allocate(table, np.random.default_rng(4).random(table.class_count), costs, keep)
+    assert widths is not None
+    assert share_left(table, costs, widths) <= keep
+    for group, width in widths.items():
+        wider = min(w for w in table.groups[group].widths(8) if w > width)
+        assert share_left(table, costs, {**widths, group: wider}) > keep
+
+
+@pytest.mark.parametrize(("unit", "keep"), [("macs", 0.95), ("params", 0.99)])
+def test_near_the_best_of_all_plans(model: nn.Module, table: LayerTable, unit: str, keep: float) -> None:
     """Three free layers, every combination of their widths tried."""
     free = [g for g in table.groups if g.name in FREE]
     floors = {g.id: g.channels for g in table.groups if g.name not in FREE}
     scores = np.random.default_rng(3).random(table.class_count) ** 4
-    costs = conv_costs(model, table, 64)
-    keep = 0.95
+    costs = costs_of(unit, model, table)
 
     def loss(widths: dict[int, int]) -> float:
         cut = [(g, widths.get(g.id, g.channels)) for g in free]
         return float(sum(np.sort(scores[g.parts[0]])[: g.channels - w].sum() for g, w in cut))
 
     def share(widths: dict[int, int]) -> float:
-        pruned, _ = prune(model, table, widths, scores)
-        cut = sum(c.macs for c in conv_costs(pruned, build_layer_table(pruned), 64))
-        return cut / sum(c.macs for c in costs)
+        return share_left(table, costs, widths)
 
     chosen = allocate(table, scores, costs, keep, round_to=16, floors=floors)
     assert chosen is not None
@@ -95,7 +131,7 @@ def test_at_a_price_no_layer_alone_could_do_better(model: nn.Module, table: Laye
 def test_worthless_layers_go_first(model: nn.Module, table: LayerTable) -> None:
     scores = np.ones(table.class_count)
     group = table.group_of["model.6.cv2"]
-    scores[group.parts[0]] = 1e-6
+    scores[group.parts[0]] = 0
     widths = allocate(table, scores, conv_costs(model, table, 64), 0.95)
     assert widths is not None
     assert widths[group.id] == min(group.widths(8))

@@ -94,7 +94,7 @@ def test_every_command_is_registered_and_has_help(capsys: Captured) -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["search", "only-one.pt"], "Missing argument 'DATA'"),
-        (["prune", "m.pt", "-o", "o.pt"], "give either --ratio or --plan"),
+        (["prune", "m.pt", "-o", "o.pt"], "give exactly one of --ratio, --plan, --keep-macs"),
         (["prune", "m.pt", "--ratio", "0.5", "-o", "o.onnx"], "-o must name a .pt file, got o.onnx"),
         (
             ["prune", "m.pt", "--ratio", "0.5", "--recover", "refit", "-o", "o.pt"],

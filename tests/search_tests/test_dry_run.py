@@ -154,7 +154,7 @@ def test_a_run_that_cannot_serve_says_why(bench: Workbench, tmp_path: Path, caps
     [
         ([], "give -o OUT.pt, or --dry-run"),
         (["--dry-run", "-o", "x.pt"], "--dry-run writes nothing: leave -o out"),
-        (["-o", "x.pt", "--measure", "12"], "--measure and --run belong to --dry-run"),
+        (["-o", "x.pt", "--measure", "12"], "--measure and --run belong to --dry-run or --speedup"),
         (["--dry-run", "--measure", "12", "--run", "r"], "give either --measure or --run"),
         (["--dry-run", "--strategy", "mask"], "--dry-run knows the structural strategy only, got --strategy mask"),
     ],

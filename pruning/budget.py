@@ -1,0 +1,163 @@
+"""How much of a network is to stay, and what a cut to that took from each block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch import nn
+
+from pruning.allocation import Cost, narrowest, share_left
+from pruning.errors import PruningError
+from pruning.latency_model import ForetoldLatency, LatencyModel
+from pruning.plan import Plan
+from pruning.surgery import classes_from_kept
+
+if TYPE_CHECKING:
+    from pruning.workbench import Workbench
+
+Unit = Literal["macs", "params"]
+UNITS: tuple[Unit, ...] = ("macs", "params")
+
+_HALVINGS = 16  # of the share of multiply-adds: finer than one width step of any layer
+
+Report = Callable[[str], None]
+"""Takes a line for people about what is done now."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share that stays, in (0, 1], of the multiply-adds or of the parameters."""
+
+    share: float
+    of: Unit = "macs"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise PruningError(f"the share of {self.unit} to keep must lie in (0, 1], but got {self.share}.")
+
+    @property
+    def unit(self) -> str:
+        """What it is a share of, in words."""
+        return {"macs": "multiply-adds", "params": "parameters"}[self.of]
+
+
+@dataclass(frozen=True)
+class BlockCut:
+    """What one block of the network lost.
+
+    `kind`: its module's class. `channels`, `channels_before`: of all its convolutions' outputs together. `macs`,
+    `macs_before`: their multiply-adds for one image. `loss`: the scores of the channels that went, summed: the
+    estimated change of the network's answer, in nats per image; channels that leave several blocks together count in
+    the block that their group begins in.
+    """
+
+    block: int
+    kind: str
+    channels_before: int
+    channels: int
+    macs_before: float
+    macs: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network cut to a budget and recovered, its plan, and a row for every block that has a convolution.
+
+    `macs_kept`, `params_kept`: what is left of the convolutions' multiply-adds and of all parameters, in (0, 1].
+    """
+
+    model: nn.Module
+    plan: Plan
+    blocks: tuple[BlockCut, ...]
+    macs_kept: float
+    params_kept: float
+
+
+def ratios_within(bench: Workbench, budget: Budget) -> dict[str, float]:
+    """Ratios by layer that leave at most `budget`, cutting where the estimated loss is least.
+
+    Raises `PruningError` where even the narrowest widths leave more.
+    """
+    ratios = bench.allocated(budget.share, budget.of)
+    if ratios is None:
+        least = share_left(bench.table, bench.costs(budget.of), narrowest(bench.table, bench.round_to))
+        raise PruningError(
+            f"at most {budget.share:.4g} of the {budget.unit} shall stay, but the narrowest widths (multiples of "
+            f"{bench.round_to}) leave {least:.4g}; keep more, or round to less."
+        )
+    return ratios
+
+
+def cut_of(bench: Workbench, model: nn.Module, plan: Plan) -> Cut:
+    """What `plan`, which records its kept channels, took from the unpruned network; `model`: what it gave."""
+    table = bench.table
+    stays = classes_from_kept(table, plan.kept)
+    rows: dict[int, dict[str, float]] = {}
+
+    def add(block: int, **values: float) -> None:
+        row = rows.setdefault(block, {})
+        for name, value in values.items():
+            row[name] = row.get(name, 0) + value
+
+    for cost in bench.costs("macs"):
+        add(
+            table.by_name[table.layer_of[cost.name]].block,
+            channels_before=len(cost.outputs),
+            channels=int(stays[cost.outputs].sum()),
+            macs_before=cost.amount,
+            macs=_left(cost, stays),
+        )
+    for group in table.groups:
+        add(group.block, loss=sum(float(bench.loss_scores[part[~stays[part]]].sum()) for part in group.parts))
+    modules: nn.Sequential = bench.model.model  # type: ignore[assignment]
+    blocks = tuple(
+        BlockCut(
+            block, type(modules[block]).__name__, int(row["channels_before"]), int(row["channels"]),
+            row["macs_before"], row["macs"], row.get("loss", 0.0),
+        )
+        for block, row in sorted(rows.items()) if "macs" in row
+    )  # fmt: skip
+    macs, params = (sum(_left(c, stays) for c in cs) / sum(c.amount for c in cs) for cs in map(bench.costs, UNITS))
+    return Cut(model, plan, blocks, macs, params)
+
+
+def _left(cost: Cost, stays: np.ndarray) -> float:
+    """What a cost is when the classes `stays` (bool) are left."""
+    return cost.amount * float(stays[cost.outputs].mean() * stays[cost.inputs].mean())
+
+
+def budget_for_speedup(bench: Workbench, model: LatencyModel, speedup: float) -> Budget:
+    """The largest share of multiply-adds at which the latency model predicts at least `speedup` times the speed.
+
+    Channels are given up for multiply-adds, not for the model's own price of a layer: fitted on a dozen plans it knows
+    the whole network's latency to a few per cent, but hardly one layer's. The share is bisected; the prediction itself
+    has to reach `speedup`, not the lower end of its interval, which would cut every network that was timed in a noisy
+    place more.
+
+    Raises `PruningError` where even the narrowest widths are predicted to be slower.
+    """
+    # From the narrowest widths, which no share below this one reaches, up to the whole network.
+    low = share_left(bench.table, bench.conv_costs, narrowest(bench.table, bench.round_to)) * (1 + 1e-9)
+    found = predicted_at(bench, model, low)
+    if 1 / float(found.ratio[0]) < speedup:
+        reach, slow, fast = (1 / float(x[0]) for x in (found.ratio, found.high, found.low))
+        raise PruningError(
+            f"the network shall be {speedup:.4g} times as fast, but with the narrowest widths (multiples of "
+            f"{bench.round_to}) {reach:.3g} times ({slow:.3g} to {fast:.3g}) is predicted; ask for less, or take a "
+            "smaller --imgsz."
+        )
+    high = 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        enough = 1 / float(predicted_at(bench, model, middle).ratio[0]) >= speedup
+        low, high = (middle, high) if enough else (low, middle)
+    return Budget(low)
+
+
+def predicted_at(bench: Workbench, model: LatencyModel, share: float) -> ForetoldLatency:
+    """The latency of the network that keeps this share of its multiply-adds, shapes (1,)."""
+    return model.predict([ratios_within(bench, Budget(share))])
