@@ -99,7 +99,7 @@ def prediction_row(bench: Any, cut: Cut, measured: Measured | None) -> dict[str,
     low, high = row["latency_ratio_ci95"]
     return {
         "predicted_speedup": row["speedup"],
-        "predicted_speedup_ci95": [1 / high, 1 / low],
+        "predicted_speedup_pi95": [1 / high, 1 / low],
         "prediction_source": row["latency_source"],
     }
 

@@ -76,7 +76,7 @@ def test_a_speed_by_a_runs_plans_is_said_to_be_predicted(data: Path, tmp_path: P
     bench = Workbench(str(BASELINE), imgsz=IMGSZ, importance="l2")
     given = ["--speedup", 1.5, "--data", data, "--run", run_of(bench, tmp_path / "run", 25)]
     row, said = answer(capsys, *given, "-o", tmp_path / "fast.pt")
-    low, high = row["predicted_speedup_ci95"]
+    low, high = row["predicted_speedup_pi95"]
     assert 1.5 <= row["predicted_speedup"] < 1.53
     assert low < row["predicted_speedup"] < high
     ratios = json.loads((tmp_path / "fast.plan.json").read_text())["ratios"]
