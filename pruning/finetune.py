@@ -235,7 +235,7 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
     if settings.distill and teacher is None:
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     if settings.distill and teacher is not None:
-        check_teacher(teacher)
+        check_teacher(teacher, settings.imgsz)
     refuse_non_finite(model)
     check_dataset(data, model)
     processes = len(str(device).split(","))

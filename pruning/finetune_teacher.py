@@ -13,8 +13,7 @@ from pruning.errors import PruningError
 from pruning.models import input_channels
 from pruning.output_distribution import output_divergence, output_terms, raw_outputs
 
-STEPS = tuple(1.25e-6 * 2**k for k in range(8))
-_TRIED = 64  # pixels: enough to see what a head gives
+STEPS = tuple(1.25e-6 * 2**k for k in range(8))  # of a weight; up to 1.6e-4, which was too much everywhere
 
 
 class TaughtModel(nn.Module):
@@ -77,11 +76,11 @@ class TaughtModel(nn.Module):
         return best
 
 
-def check_teacher(model: nn.Module) -> None:
+def check_teacher(model: nn.Module, imgsz: int) -> None:
     """Raise PruningError where a network like `model` cannot teach: what its head gives is not known."""
     copy = plain_copy(model)
     with torch.no_grad():
-        raw = raw_outputs(copy, torch.zeros(1, input_channels(copy), _TRIED, _TRIED))
+        raw = raw_outputs(copy, torch.zeros(1, input_channels(copy), imgsz, imgsz))
     try:
         output_terms(_head(copy), (raw,), torch.Generator())
     except (TypeError, KeyError) as error:

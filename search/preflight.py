@@ -299,7 +299,8 @@ def check_teachable(config: RunConfig, model: Any = None) -> None:
     if not ((config.trial.distill and config.trial.epochs) or config.finetune.distill):
         return
     try:  # else every trial, or every pick, would fail by it
-        check_teacher(model or load_model(config.model.path, config.model.trust_checkpoint))
+        loaded = model or load_model(config.model.path, config.model.trust_checkpoint)
+        check_teacher(loaded, config.model.imgsz)
     except PruningError as error:
         raise ConfigError(f"{error} (--no-distill)") from error
 

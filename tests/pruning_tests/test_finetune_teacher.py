@@ -81,7 +81,7 @@ def test_a_network_comes_closer_to_its_teacher(shapes: str, tmp_path: Path) -> N
 def test_every_kind_has_no_gradient_where_it_is_its_own_teacher(name: str) -> None:
     torch.manual_seed(0)
     model = build(name)
-    check_teacher(model)
+    check_teacher(model, 64)
     taught = TaughtModel(plain_copy(model), plain_copy(model)).train()
     loss, items = taught({"img": torch.rand(2, 3, 64, 64)})
     loss.backward()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def test_a_head_whose_outputs_are_not_known_does_not_teach() -> None:
     with pytest.raises(
         PruningError, match=r"distillation needs a head whose outputs are known, but Detect gives others"
     ) as caught:
-        check_teacher(model)
+        check_teacher(model, 64)
     assert "\n" not in str(caught.value)
 
 
