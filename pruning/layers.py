@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -104,6 +104,27 @@ class LayerTable:
     @cached_property
     def by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    def left(self, stays: np.ndarray) -> LayerTable:
+        """The table of the network that keeps the classes `stays`, bool (class_count,); classes go by their names.
+
+        `layers` says the unpruned widths still.
+        """
+
+        def of(classes: np.ndarray) -> np.ndarray:
+            return classes[stays[classes]]
+
+        return replace(
+            self,
+            groups=tuple(replace(group, parts=tuple(of(part) for part in group.parts)) for group in self.groups),
+            convs={n: ConvChannels(of(c.outputs), of(c.inputs), c.depthwise) for n, c in self.convs.items()},
+            norms={name: of(classes) for name, classes in self.norms.items()},
+            linears={name: of(classes) for name, classes in self.linears.items()},
+            features={name: of(classes) for name, classes in self.features.items()},
+            vectors={name: (dim, of(classes)) for name, (dim, classes) in self.vectors.items()},
+            attributes=tuple((name, attribute, of(classes)) for name, attribute, classes in self.attributes),
+            scalings=tuple((n, of(classes), of(counted), power) for n, classes, counted, power in self.scalings),
+        )
 
     @property
     def fingerprint(self) -> str:

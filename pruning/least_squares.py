@@ -19,7 +19,7 @@ class Moments:
 
     x0: torch.Tensor
     y0: torch.Tensor
-    count: int
+    count: float
     x: torch.Tensor
     y: torch.Tensor
     xx: torch.Tensor
@@ -46,27 +46,31 @@ class Moments:
             zeros(outputs),
         )
 
-    def add(self, x: torch.Tensor, y: torch.Tensor, with_xx: bool = True) -> None:
-        """Take in observations: x (systems, observations, unknowns), y (systems, observations, outputs), float32."""
+    def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None, with_xx: bool = True) -> None:
+        """Take in observations: x (systems, observations, unknowns), y (systems, observations, outputs), float32.
+
+        `weights`: what each counts, shape (observations,); None: 1.
+        """
         x, y = x - self.x0, y - self.y0
-        self.count += x.shape[1]
-        self.x += x.sum(1, keepdim=True)
-        self.y += y.sum(1, keepdim=True)
-        self.xy += x.transpose(1, 2) @ y
-        self.yy += y.square().sum(1)
+        self.count += x.shape[1] if weights is None else float(weights.sum())
+        weighted_x, weighted_y = (x, y) if weights is None else (x * weights[:, None], y * weights[:, None])
+        self.x += weighted_x.sum(1, keepdim=True)
+        self.y += weighted_y.sum(1, keepdim=True)
+        self.xy += weighted_x.transpose(1, 2) @ y
+        self.yy += (weighted_y * y).sum(1)
         if with_xx:
-            self.xx += x.transpose(1, 2) @ x
+            self.xx += weighted_x.transpose(1, 2) @ x
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Covariances (not divided by a count): xx, xy, yy about the true means."""
-        n = max(self.count, 1)
+        n = max(self.count, 1e-12)
         xx = self.xx - self.x.transpose(1, 2) @ self.x / n
         xy = self.xy - self.x.transpose(1, 2) @ self.y / n
         return xx, xy, (self.yy - self.y.square().squeeze(1) / n).clamp_min(0)
 
     def means(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean input (systems, 1, unknowns) and mean answer (systems, 1, outputs)."""
-        n = max(self.count, 1)
+        n = max(self.count, 1e-12)
         return self.x0 + self.x / n, self.y0 + self.y / n
 
 

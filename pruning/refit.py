@@ -29,7 +29,7 @@ from pruning.surgery import classes_from_kept
 
 _CHUNK = 4096  # positions observed at once
 _Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-_LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _POINT = nn.Conv2d(1, 1, 1)  # what sees one position only: its geometry is a 1x1 convolution's
 _UNCHANGED = 1e-5  # share of variance below which an input has not changed (float32 noise stays under it)
 
@@ -39,13 +39,14 @@ class RefitSettings:
     """How much evidence a solve sees, and how far it may go.
 
     Attributes:
-        positions: sampled output positions per convolution, over all calibration images.
+        positions: sampled output positions per convolution and calibration image.
         ridge: penalty on the change of the weights, relative to the mean diagonal of the inputs' second moments.
         memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used,
-            by all of the recovery. A constant, not what is free: the same plan must give the same network everywhere.
+            by all of the recovery. Also for all layers' answers at the positions: where they would take more, there
+            are fewer positions. A constant, not what is free: the same plan must give the same network everywhere.
     """
 
-    positions: int = 20_000
+    positions: int = 200
     ridge: float = 1e-2
     memory_gb: float = 4.0
 
@@ -59,10 +60,18 @@ class Sample:
         answers: float32 (positions, out channels, taps): the output before batch norm. A transposed convolution gives
             as many positions as it has taps there, every other layer one. On the CPU: all layers' together are
             gigabytes, and stay as long as the worker.
+        weights: float32 (positions,): what an error counts there; None: all alike. One tensor for all layers that read
+            the same tensor alike, so that these share their sums.
     """
 
     places: torch.Tensor
     answers: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    def on(self, device: torch.device, rows: Any) -> Sample:
+        """The same on a device, of some of the output channels."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Sample(self.places.to(device), self.answers[:, rows].to(device), weights)
 
 
 @dataclass(frozen=True)
@@ -77,80 +86,31 @@ class Targets:
     images: torch.Tensor
     samples: Mapping[str, Sample]
 
+    def thinned(self, count: int) -> Targets:
+        """Of at most `count` images, evenly spread."""
+        if count >= len(self.images):
+            return self
+        chosen = torch.linspace(0, len(self.images) - 1, count).round().long()
+        number = torch.full((len(self.images),), -1)
+        number[chosen] = torch.arange(count)
+        thin: dict[int, torch.Tensor] = {}  # layers that share their places, or weights, go on sharing them
+
+        def once(tensor: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+            return thin[id(tensor)] if id(tensor) in thin else thin.setdefault(id(tensor), make())
+
+        def of(sample: Sample) -> Sample:
+            places, weights = sample.places, sample.weights
+            owners = number.to(places.device)[places[:, 0]]
+            stay = owners >= 0
+            fewer = once(places, lambda: torch.cat([owners[stay, None], places[stay, 1:]], dim=1))
+            lighter = None if weights is None else once(weights, lambda: weights[stay])
+            return Sample(fewer, sample.answers[stay.to(sample.answers.device)], lighter)
+
+        return Targets(self.images[chosen], {name: of(sample) for name, sample in self.samples.items()})
+
     def renamed(self, names: Mapping[str, str]) -> Targets:
         """The same with layers under other names; who is not in `names` keeps its own."""
         return replace(self, samples={names.get(name, name): sample for name, sample in self.samples.items()})
-
-
-def images_that_fit(model: nn.Module, images: torch.Tensor, memory_gb: float) -> torch.Tensor:
-    """As many of the images, evenly spread, as a forward pass can hold at once; at least one.
-
-    Counted on one image: the blocks' outputs that later blocks read, and the largest layer three times over (what
-    comes in, its padded copy, what goes out).
-    """
-    held, largest = 0, 0
-
-    def see_block(_: nn.Module, __: Any, output: Any) -> None:
-        nonlocal held
-        held += output.nbytes if isinstance(output, torch.Tensor) else 0
-
-    def see_conv(_: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal largest
-        largest = max(largest, 2 * inputs[0].nbytes + output.nbytes)
-
-    blocks: Any = model.model
-    read_later = set(getattr(model, "save", ()))
-    with torch.no_grad(), _Hooks() as hooks:
-        for number, block in enumerate(blocks):
-            if number in read_later:
-                hooks.watch(block, see_block)
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                hooks.watch(module, see_conv)
-        model(images[:1].to(next(model.parameters()).device))
-    count = max(1, min(len(images), int(memory_gb * 1e9 / max(1, held + largest))))
-    return images[torch.linspace(0, len(images) - 1, count).round().long()]
-
-
-def record_targets(
-    baseline: nn.Module,
-    table: LayerTable,
-    images: torch.Tensor,
-    settings: RefitSettings,
-    seed: int = 0,
-    chunk: int = 16,
-    pause: Callable[[], None] = nothing,
-) -> Targets:
-    """Run the unpruned network over the images and keep its layers' answers at random positions.
-
-    Args:
-        baseline: on any device, eval mode; `images` (N, C, H, W) are moved there chunk by chunk.
-        pause: called between two chunks, where others may use the device.
-    """
-    device = next(baseline.parameters()).device
-    rng = np.random.default_rng(seed)
-    places: dict[tuple[int, int], torch.Tensor] = {}  # one draw per resolution: layers with one input share their sums
-    answers: dict[str, list[torch.Tensor]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-
-    def see(name: str, start: int, layer: nn.Module, output: torch.Tensor) -> None:
-        output = _by_place(layer, output)
-        shape = shapes[name] = (output.shape[2], output.shape[4])
-        if shape not in places:
-            places[shape] = _draw(rng, len(images), *shape, settings.positions).to(device)
-        mine = places[shape][(places[shape][:, 0] >= start) & (places[shape][:, 0] < start + len(output))]
-        answers.setdefault(name, []).append(output[mine[:, 0] - start, :, mine[:, 1], :, mine[:, 2]].flatten(2).cpu())
-
-    for start in range(0, len(images), chunk):
-        pause()
-        with torch.no_grad(), _Hooks() as hooks:
-            for name in (*table.convs, *table.linears):
-                module = baseline.get_submodule(name)
-                if isinstance(module, _LAYERS) and _taps_apart(module):
-                    hooks.after(module, partial(see, name, start, module))
-            baseline(images[start : start + chunk].to(device))
-    samples = {name: Sample(places[shapes[name]], torch.cat(parts)) for name, parts in answers.items()}
-    return Targets(images, samples)
 
 
 def refit(
@@ -183,13 +143,13 @@ def refit(
         if name not in missed:
             pause()
             rows = list(kept[name]) if name in kept else features.get(name, slice(None))
-            sample = Sample(samples[name].places.to(device), samples[name].answers[:, rows].to(device))
+            sample = samples[name].on(device, rows)
             missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
 
-    with torch.no_grad(), _Hooks() as hooks:
+    with torch.no_grad(), Hooks() as hooks:
         for name in (*table.convs, *table.linears):
             module = pruned.get_submodule(name)
-            if isinstance(module, _LAYERS) and name in samples and _can_refit(module, _norm_of(pruned, name)):
+            if isinstance(module, LAYERS) and name in samples and _can_refit(module, _norm_of(pruned, name)):
                 hooks.before(module, partial(stop_at, name, module))
         if device.type == "cpu":  # a fifth faster, and what the layers are fed with lies as `gather_patches` takes it
             pruned.to(memory_format=torch.channels_last)
@@ -242,7 +202,8 @@ def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, shared: _Share
     conv = layer if isinstance(layer, nn.Conv2d) else _POINT
     source = source if source.ndim == 4 else source[:, :, None, None]
     rows = padded_rows(source, conv)
-    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, id(sample.places))
+    observed = id(sample.places), id(sample.weights)
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, observed)
     again = shared.source is source and shared.geometry == geometry and shared.moments is not None
     moments: Moments | None = None
     for start in range(0, len(sample.places), _CHUNK):
@@ -253,7 +214,8 @@ def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, shared: _Share
             for seen in (patches.transpose(1, 2), sample.answers[start:stop])
         )
         moments = moments or Moments.about(x, y)
-        moments.add(x, y, with_xx=not again)
+        weights = None if sample.weights is None else sample.weights[start:stop]
+        moments.add(x, y, weights, with_xx=not again)
     assert moments is not None  # a target has at least one position
     if again and shared.moments is not None:
         moments.xx = shared.moments.xx
@@ -309,22 +271,6 @@ def _can_refit(layer: _Layer, norm: nn.BatchNorm2d | None) -> bool:
     return layer.bias is not None or norm is not None
 
 
-def _taps_apart(layer: nn.Module) -> bool:
-    """Whether an output position is made of one input window: not where a transposed convolution's windows overlap."""
-    if not isinstance(layer, nn.ConvTranspose2d):
-        return True
-    return layer.kernel_size == layer.stride and layer.groups == 1 and layer.padding == (0, 0)
-
-
-def _by_place(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
-    """A layer's output by the places it is observed at, (N, channels, rows, taps down, columns, taps across)."""
-    if output.ndim == 2:
-        return output[:, :, None, None, None, None]
-    down, across = layer.stride if isinstance(layer, nn.ConvTranspose2d) else (1, 1)
-    count, channels, height, width = output.shape
-    return output.reshape(count, channels, height // down, down, width // across, across)
-
-
 def recalibrate_batch_norm(
     pruned: nn.Module, images: torch.Tensor, chunk: int = 16, pause: Callable[[], None] = nothing
 ) -> None:
@@ -349,19 +295,13 @@ def recalibrate_batch_norm(
         norm.eval()
 
 
-def _draw(rng: np.random.Generator, images: int, height: int, width: int, count: int) -> torch.Tensor:
-    total = images * height * width
-    flat = np.sort(rng.permutation(total)[:count] if total <= 4 * count else rng.integers(0, total, count))
-    return torch.from_numpy(np.stack([flat // (height * width), flat // width % height, flat % width], axis=1))
-
-
-class _Hooks:
+class Hooks:
     """Forward hooks that are gone when the block ends."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
-    def __enter__(self) -> _Hooks:
+    def __enter__(self) -> Hooks:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,7 +23,8 @@ from pruning.importance import Evidence, known_criterion, score
 from pruning.layers import LayerTable, build_layer_table
 from pruning.models import load_model
 from pruning.plan import Plan
-from pruning.refit import RefitSettings, Targets, images_that_fit, recalibrate_batch_norm, record_targets, refit
+from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
+from pruning.refit_targets import images_that_fit, record_targets
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")

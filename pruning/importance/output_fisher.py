@@ -17,12 +17,16 @@ logits would be priced a thousand times too low.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pruning.output_distribution import Term, draw_indices, output_terms, raw_outputs
+
+_BOUNDS = (0.02, 20.0)  # of what a position counts
 
 
 def output_probe(model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,3 +60,32 @@ def _drawn(term: Term, generator: torch.Generator) -> torch.Tensor:
         p = z.detach().sigmoid()
         scale = scale * (p * (1 - p)) ** 0.5
     return (scale * signs * z).sum()
+
+
+def curvature_at(places: torch.Tensor, slopes: Sequence[torch.Tensor | None], sides: tuple[int, int]) -> torch.Tensor:
+    """The curvature by what layers give at these places, up to a constant: one probe's squares over their channels.
+
+    Args:
+        places: int64 (positions, 3): image, row, column on a grid of `sides` (rows, columns).
+        slopes: of the probe by each layer's output (N, C, H, W), H and W multiples of the sides; None counts nothing.
+
+    Returns:
+        shape (positions,); zero where no slope is known.
+    """
+    total = torch.zeros(len(places), device=places.device)
+    for slope in slopes:
+        if slope is not None and slope.ndim == 4:
+            squares = functional.adaptive_avg_pool2d(slope.square().sum(1, keepdim=True), sides)[:, 0]
+            squares = squares / squares.mean().clamp_min(1e-30)  # layers that read one tensor count alike
+            total += squares[places[:, 0], places[:, 1], places[:, 2]]
+    return total
+
+
+def position_weights(curvature: torch.Tensor) -> torch.Tensor:
+    """What an error at a position counts: the root of its share of the curvature, within bounds, mean about 1.
+
+    Shape (positions,). The root and the bounds, since one probe is a noisy estimate: a few places would decide alone.
+    """
+    weights = (curvature / curvature.mean().clamp_min(1e-30)).sqrt()
+    mean = weights.mean()
+    return (weights / mean).clamp(*_BOUNDS) if mean > 0 else torch.ones_like(weights)

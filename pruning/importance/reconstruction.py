@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from pruning.elimination import Reader, removal_losses
 from pruning.importance.base import Evidence, criterion
 from pruning.importance.gradients import loss_model
-from pruning.importance.output_fisher import output_probe
+from pruning.importance.output_fisher import curvature_at, output_probe, position_weights
 from pruning.layers import LayerTable
 from pruning.refit import gather_patches, output_size, padded_rows
 
@@ -31,12 +30,12 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
 
     Per group, classes are given up one round after the other, the cheapest first (`pruning.elimination`), so two
     channels that stand in for each other are not both thought free. A squared error of a convolution's output weighs
-    as the curvature of the outputs' divergence there (`output_fisher`); no label is looked at. Where a convolution
-    reads more than `_LARGEST` values, its kernel's taps are taken as uncorrelated: the problem is then as small as its
-    channels.
+    as the curvature of the outputs' divergence there (`output_fisher`), by channel and, damped, by position; no label
+    is looked at. Where a convolution reads more than `_LARGEST` values, its kernel's taps are taken as uncorrelated:
+    the problem is then as small as its channels.
     """
     assert evidence.calibration is not None
-    readers = _readers(evidence, output_weights(evidence))
+    readers, _ = observe(evidence)
     scores = np.zeros(evidence.table.class_count)
     for group in evidence.table.groups:
         evidence.calibration.pause()
@@ -49,29 +48,26 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
     return scores
 
 
-def output_weights(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """Per layer that the outputs depend on: half the curvature of their divergence by its outputs, mean over images.
+@dataclass
+class _Call:
+    """One pass of a layer: what it read, and the slope of the probe by what it gave, where there is one."""
 
-    Shape (out channels,), float64; summed over positions. One probe an image (`output_probe`).
-    """
-    assert evidence.calibration is not None
-    model = loss_model(evidence.model, evidence.device)
-    generator = torch.Generator().manual_seed(evidence.seed)
-    sums: dict[str, torch.Tensor] = {}
+    name: str
+    layer: Any
+    source: torch.Tensor
+    slope: torch.Tensor | None = None
 
-    def see(name: str, _: Any, __: Any, output: torch.Tensor) -> None:
-        def add(grad: torch.Tensor) -> None:
-            sums[name] = sums.get(name, 0) + grad.square().transpose(0, 1).flatten(1).sum(1).double()
+    @property
+    def whole(self) -> bool:
+        """Whether its kernel's taps are unknowns of one problem."""
+        return isinstance(self.layer, nn.Conv2d) and self.layer.weight[0].numel() <= _LARGEST
 
-        if output.requires_grad:
-            output.register_hook(add)
-
-    for name in _reading(model, evidence.table):
-        model.get_submodule(name).register_forward_hook(partial(see, name))
-    for batch in evidence.calibration.chunks(_CHUNK):
-        output_probe(model, batch["img"].to(evidence.device), generator).backward()
-        model.zero_grad(set_to_none=True)
-    return {name: total / (2 * len(evidence.calibration.images)) for name, total in sums.items()}
+    @property
+    def geometry(self) -> object:
+        """Calls of one geometry that read the same tensor have the same unknowns."""
+        conv = self.layer
+        own = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) if self.whole else None
+        return id(self.source), own
 
 
 @dataclass
@@ -81,37 +77,40 @@ class _Read:
     Attributes:
         classes: of the tensor's channels, shape (channels,).
         taps: unknowns per channel.
+        layers: that read it so, by name, and whether their kernels' taps are unknowns.
     """
 
     classes: np.ndarray
     taps: int
+    layers: dict[str, bool]
     weights: list[torch.Tensor] = field(default_factory=list)
-    count: int = 0
+    total: float = 0.0
     reference: torch.Tensor | None = None
     sums: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     inverse: torch.Tensor | None = None
 
-    def add(self, seen: torch.Tensor) -> None:
-        """Take in values of the unknowns, shape (positions, channels x taps)."""
+    def add(self, seen: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take in values of the unknowns, shape (positions, channels x taps), and what each position counts."""
         if self.reference is None or self.sums is None or self.squares is None:
             self.reference = seen.mean(0)  # sums of differences from it stay small, so float32 holds them
             self.sums, self.squares = torch.zeros_like(seen[0]), seen.new_zeros(seen.shape[1], seen.shape[1])
         values = seen - self.reference
-        self.count += len(values)
-        self.sums += values.sum(0)
-        self.squares.addmm_(values.T, values)
+        weighted = values * weights[:, None]
+        self.total += float(weights.sum())
+        self.sums += weighted.sum(0)
+        self.squares.addmm_(weighted.T, values)
 
     def of(self, members: set[int]) -> Reader | None:
         """A reader of its own for a group's classes; None where this tensor holds none of them."""
         channels = [k for k, name in enumerate(self.classes.tolist()) if name in members]
-        if not channels:
+        if not channels or not self.weights:
             return None
         if self.inverse is None:
             assert self.sums is not None, "something was read"
             assert self.squares is not None
-            mean = self.sums.double() / self.count
-            moments = self.squares.double() / self.count - torch.outer(mean, mean)
+            mean = self.sums.double() / self.total
+            moments = self.squares.double() / self.total - torch.outer(mean, mean)
             moments.diagonal().add_(_RIDGE * moments.diagonal().mean() + 1e-9)
             self.inverse, self.squares = torch.cholesky_inverse(torch.linalg.cholesky(moments)).float(), None
         # Of an inverse, a Schur complement of some rows needs these rows only: what stays need not be carried along
@@ -124,60 +123,83 @@ class _Read:
         return Reader(self.inverse[rows][:, rows], torch.cat(self.weights, dim=1)[rows], places)
 
 
-def _readers(evidence: Evidence, weights: dict[str, torch.Tensor]) -> list[_Read]:
-    """Run the network once and keep the second moments of everything that a convolution with a weight reads."""
+def observe(evidence: Evidence) -> tuple[list[_Read], dict[str, torch.Tensor]]:
+    """Run the network once, forth and back: what its layers read, and how much their errors weigh.
+
+    Returns:
+        The second moments of everything that a convolution with a weight reads, and by layer half the curvature of the
+        outputs' divergence by its outputs, summed over positions, mean over images: shape (out channels,), float64.
+        One probe an image (`output_probe`).
+    """
     assert evidence.calibration is not None
-    model = copy.deepcopy(evidence.model).to(evidence.device).eval()
+    model = loss_model(evidence.model, evidence.device)
+    generator = torch.Generator().manual_seed(evidence.seed)
     rng = np.random.default_rng(evidence.seed)
-    share = max(1, _POSITIONS // len(evidence.calibration.images))
-    by_reader: dict[str, _Read] = {}  # by the first convolution that reads it
-    present: list[tuple[torch.Tensor, object, _Read]] = []  # of this chunk; held, so that no address comes twice
-
-    def see(name: str, conv: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        source, whole = inputs[0], isinstance(conv, nn.Conv2d) and conv.weight[0].numel() <= _LARGEST
-        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) if whole else None
-        read = next((read for tensor, shape, read in present if tensor is source and shape == geometry), None)
-        if read is None:
-            taps = conv.weight[0, 0].numel() if whole else 1
-            read = by_reader.setdefault(name, _Read(reading[name], taps))
-            present.append((source, geometry, read))
-            read.add(_sampled(source, conv if whole else None, rng, share * len(source)))
-        if name in waiting:  # its weights, once
-            waiting.remove(name)
-            read.weights.append(_scaled_weights(conv, weights[name].sqrt().float(), whole))
-
     reading = _reading(model, evidence.table)
-    waiting = {name for name in reading if name in weights}
-    for name in list(waiting):
-        reader: Any = model.get_submodule(name)
-        reader.register_forward_pre_hook(lambda module, inputs, name=name: see(name, module, inputs))
-    with torch.no_grad():
-        for batch in evidence.calibration.chunks(_CHUNK):
-            model(batch["img"].to(evidence.device))
-            present.clear()
-    return list(by_reader.values())
+    share = max(1, _POSITIONS // len(evidence.calibration.images))
+    reads: dict[str, _Read] = {}  # by the first convolution that reads it
+    sums: dict[str, torch.Tensor] = {}
+    calls: list[_Call] = []  # of this chunk; what they read is held, so that no identity comes twice
+
+    def see(name: str, layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        call = _Call(name, layer, inputs[0])
+        calls.append(call)
+        if output.requires_grad:
+            output.register_hook(partial(setattr, call, "slope"))
+
+    for name in reading:
+        model.get_submodule(name).register_forward_hook(partial(see, name))
+    for batch in evidence.calibration.chunks(_CHUNK):
+        output_probe(model, batch["img"].to(evidence.device), generator).backward()
+        model.zero_grad(set_to_none=True)
+        for call in calls:
+            if call.slope is not None:
+                squares = call.slope.square().transpose(0, 1).flatten(1).sum(1).double()
+                sums[call.name] = sums.get(call.name, 0) + squares
+        alike: dict[object, list[_Call]] = {}
+        for call in calls:
+            alike.setdefault(call.geometry, []).append(call)
+        for first, *others in alike.values():
+            taps = first.layer.weight[0, 0].numel() if first.whole else 1
+            new = _Read(reading[first.name], taps, {call.name: call.whole for call in (first, *others)})
+            read = reads.setdefault(first.name, new)
+            read.add(*_sampled(first, [call.slope for call in (first, *others)], rng, share * len(first.source)))
+        calls.clear()
+    halves = {name: total / (2 * len(evidence.calibration.images)) for name, total in sums.items()}
+    unseen = set(halves)  # a layer's weights count once
+    for read in reads.values():
+        for name in [name for name in read.layers if name in unseen]:
+            unseen.remove(name)
+            scale = halves[name].sqrt().float()
+            read.weights.append(_scaled_weights(model.get_submodule(name), scale, read.layers[name]))
+    return list(reads.values()), halves
 
 
-def _sampled(source: torch.Tensor, conv: nn.Conv2d | None, rng: np.random.Generator, count: int) -> torch.Tensor:
-    """What a convolution sees of (N, C, H, W) at random places, shape (places, C x taps); the channels, without one.
+@torch.no_grad()
+def _sampled(
+    call: _Call, slopes: list[torch.Tensor | None], rng: np.random.Generator, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer sees at random places, shape (places, unknowns), and what each place counts, shape (places,).
 
     `count` places, or every place once where that many would draw each of them twice. All of what a linear layer sees,
-    (N, C).
+    (N, C). `slopes`: of all the layers that see it so.
     """
+    source, conv = call.source.detach(), call.layer
     if source.ndim == 2:
-        return source
-    sides = [int(n) for n in source.shape[2:]]
-    if conv is not None:
-        sides = [output_size(conv, side, axis) for axis, side in enumerate(sides)]
+        return source, torch.ones(len(source), device=source.device)
+    sides = int(source.shape[2]), int(source.shape[3])
+    if call.whole:
+        sides = output_size(conv, sides[0], 0), output_size(conv, sides[1], 1)
     shape = (len(source), *sides)
     if count >= 2 * np.prod(shape):
         drawn = list(np.indices(shape).reshape(3, -1))
     else:
         drawn = [rng.integers(0, n, count) for n in shape]
     places = torch.from_numpy(np.stack(drawn, axis=1)).to(source.device)
-    if conv is None:
-        return source[places[:, 0], :, places[:, 1], places[:, 2]]
-    return gather_patches(padded_rows(source, conv), conv, places).transpose(1, 2).flatten(1)
+    weights = position_weights(curvature_at(places, slopes, sides))
+    if not call.whole:
+        return source[places[:, 0], :, places[:, 1], places[:, 2]], weights
+    return gather_patches(padded_rows(source, conv), conv, places).transpose(1, 2).flatten(1), weights
 
 
 def _scaled_weights(layer: Any, scale: torch.Tensor, whole: bool) -> torch.Tensor:
