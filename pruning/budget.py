@@ -13,6 +13,7 @@ from pruning.allocation import Cost, narrowest, share_left
 from pruning.errors import PruningError
 from pruning.latency_model import ForetoldLatency, LatencyModel
 from pruning.plan import Plan
+from pruning.progressive import removals
 from pruning.surgery import classes_from_kept
 
 if TYPE_CHECKING:
@@ -78,22 +79,43 @@ class Cut:
 
 
 def ratios_within(bench: Workbench, budget: Budget) -> dict[str, float]:
-    """Ratios by layer that leave at most `budget`, cutting where the estimated loss is least.
+    """Ratios by layer that leave at most `budget`, cutting where the estimated loss is least, in one step.
 
     Raises `PruningError` where even the narrowest widths leave more.
     """
     ratios = bench.allocated(budget.share, budget.of)
     if ratios is None:
-        least = share_left(bench.table, bench.costs(budget.of), narrowest(bench.table, bench.round_to))
-        raise PruningError(
-            f"at most {budget.share:.4g} of the {budget.unit} shall stay, but the narrowest widths (multiples of "
-            f"{bench.round_to}) leave {least:.4g}; keep more, or round to less."
-        )
+        raise _out_of_reach(bench, budget)
     return ratios
 
 
-def cut_of(bench: Workbench, model: nn.Module, plan: Plan) -> Cut:
-    """What `plan`, which records its kept channels, took from the unpruned network; `model`: what it gave."""
+def chosen_for(bench: Workbench, budget: Budget, report: Report) -> tuple[Plan, np.ndarray]:
+    """The plan that leaves at most `budget`, and what each class was estimated to cost when it left, (class_count,).
+
+    Chosen progressively (`pruning.progressive`); by a criterion without a common scale, whose scores choose channels
+    but no widths, in one step. Raises `PruningError` where even the narrowest widths leave more.
+    """
+    if bench.importance != bench.loss_criterion:
+        return Plan(ratios_within(bench, budget)), bench.loss_scores
+    removal = next(removals(bench, [budget.share], bench.costs(budget.of), report), None)
+    if removal is None:
+        raise _out_of_reach(bench, budget)
+    return removal.plan(bench), removal.losses
+
+
+def _out_of_reach(bench: Workbench, budget: Budget) -> PruningError:
+    least = share_left(bench.table, bench.costs(budget.of), narrowest(bench.table, bench.round_to))
+    return PruningError(
+        f"at most {budget.share:.4g} of the {budget.unit} shall stay, but the narrowest widths (multiples of "
+        f"{bench.round_to}) leave {least:.4g}; keep more, or round to less."
+    )
+
+
+def cut_of(bench: Workbench, model: nn.Module, plan: Plan, losses: np.ndarray) -> Cut:
+    """What `plan`, which records its kept channels, took from the unpruned network; `model`: what it gave.
+
+    `losses`: what each class was estimated to cost, shape (class_count,).
+    """
     table = bench.table
     stays = classes_from_kept(table, plan.kept)
     rows: dict[int, dict[str, float]] = {}
@@ -112,7 +134,7 @@ def cut_of(bench: Workbench, model: nn.Module, plan: Plan) -> Cut:
             macs=_left(cost, stays),
         )
     for group in table.groups:
-        add(group.block, loss=sum(float(bench.loss_scores[part[~stays[part]]].sum()) for part in group.parts))
+        add(group.block, loss=sum(float(losses[part[~stays[part]]].sum()) for part in group.parts))
     modules: nn.Sequential = bench.model.model  # type: ignore[assignment]
     blocks = tuple(
         BlockCut(

@@ -43,6 +43,23 @@ class Calibration:
         images: torch.Tensor = self.batch["img"]
         return images
 
+    def spread(self, count: int) -> Calibration:
+        """At most `count` of the images, evenly spread, with their labels."""
+        if count >= len(self.images):
+            return self
+        chosen = torch.linspace(0, len(self.images) - 1, count).round().long()
+        number = torch.full((len(self.images),), -1)
+        number[chosen] = torch.arange(count)
+        owners = self.batch.get("batch_idx")
+        mine = None if owners is None else number[owners.long()] >= 0
+        batch: dict[str, Any] = {}
+        for key, value in self.batch.items():
+            if isinstance(value, torch.Tensor) and key != "img" and mine is not None and len(value) == len(mine):
+                batch[key] = number[value[mine].long()].to(value.dtype) if key == "batch_idx" else value[mine]
+            elif isinstance(value, torch.Tensor) and len(value) == len(self.images):
+                batch[key] = value[chosen]
+        return Calibration(batch, self.pause)
+
     def chunks(self, size: int) -> Iterator[dict[str, Any]]:
         """The same batch in pieces of at most `size` images, labels renumbered."""
         count = len(self.images)

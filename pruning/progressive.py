@@ -9,11 +9,12 @@ from the unpruned weights with the channels that it keeps is as good as the refi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from pruning.allocation import Cost, allocate
 from pruning.importance import Evidence, score
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from pruning.budget import Report
     from pruning.workbench import Workbench
 
-_STEP = 0.15  # of the unpruned network's cost, at most
+_STEP = 0.15  # of the unpruned network's cost
+_STALE = 1.2 * _STEP  # scores are of no use for cuts further away than this
 _GONE = -1.0  # below every score: what has left does not come back
 
 
@@ -48,43 +50,38 @@ class Removal:
 def removals(bench: Workbench, goals: Sequence[float], costs: tuple[Cost, ...], report: Report) -> Iterator[Removal]:
     """What stays at each of the goals, falling shares of `costs` in (0, 1]; ends before one that is out of reach.
 
-    The steps to a goal start at the one before it. The first step looks at the intact network, whose scores and
-    targets the bench keeps for everybody. `report` is told of every step.
+    Each goal starts from the one before it. The first step looks at the intact network, whose scores and targets the
+    bench keeps for everybody. `report` is told of every step.
     """
-    table, criterion = bench.table, bench.loss_criterion
+    table = bench.table
     stays, losses = np.ones(table.class_count, dtype=bool), np.zeros(table.class_count)
-    scores, network, share = bench.loss_scores, bench.model, 1.0
-    fewer = None
+    scores, network, share, scored_at = bench.loss_scores, bench.model, 1.0, 1.0
     for goal in goals:
         count = max(1, round((share - goal) / _STEP))
         for at in (share - (share - goal) * step / count for step in range(1, count + 1)):
-            if scores is None:  # the network was cut since it was scored
-                fewer = fewer or bench.targets.thinned(len(bench.scored_images.images))
-                with bench.turn:
-                    refit(network.to(bench.device), table, kept_indices(table, stays), fewer, bench.refit_settings,
-                          bench.turn.pause)  # fmt: skip
-                    left = table.left(stays)
-                    evidence = Evidence(network, left, bench.scored_images, bench.seed, bench.device)
-                    scores = np.where(stays, score(criterion, evidence), 0.0)
-                    network.to("cpu")
-            widths = _narrower(bench, allocate(table, scores, costs, at, bench.round_to), stays)
+            if scored_at - at > _STALE and not stays.all():
+                report(f"refitting and scoring the {stays[1:].sum()} of {len(stays) - 1} kinds of channels that stay")
+                scores, scored_at = np.where(stays, _scored(bench, network, stays), 0.0), share
+            widths = allocate(table, scores, costs, at, bench.round_to)
             if widths is None:
                 return
-            report(f"{at:.1%} of the cost: {sum(widths.values())} channels stay in {len(widths)} groups that are cut")
-            chosen = choose_kept(table, widths, np.where(stays, scores, _GONE)) & stays
-            if (chosen == stays).all():
-                continue
+            now = {group.id: int(stays[group.parts[0]].sum()) for group in table.groups}
+            narrower = {group: width for group, width in widths.items() if width < now[group]}
+            chosen = choose_kept(table, narrower, np.where(stays, scores, _GONE)) & stays
             losses += np.where(stays & ~chosen, scores, 0.0)
             with bench.turn:
                 network = remove(network, table.left(stays), chosen).eval()
-            stays, scores = chosen, None
-        share = goal
+            stays, share = chosen, at
         yield Removal(stays, losses.copy())
 
 
-def _narrower(bench: Workbench, widths: Mapping[int, int] | None, stays: np.ndarray) -> dict[int, int] | None:
-    """Of the widths those that are below what stays."""
-    if widths is None:
-        return None
-    now = {g.id: int(stays[g.parts[0]].sum()) for g in bench.table.groups}
-    return {group: width for group, width in widths.items() if width < now[group]}
+def _scored(bench: Workbench, network: nn.Module, stays: np.ndarray) -> np.ndarray:
+    """Scores of what stays, shape (class_count,); `network`, that has it alone, is refitted."""
+    pause, images = bench.turn.pause, bench.scored_images
+    targets = bench.targets.thinned(len(images.images))
+    with bench.turn:
+        network.to(bench.device)
+        refit(network, bench.table, kept_indices(bench.table, stays), targets, bench.refit_settings, pause)
+        network.to("cpu")
+        evidence = Evidence(network, bench.table.left(stays), images, bench.seed, bench.device)
+        return score(bench.loss_criterion, evidence)

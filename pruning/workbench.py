@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pruning.allocation import Cost, allocate, conv_costs, parameter_costs
-from pruning.budget import Budget, Cut, Report, Unit, cut_of, ratios_within
+from pruning.budget import Budget, Cut, Report, Unit, chosen_for, cut_of
 from pruning.calibration import Calibration, load_calibration, shortcomings
 from pruning.equivalence import EquivalenceCheck
 from pruning.errors import PruningError
@@ -29,6 +29,7 @@ from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
+_SCORED = 128  # images that a criterion looks at: more cost as much again, and choose no better
 
 
 def check_recovery(how: str) -> None:
@@ -100,9 +101,14 @@ class Workbench:
         return replace(found, pause=self.turn.pause)
 
     @cached_property
+    def scored_images(self) -> Calibration:
+        """The calibration images that a criterion looks at."""
+        return self.calibration.spread(_SCORED)
+
+    @cached_property
     def evidence(self) -> Evidence:
         """What the criterion looks at."""
-        images = self.calibration if known_criterion(self.importance).needs_data else None
+        images = self.scored_images if known_criterion(self.importance).needs_data else None
         return Evidence(self.model, self.table, images, self.seed, self.device)
 
     @cached_property
@@ -114,10 +120,16 @@ class Workbench:
     @cached_property
     def loss_scores(self) -> np.ndarray:
         """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
-        if self.importance in LOSS_CRITERIA:
+        if self.importance == self.loss_criterion:
             return self.scores
+        evidence = Evidence(self.model, self.table, self.scored_images, self.seed, self.device)
         with self.turn:
-            return score(LOSS_CRITERIA[0], Evidence(self.model, self.table, self.calibration, self.seed, self.device))
+            return score(self.loss_criterion, evidence)
+
+    @property
+    def loss_criterion(self) -> str:
+        """The criterion that widths are chosen by."""
+        return self.importance if self.importance in LOSS_CRITERIA else LOSS_CRITERIA[0]
 
     def allocated(self, keep: float, of: Unit = "macs") -> dict[str, float] | None:
         """Ratios by layer that leave the share `keep` of the multiply-adds (or params), where the loss suffers least.
@@ -153,12 +165,8 @@ class Workbench:
     @cached_property
     def targets(self) -> Targets:
         """The baseline's answers that refits aim at, with the images that it answered."""
-        images = self.images
-        try:
-            baseline, pause = self.model.to(self.device), self.turn.pause
-            return record_targets(baseline, self.table, images, self.refit_settings, self.seed, pause=pause)
-        finally:
-            self.model.to("cpu")  # also where the device has no memory left: what comes next expects it there
+        settings, pause = self.refit_settings, self.turn.pause
+        return record_targets(self.model, self.table, self.images, settings, self.seed, pause, self.device)
 
     @cached_property
     def equivalence(self) -> EquivalenceCheck:
@@ -194,14 +202,14 @@ class Workbench:
         report(f"reading {self.calibration_images} calibration images of {self.data}")
         for remark in self.shortcomings():
             report(remark)
-        report(f"scoring channels on {len(self.calibration.images)} images")
-        ratios = ratios_within(self, budget)
-        report(f"cutting {len(ratios)} layers to {budget.share:.1%} of the {budget.unit}")
-        model, plan = self.prune(ratios)
+        report(f"scoring channels on {len(self.scored_images.images)} images")
+        wanted, losses = chosen_for(self, budget, report)
+        report(f"cutting {len(wanted.ratios)} layers to {budget.share:.1%} of the {budget.unit}")
+        model, plan = self.prune(wanted)
         if recover != "none":
             report(f"recovering ({recover}) on {len(self.images)} images")
             self.recover(model, plan, recover)
-        return cut_of(self, model, plan)
+        return cut_of(self, model, plan, losses)
 
     def shortcomings(self) -> list[str]:
         """What the calibration images lack for a good recovery, a line each; see `pruning.calibration.shortcomings`."""

@@ -57,7 +57,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
 @click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
 @click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels.")
 @click.option(
-    "--calibration-images", type=click.IntRange(min=1), default=128, show_default=True, help="Images looked at."
+    "--calibration-images", type=click.IntRange(min=1), default=512, show_default=True, help="Images looked at."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of images.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
