@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -71,7 +72,7 @@ def record_targets(
         pause: called between two chunks, where others may use the device.
     """
     weighted = len(images) >= _ENOUGH and _can_probe(baseline, images, device)
-    model = loss_model(baseline, device)
+    model = loss_model(baseline, device) if weighted else copy.deepcopy(baseline).to(device)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     observed = {
         name: module for name in (*table.convs, *table.linears) if _observable(module := model.get_submodule(name))

@@ -13,9 +13,12 @@ from torch import nn
 from pruning.allocation import Cost, allocate, conv_costs, parameter_costs
 from pruning.budget import Budget, Cut, Report, Unit, chosen_for, cut_of
 from pruning.calibration import Calibration, load_calibration, shortcomings
+from pruning.checkpoints import plain_copy
+from pruning.distillation import distil
 from pruning.equivalence import EquivalenceCheck
 from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
+from pruning.finetune import inherited_arguments
 from pruning.geometry import NetworkGeometry
 from pruning.geometry_reading import read_geometry
 from pruning.image_size import check_image_size, stride_of
@@ -27,7 +30,7 @@ from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from pruning.refit_targets import images_that_fit, record_targets
 from pruning.surgery import canonical_ratios, prune, replay, resolve
 
-RECOVERIES = ("none", "bn", "refit", "refit+bn")
+RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
 _SCORED = 128  # images that a criterion looks at: more cost as much again, and choose no better
 
@@ -208,7 +211,7 @@ class Workbench:
         model, plan = self.prune(wanted)
         if recover != "none":
             report(f"recovering ({recover}) on {len(self.images)} images")
-            self.recover(model, plan, recover)
+            self.recover(model, plan, recover, report=report)
         return cut_of(self, model, plan, losses)
 
     def shortcomings(self) -> list[str]:
@@ -227,11 +230,17 @@ class Workbench:
             self.equivalence.check(pruned, applied.kept)
 
     def recover(
-        self, pruned: nn.Module, plan: Plan, how: str = "refit", names: Mapping[str, str] | None = None
+        self,
+        pruned: nn.Module,
+        plan: Plan,
+        how: str = "refit",
+        names: Mapping[str, str] | None = None,
+        report: Report = lambda line: None,
     ) -> None:
-        """Regain accuracy without a gradient step, in place; the network comes back on the device it was on.
+        """Regain accuracy without a label, in place; the network comes back on the device it was on.
 
-        `names`: of the table's layers that `pruned` has under another name, table's name -> its own.
+        Only distillation takes gradient steps. `names`: of the table's layers that `pruned` has under another name,
+        table's name -> its own. `report` is told how far distillation is.
         """
         check_recovery(how)
         if how == "none":
@@ -245,6 +254,10 @@ class Workbench:
                 refit(pruned, table, kept, self.targets.renamed(names), self.refit_settings, pause)
             if "bn" in how:
                 recalibrate_batch_norm(pruned, self.images, pause=pause)
+            if "distill" in how:
+                flips = float(inherited_arguments(self.model).get("fliplr", 0.5))
+                teacher = plain_copy(self.model).to(self.device).eval()
+                distil(pruned, teacher, self.images, flips, self.seed, pause=pause, report=report)
             pruned.to(home)
 
     def on(self, checkpoint: str) -> Workbench:

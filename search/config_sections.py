@@ -152,10 +152,11 @@ class SearchSection(Section):
 
 
 class RecoverSection(Section):
-    """What happens right after channels were removed, before any gradient step."""
+    """What happens right after channels were removed, before any label is looked at."""
 
-    how: Literal["none", "bn", "refit", "refit+bn"] = "refit"
-    """Nothing, batch-norm statistics, least-squares refit of the consumers, or both."""
+    how: Literal["none", "bn", "refit", "refit+bn", "refit+distill"] = "refit"
+    """Nothing, batch-norm statistics, least-squares refit of the consumers, both, or a refit and then gradient steps
+    towards the unpruned network's outputs on the calibration images."""
     importance: str = "reconstruction"
     """Criterion that chooses the channels to remove (docs/recovery.md lists them)."""
     calibration_images: int = Field(default=128, ge=1)

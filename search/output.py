@@ -23,7 +23,7 @@ from pruning.image_size import ImageSize, check_image_size
 
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
-RECOVERIES = ("none", "bn", "refit", "refit+bn")
+RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 
 
 class RunType(click.ParamType):

@@ -47,13 +47,17 @@ def test_the_blocks_add_up_to_the_network(bench: Workbench, cut: Cut) -> None:
         convs = [n for n in after.convs if after.by_name[after.layer_of[n]].block == block.block and n in macs]
         assert block.channels == sum(len(after.convs[n].outputs) for n in convs)
         assert block.macs == pytest.approx(sum(macs[n] for n in convs))
+    assert [block.kind for block in cut.blocks[-2:]] == ["C2f", "Detect"]
+
+
+def test_the_loss_of_a_cut_in_one_step_is_that_of_the_channels_removed(bench: Workbench) -> None:
+    cut = bench.cut_to(Budget(0.9), recover="none")
     removed = np.ones(bench.table.class_count, dtype=bool)
     for name, channels in bench.table.convs.items():
         removed[channels.outputs[list(cut.plan.kept.get(name, range(len(channels.outputs))))]] = False
     of_a_layer = np.unique(np.concatenate([part for group in bench.table.groups for part in group.parts]))
     expected = bench.loss_scores[of_a_layer][removed[of_a_layer]].sum()
     assert sum(block.loss for block in cut.blocks) == pytest.approx(expected)
-    assert [block.kind for block in cut.blocks[-2:]] == ["C2f", "Detect"]
 
 
 @pytest.mark.parametrize("unit", ["macs", "params"])

@@ -277,15 +277,21 @@ def test_reconstruction_is_the_error_that_no_refit_can_mend(
     model: Any, table: LayerTable, calibration: Calibration
 ) -> None:
     """The channel of model.1 that goes first: its one reader's regression without it, solved anew."""
-    from pruning.importance.reconstruction import output_weights
+    from pruning.importance.gradients import loss_model
+    from pruning.importance.output_fisher import output_probe, position_weights
+    from pruning.importance.reconstruction import observe
 
     evidence = Evidence(model, table, calibration)
     scores, part = score("reconstruction", evidence), table.group_of["model.1"].parts[0]
     with torch.no_grad():
         seen = model.model[1](model.model[0](calibration.images)).permute(0, 2, 3, 1).flatten(0, 2).double()
-    moments = torch.cov(seen.T)
+    probed, slopes = loss_model(model, "cpu"), list[torch.Tensor]()
+    probed.model[2].cv1.conv.register_forward_hook(lambda _, __, out: out.register_hook(slopes.append) and None)
+    output_probe(probed, calibration.images, torch.Generator().manual_seed(evidence.seed)).backward()
+    counts = position_weights(slopes[0].square().sum(1).flatten())
+    moments = torch.cov(seen.T, correction=0, aweights=counts.double())
     moments.diagonal().add_(1e-2 * moments.diagonal().mean())
-    scale = output_weights(evidence)["model.2.cv1.conv"].sqrt()
+    scale = observe(evidence)[1]["model.2.cv1.conv"].sqrt()
     weights = (model.model[2].cv1.conv.weight[:, :, 0, 0].detach().double() * scale[:, None]).T
     errors = []
     for gone in range(16):

@@ -15,19 +15,13 @@ from torch.nn import functional as F
 
 from pruning.layers import LayerTable, build_layer_table
 from pruning.least_squares import Moments, solve_ridge
-from pruning.refit import (
-    RefitSettings,
-    gather_patches,
-    images_that_fit,
-    recalibrate_batch_norm,
-    record_targets,
-    refit,
-)
+from pruning.refit import RefitSettings, Targets, gather_patches, recalibrate_batch_norm, refit
+from pruning.refit_targets import images_that_fit, record_targets
 from pruning.surgery import prune, resolve
 from pruning.workbench import Workbench
 from tests.pruning_tests.masking import build
 
-TIGHT = RefitSettings(positions=4000, ridge=1e-9)
+TIGHT = RefitSettings(positions=500, ridge=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +198,7 @@ def test_a_refit_brings_the_responses_nearer(name: str, images: torch.Tensor) ->
     model = build(name)
     table = build_layer_table(model)
     scores = np.random.default_rng(0).random(table.class_count)
-    settings = RefitSettings(positions=2000, ridge=1e-2)
+    settings = RefitSettings(positions=250, ridge=1e-2)
     plain, plan = prune(model, table, resolve(table, {"*": 0.25}), scores)
     better = copy.deepcopy(plain)
     missed = refit(better, table, plan.kept, record_targets(model, table, images, settings), settings)
@@ -252,20 +246,95 @@ def test_recalibrated_statistics_are_the_images_own(model: nn.Module, images: to
     assert not any(m.training for m in twin.modules())
 
 
-def test_the_baseline_comes_back_where_recording_its_answers_fails(
+def test_recording_does_not_touch_the_baseline(
     model: nn.Module, table: LayerTable, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, places = Workbench("unread.pt", device="meta"), list[str]()
+    """Whatever fails on the way, what comes next finds it on the CPU, as it was."""
+    bench = Workbench("unread.pt", device="meta")
     vars(bench).update(model=model, table=table, images=images)
-
-    def fail(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("pruning.workbench.record_targets", fail)
-    monkeypatch.setattr(type(model), "to", lambda self, place: places.append(place) or self)
-    with pytest.raises(torch.OutOfMemoryError):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises((RuntimeError, NotImplementedError)):  # what is on the meta device has no values
         _ = bench.targets
-    assert places == ["meta", "cpu"]
+    for name, value in model.state_dict().items():
+        assert value.device.type == "cpu"
+        assert torch.equal(value, before[name])
+
+
+@pytest.fixture(scope="module")
+def weighted(model: nn.Module, table: LayerTable, images: torch.Tensor) -> Targets:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pruning.refit_targets._ENOUGH", 1)
+        return record_targets(model, table, images, TIGHT)
+
+
+def test_weighted_targets_are_the_unpruned_networks_answers_too(
+    model: nn.Module, table: LayerTable, images: torch.Tensor, weighted: Targets
+) -> None:
+    plain = record_targets(model, table, images, TIGHT)
+    assert plain.samples.keys() == weighted.samples.keys()
+    for name, sample in weighted.samples.items():
+        assert torch.equal(sample.places, plain.samples[name].places)
+        assert torch.allclose(sample.answers, plain.samples[name].answers, atol=1e-4)
+        assert plain.samples[name].weights is None
+        assert sample.weights is not None
+        assert sample.weights.shape == (len(sample.places),)
+        assert 0.3 < float(sample.weights.mean()) < 1.5
+    towers = [weighted.samples[f"model.22.{tower}.0.0.conv"].weights for tower in ("cv2", "cv3")]
+    assert towers[0] is towers[1]  # they read one tensor, so they share its sums
+    twin = copy.deepcopy(model)
+    assert max(refit(twin, table, {}, weighted, TIGHT).values()) < 1e-5  # nothing is missing, however it is weighed
+
+
+def test_a_position_counts_by_the_probes_slope_there(
+    model: nn.Module, table: LayerTable, images: torch.Tensor, weighted: Targets
+) -> None:
+    from pruning.importance.gradients import loss_model
+    from pruning.importance.output_fisher import output_probe
+
+    name, probed = "model.5.conv", loss_model(model, "cpu")
+    slopes: list[torch.Tensor] = []
+    probed.get_submodule(name).register_forward_hook(lambda _, __, out: out.register_hook(slopes.append) and None)
+    output_probe(probed, images, torch.Generator().manual_seed(0)).backward()
+    image, row, column = weighted.samples[name].places.unbind(1)
+    expected = slopes[0][image, :, row, column].norm(dim=1)
+    found = weighted.samples[name].weights
+    assert found is not None
+    inner = (found > 0.021) & (found < 19.9)  # within the bounds
+    ratio = found[inner] / expected[inner]
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
+
+
+def test_a_weighted_solve_is_the_weighted_regression() -> None:
+    random = np.random.default_rng(0)
+    x, weights = random.normal(size=(500, 3)), random.uniform(0, 3, 500)
+    y = x @ random.normal(size=(3, 2)) + 0.7 + random.normal(size=(500, 2)) * (x[:, :1] ** 2)
+    tensors = [torch.from_numpy(a).float()[None] for a in (x, y)]
+    moments = Moments.about(tensors[0][:, :50], tensors[1][:, :50])
+    for start in range(0, 500, 50):
+        part = slice(start, start + 50)
+        moments.add(tensors[0][:, part], tensors[1][:, part], torch.from_numpy(weights[part]).float())
+    solution = solve_ridge(moments, torch.zeros(1, 3, 2), torch.zeros(1, 1, 2), ridge=1e-12)
+    root = np.sqrt(weights)[:, None]
+    best = np.linalg.lstsq(root * np.c_[x, np.ones(500)], root * y, rcond=None)[0]
+    assert np.allclose(solution.weights[0].numpy(), best[:3], atol=1e-4)
+    assert np.allclose(solution.intercept[0].numpy(), best[3:], atol=1e-4)
+
+
+def test_thinned_targets_are_those_of_fewer_images(table: LayerTable, weighted: Targets) -> None:
+    thin = weighted.thinned(3)
+    assert torch.equal(thin.images, weighted.images[[0, 4, 7]])
+    for name in ("model.5.conv", "model.22.cv3.2.2"):
+        whole, part = weighted.samples[name], thin.samples[name]
+        known = {
+            tuple(place): (answer, weight)
+            for place, answer, weight in zip(whole.places.tolist(), whole.answers, whole.weights, strict=True)
+        }
+        assert set(part.places[:, 0].tolist()) == {0, 1, 2}
+        for place, answer, weight in zip(part.places.tolist(), part.answers, part.weights, strict=True):
+            known_answer, known_weight = known[([0, 4, 7][place[0]], place[1], place[2])]
+            assert torch.equal(known_answer, answer)
+            assert known_weight == weight
+    assert thin.samples["model.22.cv2.0.0.conv"].places is thin.samples["model.22.cv3.0.0.conv"].places
 
 
 @pytest.mark.slow
