@@ -42,13 +42,14 @@ class RefitSettings:
         positions: sampled output positions per convolution and calibration image.
         ridge: penalty on the change of the weights, relative to the mean diagonal of the inputs' second moments.
         memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used,
-            by all of the recovery. Also for all layers' answers at the positions: where they would take more, there
-            are fewer positions. A constant, not what is free: the same plan must give the same network everywhere.
+            by all of the recovery. A constant, not what is free: the same plan must give the same network everywhere.
+        answers_gb: for all layers' answers at the positions, alike: where they would take more, there are fewer.
     """
 
     positions: int = 200
     ridge: float = 1e-2
     memory_gb: float = 4.0
+    answers_gb: float = 4.0
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def _can_probe(model: nn.Module, images: torch.Tensor, device: str) -> bool:
 def _positions(layers: Mapping[str, nn.Module], images: int, settings: RefitSettings) -> int:
     """Positions per layer over all images: as many as wanted, as far as the memory for their answers goes."""
     numbers = sum(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0) for layer in layers.values())
-    return max(1, min(settings.positions * images, int(settings.memory_gb * 1e9 / 4 / max(1, numbers))))
+    return max(1, min(settings.positions * images, int(settings.answers_gb * 1e9 / 4 / max(1, numbers))))
 
 
 def _observable(layer: nn.Module) -> bool:

@@ -60,7 +60,7 @@ def make_bench(root: Path, name: str = "yolov8n", recoverable: bool = True) -> W
     model.names = {0: "square", 1: "disc", 2: "bar"}  # type: ignore[assignment]
     save_checkpoint(model, root / "baseline.pt", {"imgsz": IMGSZ})
     data = str(shapes_dataset(root / "data")) if recoverable else None
-    settings = RefitSettings(positions=1500)
+    settings = RefitSettings(positions=190)
     path = str(root / "baseline.pt")
     return Workbench(path, data, IMGSZ, calibration_images=8, importance="l2", refit_settings=settings)
 

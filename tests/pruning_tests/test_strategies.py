@@ -171,7 +171,9 @@ class StrategyContract:
         assert tune.calls == []
 
     def test_an_unknown_recovery_is_refused(self, bench: Workbench, tmp_path: Path) -> None:
-        with pytest.raises(PruningError, match="`recover` must be one of none, bn, refit, refit\\+bn, but got 'x'"):
+        with pytest.raises(
+            PruningError, match=r"must be one of none, bn, refit, refit\+bn, refit\+distill, but got 'x'"
+        ):
             run(self.name, bench, tmp_path, recover="x")
 
 
