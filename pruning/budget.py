@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Unit = Literal["macs", "params"]
 UNITS: tuple[Unit, ...] = ("macs", "params")
 
+_ABOVE, _LOOKS = 1.1, 100  # see `_goals`
 _HALVINGS = 16  # of the share of multiply-adds: finer than one width step of any layer
 
 Report = Callable[[str], None]
@@ -30,10 +31,14 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """The share that stays, in (0, 1], of the multiply-adds or of the parameters."""
+    """The share that stays, in (0, 1], of the multiply-adds or of the parameters.
+
+    `enough`: what the plan's ratios have to fulfil beside it; the share then says about where to look for such a plan.
+    """
 
     share: float
     of: Unit = "macs"
+    enough: Callable[[Mapping[str, float]], bool] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -97,10 +102,18 @@ def chosen_for(bench: Workbench, budget: Budget, report: Report) -> tuple[Plan, 
     """
     if bench.importance != bench.loss_criterion:
         return Plan(ratios_within(bench, budget)), bench.loss_scores
-    removal = next(removals(bench, [budget.share], bench.costs(budget.of), report), None)
-    if removal is None:
-        raise _out_of_reach(bench, budget)
-    return removal.plan(bench), removal.losses
+    for removal in removals(bench, _goals(budget), bench.costs(budget.of), report):
+        plan = removal.plan(bench)
+        if budget.enough is None or budget.enough(plan.ratios):
+            return plan, removal.losses
+    raise _out_of_reach(bench, budget)
+
+
+def _goals(budget: Budget) -> list[float]:
+    """Falling shares at which to look: the budget's own, or from somewhat above it in steps of a hundredth."""
+    if budget.enough is None:
+        return [budget.share]
+    return [share for k in range(_LOOKS) if (share := budget.share * _ABOVE * 0.99**k) < 1]
 
 
 def _out_of_reach(bench: Workbench, budget: Budget) -> PruningError:
@@ -177,7 +190,7 @@ def budget_for_speedup(bench: Workbench, model: LatencyModel, speedup: float) ->
         middle = (low + high) / 2
         enough = 1 / float(predicted_at(bench, model, middle).ratio[0]) >= speedup
         low, high = (middle, high) if enough else (low, middle)
-    return Budget(low)
+    return Budget(low, enough=lambda ratios: 1 / float(model.predict([ratios]).ratio[0]) >= speedup)
 
 
 def predicted_at(bench: Workbench, model: LatencyModel, share: float) -> ForetoldLatency:
