@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -21,6 +21,9 @@ from torch import nn
 from pruning.errors import PlanError
 from pruning.geometry_reading import positions
 from pruning.layers import ALWAYS, Group, LayerTable
+
+Unit = Literal["macs", "params"]
+UNITS: tuple[Unit, ...] = ("macs", "params")
 
 _SWEEPS = 6  # rounds of coordinate descent; the widths settle after two or three
 _BISECTIONS = 40

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import nn
 
-from pruning.allocation import Cost, narrowest, share_left
+from pruning.allocation import UNITS, Cost, Unit, narrowest, share_left
 from pruning.errors import PruningError
 from pruning.latency_model import ForetoldLatency, LatencyModel
 from pruning.plan import Plan
-from pruning.progressive import removals
+from pruning.progressive import Report, removals
 from pruning.surgery import classes_from_kept
-
-if TYPE_CHECKING:
-    from pruning.workbench import Workbench
-
-Unit = Literal["macs", "params"]
-UNITS: tuple[Unit, ...] = ("macs", "params")
+from pruning.workbench import Workbench, check_recovery
 
 _ABOVE, _LOOKS = 1.1, 100  # see `_goals`
 _HALVINGS = 16  # of the share of multiply-adds: finer than one width step of any layer
-
-Report = Callable[[str], None]
-"""Takes a line for people about what is done now."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +72,28 @@ class Cut:
     blocks: tuple[BlockCut, ...]
     macs_kept: float
     params_kept: float
+
+
+def cut_to(bench: Workbench, budget: Budget, recover: str = "refit", report: Report = lambda line: None) -> Cut:
+    """The network with at most `budget` left, channels and widths chosen where the loss suffers least, recovered.
+
+    `report` is told what is done, and where the calibration images are poor.
+
+    Raises:
+        PruningError: the budget is out of reach, or there is no data to look at.
+    """
+    check_recovery(recover)
+    report(f"reading {bench.calibration_images} calibration images of {bench.data}")
+    for remark in bench.shortcomings():
+        report(remark)
+    report(f"scoring channels on {len(bench.scored_images.images)} images")
+    wanted, losses = chosen_for(bench, budget, report)
+    report(f"cutting {len(wanted.ratios)} layers to {budget.share:.1%} of the {budget.unit}")
+    model, plan = bench.prune(wanted)
+    if recover != "none":
+        report(f"recovering ({recover}) on {len(bench.images)} images")
+        bench.recover(model, plan, recover, report=report)
+    return cut_of(bench, model, plan, losses)
 
 
 def ratios_within(bench: Workbench, budget: Budget) -> dict[str, float]:

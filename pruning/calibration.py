@@ -26,6 +26,14 @@ _UNSEEN = 0.1  # where the highest of an image is lower on average, hardly any i
 _LOOKED_AT = 32  # images
 
 
+def evenly_spread(total: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which `count` of `total`, at most all, shape (count,); and the number among them of each, -1 for the others."""
+    chosen = torch.linspace(0, total - 1, count).round().long()
+    number = torch.full((total,), -1)
+    number[chosen] = torch.arange(count)
+    return chosen, number
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Letterboxed training images with their labels, on the CPU.
@@ -47,9 +55,7 @@ class Calibration:
         """At most `count` of the images, evenly spread, with their labels."""
         if count >= len(self.images):
             return self
-        chosen = torch.linspace(0, len(self.images) - 1, count).round().long()
-        number = torch.full((len(self.images),), -1)
-        number[chosen] = torch.arange(count)
+        chosen, number = evenly_spread(len(self.images), count)
         owners = self.batch.get("batch_idx")
         mine = None if owners is None else number[owners.long()] >= 0
         batch: dict[str, Any] = {}
@@ -133,13 +139,13 @@ def shortcomings(calibration: Calibration, model: nn.Module) -> list[str]:
 def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Tensor | None:
     """Highest probability of each class over an image's anchors, shape (images, classes); None without anchors."""
     device, found = next(model.parameters()).device, []
-    some = Calibration({"img": calibration.images[:_LOOKED_AT]}, calibration.pause)
-    for batch in some.chunks(8):
+    for batch in calibration.spread(_LOOKED_AT).chunks(8):
         with torch.no_grad():
             raw = raw_outputs(model, batch["img"].to(device))
-        if not isinstance(raw, Mapping):
+        scores = (raw.get("one2one") or raw).get("scores") if isinstance(raw, Mapping) else None
+        if scores is None:
             return None
-        scores = (raw.get("one2one") or raw)["scores"].float().sigmoid()
+        scores = scores.float().sigmoid()
         classes = 2 if kind_of(model) == "rtdetr" else 1
         found.append(scores.movedim(classes, 1).amax(2).cpu())
     return torch.cat(found)

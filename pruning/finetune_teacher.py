@@ -11,7 +11,7 @@ from torch import nn
 from pruning.checkpoints import plain_copy
 from pruning.errors import PruningError
 from pruning.models import input_channels
-from pruning.output_distribution import output_divergence, output_terms, raw_outputs
+from pruning.output_distribution import output_divergence, raw_outputs, unknown_outputs
 
 STEPS = tuple(1.25e-6 * 2**k for k in range(8))  # of a weight; up to 1.6e-4, which was too much everywhere
 
@@ -79,16 +79,8 @@ class TaughtModel(nn.Module):
 def check_teacher(model: nn.Module, imgsz: int) -> None:
     """Raise PruningError where a network like `model` cannot teach: what its head gives is not known."""
     copy = plain_copy(model)
-    with torch.no_grad():
-        raw = raw_outputs(copy, torch.zeros(1, input_channels(copy), imgsz, imgsz))
-    try:
-        output_terms(_head(copy), (raw,), torch.Generator())
-    except (TypeError, KeyError) as error:
-        kind = type(_head(copy)).__name__
-        raise PruningError(
-            f"distillation needs a head whose outputs are known, but {kind} gives others ({type(error).__name__}: "
-            f"{error}); set distill off"
-        ) from error
+    if reason := unknown_outputs(copy, torch.zeros(1, input_channels(copy), imgsz, imgsz)):
+        raise PruningError(f"distillation needs a head whose outputs are known, but {reason}; set distill off")
 
 
 def _head(model: nn.Module) -> nn.Module:

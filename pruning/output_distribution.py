@@ -111,6 +111,18 @@ def output_terms(head: nn.Module, raws: tuple[Any, ...], generator: torch.Genera
     return [term for part in parts for term in _anchors(part, generator, steps, getattr(head, "kpt_shape", None))]
 
 
+@torch.no_grad()
+def unknown_outputs(model: nn.Module, images: torch.Tensor) -> str:
+    """Why `output_terms` cannot read what `model` (eval mode) says of images (N, C, H, W); "" where it can."""
+    head: nn.Module = model.model[-1]  # type: ignore[index, assignment]
+    raw = raw_outputs(model, images)
+    try:
+        output_terms(head, (raw,), torch.Generator())
+    except (TypeError, KeyError) as error:
+        return f"{type(head).__name__} gives others ({type(error).__name__}: {error})"
+    return ""
+
+
 def _each(raws: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     return tuple(raw[name] for raw in raws)
 

@@ -9,9 +9,8 @@ from the unpruned weights with the channels that it keeps is as good as the refi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -21,10 +20,10 @@ from pruning.importance import Evidence, score
 from pruning.plan import Plan
 from pruning.refit import refit
 from pruning.surgery import canonical_ratios, choose_kept, kept_indices, remove
+from pruning.workbench import Workbench
 
-if TYPE_CHECKING:
-    from pruning.budget import Report
-    from pruning.workbench import Workbench
+Report = Callable[[str], None]
+"""Takes a line for people about what is done now."""
 
 _STEP = 0.15  # of the unpruned network's cost
 _STALE = 1.2 * _STEP  # scores are of no use for cuts further away than this

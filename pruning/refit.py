@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pruning.calibration import evenly_spread
 from pruning.evaluation_gate import nothing
 from pruning.layers import LayerTable
 from pruning.least_squares import Moments, solve_ridge
@@ -91,9 +92,7 @@ class Targets:
         """Of at most `count` images, evenly spread."""
         if count >= len(self.images):
             return self
-        chosen = torch.linspace(0, len(self.images) - 1, count).round().long()
-        number = torch.full((len(self.images),), -1)
-        number[chosen] = torch.arange(count)
+        chosen, number = evenly_spread(len(self.images), count)
         thin: dict[int, torch.Tensor] = {}  # layers that share their places, or weights, go on sharing them
 
         def once(tensor: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.allocation import Cost, allocate, conv_costs, parameter_costs
-from pruning.budget import Budget, Cut, Report, Unit, chosen_for, cut_of
+from pruning.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
 from pruning.calibration import Calibration, load_calibration, shortcomings
 from pruning.checkpoints import plain_copy
 from pruning.distillation import distil
@@ -32,7 +31,7 @@ from pruning.surgery import canonical_ratios, prune, replay, resolve
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
-_SCORED = 128  # images that a criterion looks at: more cost as much again, and choose no better
+_SCORED = 128  # images that a criterion looks at, and the refits between two looks; the time grows with them
 
 
 def check_recovery(how: str) -> None:
@@ -193,27 +192,6 @@ class Workbench:
             self.equivalence.check(pruned, applied.kept)
             return pruned, applied
 
-    def cut_to(self, budget: Budget, recover: str = "refit", report: Report = lambda line: None) -> Cut:
-        """The network with at most `budget` left, channels and widths chosen where the loss suffers least, recovered.
-
-        `report` is told what is done, and where the calibration images are poor.
-
-        Raises:
-            PruningError: the budget is out of reach, or there is no data to look at.
-        """
-        check_recovery(recover)
-        report(f"reading {self.calibration_images} calibration images of {self.data}")
-        for remark in self.shortcomings():
-            report(remark)
-        report(f"scoring channels on {len(self.scored_images.images)} images")
-        wanted, losses = chosen_for(self, budget, report)
-        report(f"cutting {len(wanted.ratios)} layers to {budget.share:.1%} of the {budget.unit}")
-        model, plan = self.prune(wanted)
-        if recover != "none":
-            report(f"recovering ({recover}) on {len(self.images)} images")
-            self.recover(model, plan, recover, report=report)
-        return cut_of(self, model, plan, losses)
-
     def shortcomings(self) -> list[str]:
         """What the calibration images lack for a good recovery, a line each; see `pruning.calibration.shortcomings`."""
         with self.turn:
@@ -235,7 +213,7 @@ class Workbench:
         plan: Plan,
         how: str = "refit",
         names: Mapping[str, str] | None = None,
-        report: Report = lambda line: None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Regain accuracy without a label, in place; the network comes back on the device it was on.
 

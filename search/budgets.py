@@ -54,7 +54,7 @@ def cut_to_goal(
 
     Says on stderr what it does and what each block loses.
     """
-    from pruning.budget import Budget
+    from pruning.budget import Budget, cut_to
 
     with speaking() as say:
         measured, budget = None, None
@@ -62,7 +62,7 @@ def cut_to_goal(
             say("reading and scoring calibration images")
             measured = from_run(run, bench.geometry) if run is not None else _timed(bench, goal, measure, device)
             budget = _predicted(bench, goal, measured)
-        cut = bench.cut_to(budget or Budget(goal.value, goal.of), recover, say)  # type: ignore[arg-type]
+        cut = cut_to(bench, budget or Budget(goal.value, goal.of), recover, say)  # type: ignore[arg-type]
     click.echo(_table(cut), err=True)
     return cut, measured
 

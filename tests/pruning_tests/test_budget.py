@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.budget import Budget, Cut, Unit, budget_for_speedup, predicted_at
+from pruning.allocation import Unit
+from pruning.budget import Budget, Cut, budget_for_speedup, cut_to, predicted_at
 from pruning.builtin import BASELINE
 from pruning.errors import PruningError
 from pruning.latency_model import LatencyModel, MeasuredPlan, fit_latency_model
@@ -30,7 +31,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 @pytest.fixture(scope="module")
 def cut(bench: Workbench) -> Cut:
-    return bench.cut_to(Budget(0.4), recover="bn")
+    return cut_to(bench, Budget(0.4), recover="bn")
 
 
 def test_the_blocks_add_up_to_the_network(bench: Workbench, cut: Cut) -> None:
@@ -51,7 +52,7 @@ def test_the_blocks_add_up_to_the_network(bench: Workbench, cut: Cut) -> None:
 
 
 def test_the_loss_of_a_cut_in_one_step_is_that_of_the_channels_removed(bench: Workbench) -> None:
-    cut = bench.cut_to(Budget(0.9), recover="none")
+    cut = cut_to(bench, Budget(0.9), recover="none")
     removed = np.ones(bench.table.class_count, dtype=bool)
     for name, channels in bench.table.convs.items():
         removed[channels.outputs[list(cut.plan.kept.get(name, range(len(channels.outputs))))]] = False
@@ -62,7 +63,7 @@ def test_the_loss_of_a_cut_in_one_step_is_that_of_the_channels_removed(bench: Wo
 
 @pytest.mark.parametrize("unit", ["macs", "params"])
 def test_the_budget_is_met_within_a_step(bench: Workbench, unit: Unit) -> None:
-    cut = bench.cut_to(Budget(0.6, unit), recover="none")
+    cut = cut_to(bench, Budget(0.6, unit), recover="none")
     kept = cut.macs_kept if unit == "macs" else cut.params_kept
     assert 0.59 < kept <= 0.6
     with torch.no_grad():
@@ -71,7 +72,7 @@ def test_the_budget_is_met_within_a_step(bench: Workbench, unit: Unit) -> None:
 
 def test_what_it_does_is_said_in_order(bench: Workbench) -> None:
     said: list[str] = []
-    bench.cut_to(Budget(0.9), recover="bn", report=said.append)
+    cut_to(bench, Budget(0.9), recover="bn", report=said.append)
     begins = [
         "reading 4 calibration",
         "calibration: 4 training images",
@@ -93,7 +94,7 @@ def test_out_of_reach_says_what_the_narrowest_widths_leave(bench: Workbench) -> 
     with pytest.raises(
         PruningError, match=r"the narrowest widths \(multiples of 8\) leave 0\.\d+; keep more"
     ) as caught:
-        bench.cut_to(Budget(0.01), recover="none")
+        cut_to(bench, Budget(0.01), recover="none")
     least = float(str(caught.value).split("leave ")[1].split(";")[0])
     assert bench.allocated(least * 1.001) is not None
     assert bench.allocated(least * 0.999) is None

@@ -304,6 +304,15 @@ def test_a_position_counts_by_the_probes_slope_there(
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
 
 
+def test_a_head_whose_outputs_are_unknown_is_refitted_without_weights(
+    model: nn.Module, table: LayerTable, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.refit_targets._ENOUGH", 1)
+    own: Any = copy.deepcopy(model)
+    own.model[-1].register_forward_hook(lambda _, __, output: (output[0], {"boxes": output[1]["boxes"]}))
+    assert all(sample.weights is None for sample in record_targets(own, table, images, TIGHT).samples.values())
+
+
 def test_a_weighted_solve_is_the_weighted_regression() -> None:
     random = np.random.default_rng(0)
     x, weights = random.normal(size=(500, 3)), random.uniform(0, 3, 500)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning.budget import Cut
+from pruning.budget import Cut, cut_to
 from pruning.builtin import BASELINE, IMGSZ
 from pruning.builtin.dataset import build_dataset
 from pruning.workbench import Workbench
@@ -199,8 +199,7 @@ def test_poor_calibration_images_are_said_and_survived(
 ) -> None:
     make, remark = POOR[kind]
     seen: list[Cut] = []
-    cut_to = Workbench.cut_to
-    monkeypatch.setattr(Workbench, "cut_to", lambda *given: seen.append(cut_to(*given)) or seen[-1])
+    monkeypatch.setattr("pruning.budget.cut_to", lambda *given: seen.append(cut_to(*given)) or seen[-1])
     out = tmp_path / "o.pt"
     command = ["prune", str(BASELINE), "--imgsz", str(IMGSZ), "--format", "json", "--keep-macs", "0.6"]
     assert run([*command, "--data", str(make(tmp_path)), "-o", str(out)]) == 0
