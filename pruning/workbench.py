@@ -18,6 +18,7 @@ from pruning.equivalence import EquivalenceCheck
 from pruning.errors import PruningError
 from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
 from pruning.finetune import inherited_arguments
+from pruning.finetune_teacher import check_teacher
 from pruning.geometry import NetworkGeometry
 from pruning.geometry_reading import read_geometry
 from pruning.image_size import check_image_size, stride_of
@@ -223,6 +224,8 @@ class Workbench:
         check_recovery(how)
         if how == "none":
             return
+        if "distill" in how:
+            check_teacher(self.model, self.imgsz)
         home, pause, names = next(pruned.parameters()).device, self.turn.pause, names or {}
         with self.turn:
             pruned.to(self.device).eval()

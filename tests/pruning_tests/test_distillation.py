@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from pruning.distillation import distil
+from pruning.errors import PruningError
+from pruning.plan import Plan
+from pruning.workbench import Workbench
 from tests.pruning_tests.masking import build
 
 
@@ -74,3 +77,11 @@ def test_a_single_image_is_held_out_and_nothing_is_learned(teacher: nn.Module, i
     before, after = distil(student, teacher, images[:1])
     assert before == after > 0
     assert same(student, start)
+
+
+def test_a_head_whose_outputs_are_unknown_is_one_line(teacher: nn.Module) -> None:
+    bench = Workbench("unread.pt", imgsz=64)
+    bench.model = copy.deepcopy(teacher)
+    bench.model.model[-1].register_forward_hook(lambda _, __, output: (output[0], {}))  # type: ignore[index, union-attr]
+    with pytest.raises(PruningError, match=r"^distillation needs a head whose outputs are known, but Detect gives"):
+        bench.recover(copy.deepcopy(teacher), Plan({}), "refit+distill")
