@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import usable_cpus
+from paretoprune.cluster.environment import usable_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -68,9 +68,9 @@ def measured(gpus: int, asked: argparse.Namespace) -> dict[str, Any]:
     """One sweep over `gpus` pretended GPUs."""
     from ray.cluster_utils import Cluster
 
-    from results.run_folder import RunFolder
-    from search.sweep import run_sweep
-    from tests.search_tests.fakes import make_prepared
+    from paretoprune.results.store.run_folder import RunFolder
+    from paretoprune.search.sweep.sweep import run_sweep
+    from tests.search.fakes import make_prepared
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
     per_node = [min(asked.gpus_of_a_node, gpus - first) for first in range(0, gpus, asked.gpus_of_a_node)]
@@ -109,7 +109,7 @@ def measured(gpus: int, asked: argparse.Namespace) -> dict[str, Any]:
 
 def busy_spans(run: Path) -> dict[int, list[tuple[float, float]]]:
     """Worker -> (begin, end) of its trials in order, unix seconds."""
-    from tests.fault_tests.tools import marks_of
+    from tests.faults.tools import marks_of
 
     spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for trial in (run / "trials").iterdir():
@@ -129,7 +129,7 @@ def busy_share(spans: dict[int, list[tuple[float, float]]]) -> float:
 
 def sleeping_tools(config: Any, device: str, gate: Any) -> Any:
     """A trial that sleeps; in Ray's workers, which inherit the environment."""
-    from tests.fault_tests.tools import MarkingTools
+    from tests.faults.tools import MarkingTools
 
     tools = MarkingTools()
     tools.seconds = float(os.environ[SECONDS])
@@ -155,7 +155,7 @@ def markdown(rows: list[dict[str, Any]], asked: argparse.Namespace) -> str:
     lines += [
         "",
         "Left to Ray Tune's own rule, which starts one worker at a time, 4 GPUs reached 66.2 % here and one of them "
-        "was never used (`TUNE_MAX_PENDING_TRIALS_PG`, see `search/sweep.py`).",
+        "was never used (`TUNE_MAX_PENDING_TRIALS_PG`, see `search/sweep/sweep.py`).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.faults
 
-Runs tests/fault_tests and writes what its tests recorded to benchmarks/results/faults.md and .json. Ends with the
+Runs tests/faults and writes what its tests recorded to benchmarks/results/faults.md and .json. Ends with the
 tests' exit code, and writes nothing where one fails.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from cluster.environment import usable_cpus
+from paretoprune.cluster.environment import usable_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults"
@@ -37,7 +37,7 @@ COLUMNS = {
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        pytest = [sys.executable, "-m", "pytest", "-q", "tests/fault_tests"]
+        pytest = [sys.executable, "-m", "pytest", "-q", "tests/faults"]
         command = [*pytest, f"--junitxml={report}", "-o", "junit_family=xunit1"]  # the kind that holds properties
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if code:

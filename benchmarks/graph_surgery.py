@@ -19,7 +19,7 @@ import torch_pruning as tp
 from torch import nn
 from ultralytics.nn.modules.block import C2f
 
-from pruning.layers import LayerTable
+from paretoprune.pruning.graph.layers import LayerTable
 
 FAMILIES = ("yolov5n", "yolov6n", "yolov8n", "yolov8s")
 

@@ -34,13 +34,13 @@ from torch import nn
 from benchmarks.latency_table import table
 from benchmarks.latency_trainers import Trainers
 from benchmarks.surgery import commit
-from cluster.device_lock import DeviceLock
-from cluster.environment import describe_environment
-from pruning.checkpoints import save_checkpoint
-from pruning.latency import measure_pair
-from pruning.latency_stats import Quad, speedup
-from pruning.quiet import quiet_ultralytics
-from pruning.workbench import Workbench
+from paretoprune.cluster.device_lock import DeviceLock
+from paretoprune.cluster.environment import describe_environment
+from paretoprune.pruning.latency.pair import measure_pair
+from paretoprune.pruning.latency.statistics import Quad, speedup
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.saving import save_checkpoint
+from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 
 ARMS = ("idle", "locked", "unlocked")
 IMGSZ, RATIO, THREADS = 320, 0.5, 1

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from pruning.geometry import FloatArray, NetworkGeometry
-from pruning.latency_model import MeasuredPlan, fit_latency_model
-from results.atomic import write_json
+from paretoprune.base.atomic import write_json
+from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
+from paretoprune.pruning.latency.model import MeasuredPlan, fit_latency_model
 
 ASSETS = Path(os.environ.get("PARETOPRUNE_ASSETS") or Path(__file__).resolve().parents[2] / "shared" / "assets")
 MEASUREMENTS = Path("runs") / "latency_prediction.json"
@@ -45,8 +45,8 @@ KINDS = ("independent", "uniform", "blocks")
 
 def network(name: str) -> Any:
     """The built-in detector; any other from its official weights where they are at hand, else untrained."""
-    from pruning.builtin import BASELINE
-    from pruning.models import load_model
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.yolo.loading import load_model
 
     if name == "builtin":
         return load_model(BASELINE)
@@ -77,10 +77,10 @@ def random_ratios(table: Any, rng: np.random.Generator, kind: str) -> dict[str, 
 def measure(names: Sequence[str], plans: int, seconds: float, path: Path) -> None:
     import torch
 
-    from cluster.environment import describe_environment
-    from pruning.latency import measure_pair
-    from pruning.layers import build_layer_table
-    from pruning.surgery import prune, resolve
+    from paretoprune.cluster.environment import describe_environment
+    from paretoprune.pruning.graph.layers import build_layer_table
+    from paretoprune.pruning.latency.pair import measure_pair
+    from paretoprune.pruning.surgery.surgery import prune, resolve
 
     end = time.monotonic() + seconds
     torch.set_num_threads(THREADS)
@@ -104,8 +104,8 @@ def measure(names: Sequence[str], plans: int, seconds: float, path: Path) -> Non
 
 
 def geometry_of(name: str) -> NetworkGeometry:
-    from pruning.geometry_reading import read_geometry
-    from pruning.layers import build_layer_table
+    from paretoprune.pruning.graph.geometry_reading import read_geometry
+    from paretoprune.pruning.graph.layers import build_layer_table
 
     model = network(name)
     return read_geometry(model, build_layer_table(model), NETWORKS[name])

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pruning.latency_stats import Speedup, agree
+from paretoprune.pruning.latency.statistics import Speedup, agree
 
 _SHOWN = ("cpu_model", "cpu_usable", "python", "torch", "ultralytics")
 

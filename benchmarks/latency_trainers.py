@@ -25,7 +25,7 @@ class Trainers:
     often it took the device: for a batch, an item that is loaded, a preparation."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        from pruning.builtin.dataset import build_dataset
+        from paretoprune.pruning.builtin.dataset import build_dataset
 
         self.locks = folder / "locks"
         self._counts = [folder / f"batches{number}" for number in range(count)]
@@ -88,7 +88,7 @@ class CountingGate:
     """The device's lock, which counts how often it was held."""
 
     def __init__(self, locks: Path, counter: Path) -> None:
-        from cluster.device_lock import DeviceLock
+        from paretoprune.cluster.device_lock import DeviceLock
 
         self._lock = DeviceLock("cpu", locks)
         with counter.open("r+b") as file:
@@ -96,7 +96,7 @@ class CountingGate:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """See `pruning.evaluation_gate.Gate`."""
+        """See `pruning.device.Gate`."""
         with self._lock.using():
             yield
             self._count[:8] = struct.pack("<q", struct.unpack("<q", self._count[:8])[0] + 1)
@@ -106,9 +106,9 @@ def train(data: str, folder: Path, locks: Path, counter: Path) -> None:
     """Fine-tune the built-in model for ever."""
     import torch
 
-    from pruning.builtin import BASELINE, IMGSZ
-    from pruning.finetune import FinetuneSettings, finetune
-    from pruning.models import load_model
+    from paretoprune.pruning.builtin import BASELINE, IMGSZ
+    from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+    from paretoprune.pruning.yolo.loading import load_model
 
     torch.set_num_threads(1)
     settings = FinetuneSettings(epochs=_EPOCHS, imgsz=IMGSZ, seed=os.getpid())

@@ -30,17 +30,17 @@ from torch import nn
 
 from benchmarks.native_table import NATIVE, PARENT, PRUNED, SESSION, TWICE, markdown
 from benchmarks.recovery_store import Store, Task, work
-from cluster.environment import describe_environment
-from pruning.checkpoints import save_checkpoint
-from pruning.evaluation import Evaluator
-from pruning.evaluation_noise import paired_noise
-from pruning.finetune import FinetuneSettings, finetune
-from pruning.latency import measure_pair
-from pruning.latency_group import measure_group
-from pruning.models import load_model, model_stats
-from pruning.native import train_native
-from pruning.plan import Plan
-from pruning.workbench import Workbench
+from paretoprune.cluster.environment import describe_environment
+from paretoprune.pruning.evaluation.bootstrap import paired_noise
+from paretoprune.pruning.evaluation.evaluator import Evaluator
+from paretoprune.pruning.latency.group import measure_group
+from paretoprune.pruning.latency.pair import measure_pair
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.stock_baseline import train_native
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.loading import load_model, model_stats
+from paretoprune.pruning.yolo.saving import save_checkpoint
 
 NARROWEST, STEPS = 0.05, 7  # least share of the multiply-adds that a plan leaves; halvings of what lies above it
 SECONDS = 6.0  # of a timing during the bisection

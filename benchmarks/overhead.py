@@ -24,15 +24,15 @@ import numpy as np
 
 from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, make_problem
-from results.atomic import write_json, write_text
-from results.records import TrialRecord, TrialState
-from results.run_folder import RunFolder
-from search.events import WAITING
-from search.ladder import warm_start
-from search.request import TrialRequest
-from search.state import SweepState
-from search.study import SearchStudy
-from search.telling import Teller, Told
+from paretoprune.base.atomic import write_json, write_text
+from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.samplers.observations import Teller, Told
+from paretoprune.search.samplers.study import SearchStudy
+from paretoprune.search.samplers.warm_start import warm_start
+from paretoprune.search.storage.event_log import WAITING
+from paretoprune.search.storage.request import TrialRequest
+from paretoprune.search.sweep.state import SweepState
 
 WORK = ("prune", "recover", "finetune", "evaluate", "latency")
 OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}

@@ -1,8 +1,8 @@
 """Ours and its rivals on the demo data: hypervolume of the fully fine-tuned picks against epochs spent.
 
 A cell is one searcher with one seed. Ours is the product itself (`paretoprune search`, with its stopping); a rival's
-plans go through the same trial (:func:`search.trial.run_trial`). After a third, two thirds and all of a cell's epochs
-its front so far is reduced to the same number of picks, each is fine-tuned fully (the same for all), and the
+plans go through the same trial (:func:`search.trial.trial.run_trial`). After a third, two thirds and all of a cell's
+epochs its front so far is reduced to the same number of picks, each is fine-tuned fully (the same for all), and the
 hypervolume of what came out counts: accuracy above 0, cost below the unpruned model's. Everything finished lies in the
 work folder and is not done again, so the whole can be run in pieces.
 
@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rivals import RIVALS, Problem
-from pruning.geometry import NetworkGeometry
-from results.atomic import write_json
-from results.pareto import hypervolume, non_dominated
-from results.records import TrialRecord, TrialState
-from results.run_folder import RunFolder
-from search.config import RunConfig, build_config
-from search.space import Space, build_space
+from paretoprune.base.atomic import write_json
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.results.selection.pareto import hypervolume, non_dominated
+from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.run_config import RunConfig, build_config
+from paretoprune.search.space.space import Space, build_space
 
 OURS = "ours"
 SEARCHERS = (OURS, *RIVALS)
@@ -67,7 +67,7 @@ class Settings:
 
     def config(self, dataset: Path, seed: int) -> dict[str, Any]:
         """The run's settings, nested."""
-        from pruning.builtin import BASELINE, IMGSZ
+        from paretoprune.pruning.builtin import BASELINE, IMGSZ
 
         return {
             "model": {"path": str(BASELINE), "imgsz": IMGSZ},
@@ -90,9 +90,9 @@ def _tools(settings: Mapping[str, Any]) -> tuple[Any, Any, RunConfig]:
     """This process's tools, made at the first call for these settings."""
     key = json.dumps(settings, sort_keys=True)
     if key not in _TOOLS:
-        from cluster.device_lock import DeviceLock
-        from cluster.environment import pin_threads
-        from search.tools import make_tools
+        from paretoprune.cluster.device_lock import DeviceLock
+        from paretoprune.cluster.environment import pin_threads
+        from paretoprune.search.trial.operations import make_tools
 
         pin_threads(1)
         _TOOLS.clear()
@@ -104,8 +104,8 @@ def _tools(settings: Mapping[str, Any]) -> tuple[Any, Any, RunConfig]:
 
 def work_on_plan(settings: Mapping[str, Any], name: str, ratios: dict[str, float], folder: Path, ms: float) -> None:
     """One trial of a rival; its record lies in `folder` afterwards."""
-    from search.request import TrialRequest
-    from search.trial import TrialSettings, run_trial
+    from paretoprune.search.storage.request import TrialRequest
+    from paretoprune.search.trial.trial import TrialSettings, run_trial
 
     tools, gate, config = _tools(settings)
     request = TrialRequest(trial_id=name, ratios=ratios, provenance="rival")
@@ -123,8 +123,8 @@ def work_on_pick(settings: Mapping[str, Any], checkpoint: Path, folder: Path) ->
 
 def prepare_baseline(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the rivals look at, as plain data: metrics, geometry, scores by class of channels, sensitivity curves."""
-    from pruning.workbench import Workbench
-    from search.trial import latency_metrics
+    from paretoprune.pruning.workbench import Workbench
+    from paretoprune.search.trial.trial import latency_metrics
 
     tools, gate, config = _tools(settings)
     bench = Workbench(config.model.path, config.data.path, config.model.imgsz, calibration_images=32)
@@ -193,10 +193,10 @@ def opened(root: Path, settings: Settings) -> Iterator[Comparison]:
 
 def _prepared(root: Path, settings: Settings, pool: ProcessPoolExecutor) -> Comparison:
     """Build the dataset and look at the baseline, unless that was done."""
-    from pruning.builtin import BASELINE
-    from pruning.builtin.dataset import build_dataset
-    from pruning.layers import build_layer_table
-    from pruning.models import load_model
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.builtin.dataset import build_dataset
+    from paretoprune.pruning.graph.layers import build_layer_table
+    from paretoprune.pruning.yolo.loading import load_model
 
     dataset = build_dataset(root / "data", train=settings.train_images, val=settings.val_images).resolve()
     known = root / "baseline.json"
@@ -220,14 +220,14 @@ def run_ours(comparison: Comparison, seed: int) -> list[TrialRecord]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.parent / f"{folder.name}.yaml"
     config.save(file)
-    command = [sys.executable, "-m", "search", "search", config.model.path, config.data.path]
+    command = [sys.executable, "-m", "paretoprune", "search", config.model.path, config.data.path]
     subprocess.run([*command, "--config", str(file), "--run", str(folder)], check=True)
     return RunFolder(folder).read_records()
 
 
 def run_rival(comparison: Comparison, searcher: str, seed: int) -> list[TrialRecord]:
     """A rival's trials, two at a time, told in the order in which they end."""
-    from search.request import TrialRequest, trial_name
+    from paretoprune.search.storage.request import TrialRequest, trial_name
 
     folder = RunFolder(comparison.cell(searcher, seed))
     rival = RIVALS[searcher](comparison.problem, comparison.settings.trials, seed)

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.real_search import OURS, PARTS, SEARCHERS, Settings, opened, run_cell
 from benchmarks.surgery import commit
-from cluster.environment import describe_environment
-from results.atomic import write_json, write_text
+from paretoprune.base.atomic import write_json, write_text
+from paretoprune.cluster.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 _SHOWN = ("cpu_model", "cpu_usable", "python", "torch", "ultralytics")

@@ -37,12 +37,12 @@ from torch import nn
 from benchmarks.recovery_material import ARMS, LESS, UNMIXED, Subject, tune
 from benchmarks.recovery_store import Store, Task, work
 from benchmarks.recovery_table import markdown
-from pruning.finetune import FinetuneSettings, finetune
-from pruning.importance import CRITERIA
-from pruning.latency import measure_pair
-from pruning.precision import training_precision
-from pruning.refit import recalibrate_batch_norm
-from pruning.workbench import RECOVERIES
+from paretoprune.pruning.importance import CRITERIA
+from paretoprune.pruning.latency.pair import measure_pair
+from paretoprune.pruning.recovery.refit import recalibrate_batch_norm
+from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.workbench import RECOVERIES
+from paretoprune.pruning.yolo.precision import training_precision
 
 MAIN_CRITERIA = ("reconstruction", "taylor", "l2")
 # Per cent fewer multiply-adds of the plans that the aims are about: around 1.3, 1.6 and 2.0 times as fast for bccd
@@ -108,8 +108,8 @@ def blood_cells(assets: Path) -> Subject:
 
 @cache
 def demo(scratch: Path) -> Subject:
-    from pruning.builtin import BASELINE
-    from pruning.builtin.dataset import build_dataset
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.builtin.dataset import build_dataset
 
     return Subject("demo", str(BASELINE), str(build_dataset(scratch / "demo", train=RANK_IMAGES)), 160)
 

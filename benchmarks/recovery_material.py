@@ -15,15 +15,15 @@ import numpy as np
 from torch import nn
 
 from benchmarks.surgery import commit
-from pruning.allocation import share_left
-from pruning.checkpoints import plain_copy
-from pruning.evaluation import Evaluator
-from pruning.finetune import FinetuneSettings, finetune
-from pruning.importance import Evidence, score
-from pruning.plan import Plan
-from pruning.quiet import preserved_random_state, quiet_ultralytics
-from pruning.surgery import prune, resolve
-from pruning.workbench import Workbench
+from paretoprune.pruning.evaluation.evaluator import Evaluator
+from paretoprune.pruning.importance import Evidence, score
+from paretoprune.pruning.importance.allocation import share_left
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.surgery.surgery import prune, resolve
+from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.saving import plain_copy
+from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state, quiet_ultralytics
 
 LESS = (15, 30, 45)  # per cent of the multiply-adds that a plan removes
 
@@ -129,7 +129,7 @@ def tune(subject: Subject, start: nn.Module, epochs: int, seed: int, arm: str, f
     teacher = subject.bench.model if settings.distill else None
     with contextlib.ExitStack() as stack:
         for name, replacement in patches.items():
-            stack.enter_context(mock.patch(f"pruning.finetune_trainer.{name}", _REPLACED[replacement]))
+            stack.enter_context(mock.patch(f"paretoprune.pruning.training.trainer.{name}", _REPLACED[replacement]))
         result = finetune(start, subject.data, settings, folder, teacher=teacher)
     course = [row["map50_95"] for row in result.history]
     best = max(course)

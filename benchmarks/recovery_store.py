@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.surgery import commit
-from cluster.environment import describe_environment
-from results.atomic import write_json
+from paretoprune.base.atomic import write_json
+from paretoprune.cluster.environment import describe_environment
 
 Cell = dict[str, Any]
 

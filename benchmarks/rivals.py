@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pruning.geometry import NetworkGeometry
-from search.space import Levels, Space
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.search.space.space import Levels, Space
 
 Array = npt.NDArray[np.float64]
 

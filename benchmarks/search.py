@@ -26,16 +26,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-if not __package__:  # run as a file: its own folder comes first then, where this file would hide the package `search`
+if not __package__:  # run as a file: its own folder comes first then, where `benchmarks` is not found
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, exact_front, make_problem
-from results.atomic import write_json, write_text
-from search.ladder import warm_start
-from search.space import Levels
-from search.study import SearchStudy
-from search.telling import Told
+from paretoprune.base.atomic import write_json, write_text
+from paretoprune.search.samplers.observations import Told
+from paretoprune.search.samplers.study import SearchStudy
+from paretoprune.search.samplers.warm_start import warm_start
+from paretoprune.search.space.space import Levels
 
 IN_FLIGHT = 8
 CHECKPOINTS = (25, 50, 100, 200)
@@ -54,7 +54,7 @@ class Asker(Protocol):
 
 
 class OurStudy:
-    """:class:`search.study.SearchStudy`, as the sweep uses it."""
+    """:class:`search.samplers.study.SearchStudy`, as the sweep uses it."""
 
     def __init__(self, problem: SyntheticProblem, sampler: str, seed: int, trials: int, warm: bool) -> None:
         starts = warm_start(problem.space, trials) if warm else []

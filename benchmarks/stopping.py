@@ -20,14 +20,14 @@ import numpy as np
 
 from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, accuracy_of, exact_front, make_problem
-from results.atomic import write_json, write_text
-from results.records import TrialRecord, TrialState
-from search.ladder import warm_start
-from search.rungs import RungReport
-from search.space import Levels
-from search.stopping import StoppingRule, rungs_of
-from search.study import SearchStudy, Suggestion
-from search.telling import Teller, Told
+from paretoprune.base.atomic import write_json, write_text
+from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.search.samplers.observations import Teller, Told
+from paretoprune.search.samplers.study import SearchStudy, Suggestion
+from paretoprune.search.samplers.warm_start import warm_start
+from paretoprune.search.space.space import Levels
+from paretoprune.search.stopping.rule import StoppingRule, rungs_of
+from paretoprune.search.stopping.rungs import RungReport
 
 WAYS = ("none", "estimate", "silence", "low")
 IN_FLIGHT = 8

@@ -27,10 +27,10 @@ from torch import nn
 
 from benchmarks.graph_surgery import FAMILIES as GRAPH_FAMILIES
 from benchmarks.graph_surgery import remove_by_graph
-from cluster.environment import describe_environment
-from pruning.layers import LayerTable, build_layer_table
-from pruning.quiet import quiet_ultralytics
-from pruning.surgery import choose_kept, kept_indices, prune
+from paretoprune.cluster.environment import describe_environment
+from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.surgery.surgery import choose_kept, kept_indices, prune
+from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 
 FAMILIES = (
     "yolov3-tiny yolov5n yolov5s yolov6n yolov8n yolov8s yolov8m yolov9t yolov9s yolov10n yolo11n yolo11s yolo12n "

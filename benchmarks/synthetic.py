@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from results.pareto import hypervolume, non_dominated
-from search.space import Axis, GroupChoice, Levels, Space
+from paretoprune.results.selection.pareto import hypervolume, non_dominated
+from paretoprune.search.space.space import Axis, GroupChoice, Levels, Space
 
 Array = NDArray[np.float64]
 

@@ -30,9 +30,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.devices import device_key
-from cluster.errors import LockDirectoryError, LockOrderError
-from cluster.lock_directory import REMEDY, key_directory
+from paretoprune.cluster.devices import device_key
+from paretoprune.cluster.errors import LockDirectoryError, LockOrderError
+from paretoprune.cluster.lock_directory import REMEDY, key_directory
 
 __all__ = ["DeviceLock", "DevicesUsed", "device_key", "seconds_waited"]
 

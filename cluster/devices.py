@@ -6,7 +6,7 @@ import ctypes
 import re
 from typing import Protocol
 
-from cluster.errors import DeviceNotFoundError
+from paretoprune.cluster.errors import DeviceNotFoundError
 
 _CUDA_DEVICE = re.compile(r"(?:cuda(?::(\d+))?|(\d+))")
 _CUDA_SUCCESS = 0

@@ -20,13 +20,13 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from cluster import ray_start
-from cluster.code import ROOMS
-from cluster.device_lock import DeviceLock
-from cluster.environment import query_gpus, usable_cpus
-from cluster.errors import ClusterError
-from cluster.lock_directory import REMEDY, lock_place
-from cluster.nodes import Question, ask_nodes, count_entries, faults, token_in
+from paretoprune.cluster import ray_connection
+from paretoprune.cluster.device_lock import DeviceLock
+from paretoprune.cluster.environment import query_gpus, usable_cpus
+from paretoprune.cluster.errors import ClusterError
+from paretoprune.cluster.lock_directory import REMEDY, lock_place
+from paretoprune.cluster.nodes import Question, ask_nodes, count_entries, faults, token_in
+from paretoprune.cluster.packages import PACKAGE, import_root, package_directory
 
 DISTRIBUTION = "paretoprune"
 MIN_PYTHON = (3, 10)
@@ -61,7 +61,7 @@ def examine(run_directory: Path | None = None, address: str | None = None, data:
     of its own. A `run_directory` must then be the same folder everywhere.
     """
     yield check_python()
-    yield check_rooms()
+    yield check_own_package()
     yield check_packages()
     yield check_memory()
     yield check_disk("disk", run_directory or Path.cwd(), MIN_DISK_GB)
@@ -89,20 +89,16 @@ def check_python() -> Check:
     return Check("python", ok, platform.python_version(), "" if ok else f"use Python {wanted} or newer")
 
 
-def check_rooms() -> Check:
-    """The four packages have common names: something else on the path may answer to one of them."""
-    home = Path(__file__).resolve().parent.parent
-    strangers = {}
-    for name in ROOMS:
-        spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or origin.parent.parent != home:
-            strangers[name] = str(origin or "missing")
-    if not strangers:
-        return Check("packages", True, f"{', '.join(ROOMS)} from {home}")
-    found = ", ".join(f"{name}: {where}" for name, where in strangers.items())
-    remedy = "install paretoprune into an environment of its own, and call it from another directory"
-    return Check("packages", False, f"not this project's: {found}", remedy)
+def check_own_package() -> Check:
+    """Something else on the path may answer to the package's name: workers would import that."""
+    home = import_root().resolve()
+    found = package_directory()
+    if found is not None and found.parent == home:
+        return Check("package", True, f"{PACKAGE} from {home}")
+    spec = importlib.util.find_spec(PACKAGE)
+    where = (spec.origin if spec else None) or "missing"
+    remedy = f"take the other {PACKAGE} off the path, or call the command from another directory"
+    return Check("package", False, f"not this project's: {PACKAGE}: {where}", remedy)
 
 
 def check_packages(distribution: str = DISTRIBUTION) -> Check:
@@ -188,17 +184,17 @@ def check_ray(
 
     connected = ray.is_initialized()
     try:
-        info = ray_start.connect(address)
+        info = ray_connection.connect(address)
         detail = f"ray {ray.__version__}, {info.address}: {len(info.nodes)} nodes, {info.cpus} CPUs, {info.gpus} GPUs"
         yield Check("ray", True, detail)
-        if info.address != ray_start.LOCAL:
+        if info.address != ray_connection.LOCAL:
             yield from check_nodes(data, run_directory)
     except ClusterError as error:
         condition, _, remedy = str(error).rpartition("; ")
         yield Check("ray", False, condition, remedy)
     finally:
         if not connected:
-            ray_start.shutdown()
+            ray_connection.shutdown()
 
 
 def check_nodes(data: Sequence[str], run_directory: Path | None = None) -> Iterator[Check]:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
+from paretoprune.base.errors import UserError
 
-class ClusterError(ValueError):
+
+class ClusterError(UserError):
     """A request that the machines at hand cannot meet. The text is one line and fit to be shown as it is."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Crosses processes with its text and what it holds; a subclass's constructor takes other arguments."""
-        return _restored, (type(self), self.args, vars(self))
-
-
-def _restored(kind: type[ClusterError], args: tuple[object, ...], state: dict[str, object]) -> ClusterError:
-    base = OSError if issubclass(kind, OSError) else ValueError  # the one that lays the object out
-    error: ClusterError = base.__new__(kind, *args)
-    error.args = args
-    vars(error).update(state)
-    return error
 
 
 class RayUnreachableError(ClusterError, ConnectionError):

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import LockDirectoryError
+from paretoprune.cluster.errors import LockDirectoryError
 
 DIRECTORY_VARIABLE = "PARETOPRUNE_LOCK_DIR"
 REMEDY = f"set {DIRECTORY_VARIABLE} to a local directory that all users and jobs of this host can write"

@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
-from cluster.code import source_digests
-from cluster.device_lock import DeviceLock
-from cluster.environment import installed_versions
-from cluster.errors import ClusterError, NodeError
+from paretoprune.cluster.device_lock import DeviceLock
+from paretoprune.cluster.environment import installed_versions
+from paretoprune.cluster.errors import ClusterError, NodeError
+from paretoprune.cluster.packages import source_digests
 
 # Equal everywhere: a checkpoint and Ray's messages are exchanged between them.
 SHARED_VERSIONS = ("torch", "ultralytics", "ray")
@@ -156,11 +156,11 @@ def faults(answer: Answer | str, question: Question) -> list[tuple[str, str]]:
 
 def _code_faults(answer: Answer) -> Iterator[tuple[str, str]]:
     here = source_digests()
-    strange = [room for room, digest in here.items() if answer.code.get(room) != digest]
+    strange = [part for part, digest in here.items() if answer.code.get(part) != digest]
     if strange:
         yield (
-            f"the packages {', '.join(strange)} are not this project's",
-            "take packages of these names out of its environment and PYTHONPATH",
+            f"it has other code of paretoprune: {', '.join(strange)}",
+            "take paretoprune out of its environment and PYTHONPATH: it is sent along",
         )
     versions = installed_versions(SHARED_VERSIONS)
     different = [f"{name} {answer.versions.get(name, 'missing')}, here {versions.get(name, 'missing')}"

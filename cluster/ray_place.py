@@ -7,7 +7,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from cluster.scratch import process_folder, remove_folder
+from paretoprune.cluster.scratch import process_folder, remove_folder
 
 _SOCKET_BYTES = 107  # of a path that names one (Linux; a terminating zero follows)
 _LONGEST = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cluster.errors import ClusterError, NoRoomError
+from paretoprune.cluster.errors import ClusterError, NoRoomError
 
 # More threads hardly speed up small detectors at 160 to 640 px, more trials side by side do.
 MAX_DEFAULT_CPU_THREADS = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cluster.errors import NoRoomError
-from cluster.ray_start import LOCAL, describe_cluster
-from cluster.resources import TrialResources, slots
+from paretoprune.cluster.errors import NoRoomError
+from paretoprune.cluster.ray_connection import LOCAL, describe_cluster
+from paretoprune.cluster.resources import TrialResources, slots
 
 LOOK_SECONDS = 2.0
 SAY_SECONDS = 10.0

@@ -11,19 +11,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pruning.builtin import BASELINE, IMGSZ
-from pruning.builtin.dataset import build_dataset
-from pruning.export import export_model
-from pruning.export_check import check_export, measure_export
-from results.bounds import Bounds
-from results.frames import front_frame, front_rows, trials_frame
-from results.insight_frames import hypervolume_frame
-from results.report import write_report
-from results.run_folder import RunFolder
-from search.config import build_config, nest
-from search.preflight import prepare
-from search.promote import choose_picks, promote
-from search.sweep import run_sweep
+from paretoprune import (
+    Bounds,
+    RunFolder,
+    build_config,
+    check_export,
+    choose_picks,
+    export_model,
+    front_frame,
+    front_rows,
+    hypervolume_frame,
+    measure_export,
+    nest,
+    prepare,
+    promote,
+    run_sweep,
+    trials_frame,
+    write_report,
+)
+from paretoprune.pruning.builtin import BASELINE, IMGSZ
+from paretoprune.pruning.builtin.dataset import build_dataset
 
 
 def search_plans(folder: Path) -> RunFolder:
@@ -46,7 +53,7 @@ def search_plans(folder: Path) -> RunFolder:
 
 def finetune_a_pick(run: RunFolder) -> Path:
     """Choose by the same words as the command line, fine-tune fully, and give the checkpoint."""
-    from search.run_config import load_run_config
+    from paretoprune.search.config.stored import load_run_config
 
     config = load_run_config(run)
     config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"epochs": 2})})

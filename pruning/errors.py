@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from paretoprune.base.errors import UserError
 
-class PruningError(ValueError):
+
+class PruningError(UserError):
     """Something about a model, a plan, a dataset or a checkpoint is not usable; the message is for people."""
 
 

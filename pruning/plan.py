@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 
-from pruning.errors import PlanError
+from paretoprune.pruning.errors import PlanError
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         ratios: by layer name (or pattern, before it was resolved against a model; which of several counts says
-            `pruning.patterns.governing`).
+            `pruning.graph.patterns.governing`).
         kept: by the convolution's name in the model, ascending indices into the unpruned output channels; empty
             before the plan was applied.
     """

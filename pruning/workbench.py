@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
-from pruning.calibration import Calibration, load_calibration, shortcomings
-from pruning.checkpoints import plain_copy
-from pruning.distillation import distil
-from pruning.equivalence import EquivalenceCheck
-from pruning.errors import PruningError
-from pruning.evaluation_gate import Gate, NullGate, Turn, device_finisher, torch_device
-from pruning.finetune import inherited_arguments
-from pruning.finetune_teacher import check_teacher
-from pruning.geometry import NetworkGeometry
-from pruning.geometry_reading import read_geometry
-from pruning.image_size import check_image_size, stride_of
-from pruning.importance import Evidence, known_criterion, score
-from pruning.layers import LayerTable, build_layer_table
-from pruning.models import load_model
-from pruning.plan import Plan
-from pruning.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
-from pruning.refit_targets import images_that_fit, record_targets
-from pruning.surgery import canonical_ratios, prune, replay, resolve
+from paretoprune.pruning.data.calibration import Calibration, load_calibration, shortcomings
+from paretoprune.pruning.device import Gate, NullGate, Turn, device_finisher, torch_device
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.pruning.graph.geometry_reading import read_geometry
+from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.importance import Evidence, known_criterion, score
+from paretoprune.pruning.importance.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
+from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
+from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
+from paretoprune.pruning.training.distillation import distil
+from paretoprune.pruning.training.finetune import inherited_arguments
+from paretoprune.pruning.training.teacher import check_teacher
+from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
+from paretoprune.pruning.yolo.loading import load_model
+from paretoprune.pruning.yolo.saving import plain_copy
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
@@ -194,7 +194,7 @@ class Workbench:
             return pruned, applied
 
     def shortcomings(self) -> list[str]:
-        """What the calibration images lack for a good recovery, a line each; see `pruning.calibration.shortcomings`."""
+        """What the calibration images lack for a good recovery, a line each (`pruning.data.calibration`)."""
         with self.turn:
             try:
                 return shortcomings(self.calibration, self.model.to(self.device))

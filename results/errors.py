@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paretoprune.base.errors import UserError
 
-class ResultsError(ValueError):
+
+class ResultsError(UserError):
     """Base of every error this room raises for a person."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Crosses processes with its text and what it holds; a subclass's constructor takes other arguments."""
-        return _restored, (type(self), self.args, vars(self))
-
-
-def _restored(kind: type[ResultsError], args: tuple[object, ...], state: dict[str, object]) -> ResultsError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    vars(error).update(state)
-    return error
 
 
 class RecordError(ResultsError):

@@ -13,25 +13,22 @@ from typing import NoReturn
 
 import click
 
-from cluster.errors import ClusterError
-from pruning.errors import PruningError
-from results.errors import ResultsError
-from search.client_entry import client_address, run_inside
-from search.commands.compare import compare
-from search.commands.config import config
-from search.commands.export import export
-from search.commands.latency import latency
-from search.commands.launch import launch
-from search.commands.machine import demo, doctor
-from search.commands.models import layers, prune
-from search.commands.picks import finetune, front, report
-from search.commands.runs import resume, search, status
-from search.errors import SearchError
-from search.interrupts import leave
-from search.output import data_alone_on_stdout, unbroken, with_data_alone_on_stdout
+from paretoprune.base.errors import UserError
+from paretoprune.search.commands.compare import compare
+from paretoprune.search.commands.config import config
+from paretoprune.search.commands.export import export
+from paretoprune.search.commands.latency import latency
+from paretoprune.search.commands.launch import launch
+from paretoprune.search.commands.machine import demo, doctor
+from paretoprune.search.commands.models import layers, prune
+from paretoprune.search.commands.output import data_alone_on_stdout, unbroken, with_data_alone_on_stdout
+from paretoprune.search.commands.picks import finetune, front, report
+from paretoprune.search.commands.ray_client import client_address, run_inside
+from paretoprune.search.commands.runs import resume, search, status
+from paretoprune.search.monitoring.interrupts import leave
 
 # What people can cause. Anything else is a fault of the program and keeps its traceback.
-EXPECTED = (PruningError, SearchError, ClusterError, ResultsError, OSError)
+EXPECTED = (UserError, OSError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from paretoprune.base.errors import UserError
 
-class SearchError(ValueError):
+
+class SearchError(UserError):
     """Base of this room's errors; the command line prints its text as one line and exits with 1."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.resources import ClusterInfo
+from paretoprune.cluster.resources import ClusterInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,16 +33,16 @@ os.environ["PARETOPRUNE_LOCK_DIR"] = tempfile.mkdtemp(prefix="paretoprune-test-l
 StockPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # `-I` keeps the working directory and PYTHONPATH out, but an editable installation hooks itself into every interpreter
-# of the environment; so the four names are refused before any other finder is asked, and that is checked.
+# of the environment; so the name is refused before any other finder is asked, and that is checked.
 _PRELUDE = """
 import sys
 class _Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pruning", "search", "cluster", "results"):
+        if name.partition(".")[0] == "paretoprune":
             raise ModuleNotFoundError(f"No module named {name!r} on a stock machine", name=name)
 sys.meta_path.insert(0, _Refuse())
 try:
-    import pruning
+    import paretoprune
 except ModuleNotFoundError:
     pass
 else:
@@ -69,10 +69,10 @@ def assets() -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[ClusterInfo]:
     """One local Ray for the whole test run: starting it takes ten seconds."""
-    from cluster import ray_start
+    from paretoprune.cluster import ray_connection
 
-    yield ray_start.connect(num_cpus=max(2, len(os.sched_getaffinity(0))))
-    ray_start.shutdown()
+    yield ray_connection.connect(num_cpus=max(2, len(os.sched_getaffinity(0))))
+    ray_connection.shutdown()
 
 
 @pytest.fixture

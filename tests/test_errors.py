@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from cluster import errors as of_cluster
-from pruning import errors as of_pruning
-from results import errors as of_results
-from search import errors as of_search
+from paretoprune.base import errors as of_base
+from paretoprune.cluster import errors as of_cluster
+from paretoprune.pruning import errors as of_pruning
+from paretoprune.results import errors as of_results
+from paretoprune.search import errors as of_search
 
 ERRORS = [
     kind
-    for module in (of_cluster, of_pruning, of_results, of_search)
+    for module in (of_base, of_cluster, of_pruning, of_results, of_search)
     for kind in vars(module).values()
     if inspect.isclass(kind) and issubclass(kind, Exception) and kind.__module__ == module.__name__
 ]
@@ -47,8 +48,9 @@ def test_an_error_comes_back_as_it_was(kind: type[Exception]) -> None:
 
 def test_errors_that_lie_elsewhere_are_made_of_their_text() -> None:
     """So that they cross as well; one whose constructor takes more belongs into its room's `errors.py`."""
-    root = Path(of_pruning.__file__).parent.parent
-    rooms = [path for room in ("pruning", "search", "cluster", "results") for path in (root / room).rglob("*.py")]
+    root = Path(__file__).resolve().parent.parent
+    folders = ("paretoprune", "pruning", "search", "cluster", "results")
+    rooms = [path for folder in folders for path in (root / folder).rglob("*.py")]
     found = [
         each
         for path in rooms

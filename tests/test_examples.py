@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import paretoprune
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,7 +32,7 @@ def test_the_example_does_the_whole_job(
 
 def named_in(page: str) -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(r"`((?:search|pruning|cluster|results)(?:\.\w+)+)[`(]", text)
+    return re.findall(r"`(paretoprune(?:\.\w+)+)[`(]", text)
 
 
 def test_the_page_on_python_names_what_is_there() -> None:
@@ -39,3 +41,9 @@ def test_the_page_on_python_names_what_is_there() -> None:
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in paretoprune.__all__ if not hasattr(paretoprune, name)] == []
+    homes = [name for names in paretoprune._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(paretoprune.__all__) == paretoprune.__all__

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from results.run_folder import RunFolder
+from paretoprune.results.store.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -22,16 +22,16 @@ ELSEWHERE = {
     "make demo": "tests/test_readme.py",  # the last test
     "make test": "tests/test_conventions.py",  # this very run
     "pip install .": "tests/test_packaging.py",
-    "tensorboard --logdir runs/my/tensorboard": "tests/search_tests/test_real_sweep.py",
-    "optuna-dashboard runs/my/study.journal": "tests/search_tests/test_real_sweep.py",
+    "tensorboard --logdir runs/my/tensorboard": "tests/search/test_real_sweep.py",
+    "optuna-dashboard runs/my/study.journal": "tests/search/test_real_sweep.py",
     "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
-        "tests/cluster_tests/test_joined.py"
+        "tests/cluster/test_joined.py"
     ),
     "paretoprune search my.pt /data/my/data.yaml --config run.yaml --run /shared/runs/my --address ray://HEAD:10001": (
-        "tests/cluster_tests/test_ray_client.py"
+        "tests/cluster/test_ray_client.py"
     ),
     "paretoprune launch run.yaml --on ray --run /shared/runs/my --address http://127.0.0.1:8265": (
-        "tests/cluster_tests/test_launch.py"
+        "tests/cluster/test_launch.py"
     ),
 }
 # What a command line is shortened to, so that minutes become seconds.
@@ -85,8 +85,8 @@ def test_the_make_targets_are_there() -> None:
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small files under the names that the README uses."""
-    from pruning.builtin import BASELINE
-    from pruning.builtin.dataset import build_dataset
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.builtin.dataset import build_dataset
 
     data = build_dataset(tmp_path / "my", train=32, val=16)
     described = {**yaml.safe_load(data.read_text()), "path": str(data.parent)}
@@ -117,7 +117,7 @@ def shortened(line: str, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_every_command_runs(stand_ins: Path, ray_session: object, capsys: pytest.CaptureFixture[str]) -> None:
-    from search.cli import run
+    from paretoprune.search.cli import run
 
     for line in all_commands():
         if line in ELSEWHERE:
@@ -132,13 +132,13 @@ def test_every_command_runs(stand_ins: Path, ray_session: object, capsys: pytest
 def test_the_demo_does_the_whole_job(
     tmp_path: Path, ray_session: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pruning.builtin.dataset import build_dataset
-    from search.cli import run
+    from paretoprune.pruning.builtin.dataset import build_dataset
+    from paretoprune.search.cli import run
 
     # Twenty epochs, all of its images and long timings take minutes; all else is the command as it stands
-    monkeypatch.setattr("search.demo.FULL_EPOCHS", 1)
-    monkeypatch.setattr("search.demo.LATENCY_SECONDS", 0.5)
-    monkeypatch.setattr("pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
+    monkeypatch.setattr("paretoprune.search.commands.builtin_demo.FULL_EPOCHS", 1)
+    monkeypatch.setattr("paretoprune.search.commands.builtin_demo.LATENCY_SECONDS", 0.5)
+    monkeypatch.setattr("paretoprune.pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
     folder = RunFolder(tmp_path / "runs" / "demo")
     assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0
     unpruned, pick, report = capsys.readouterr().out.splitlines()[-3:]

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import ClusterError
-from cluster.launch.request import LaunchRequest
+from paretoprune.cluster.errors import ClusterError
+from paretoprune.cluster.launch.request import LaunchRequest
 
 CONFIG_FOLDER = "/etc/paretoprune"
 GPU_RESOURCE = "nvidia.com/gpu"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.code import package_directories
-from cluster.errors import ClusterError, RayUnreachableError
-from cluster.ray_start import WORKER_ENVIRONMENT
+from paretoprune.cluster.errors import ClusterError, RayUnreachableError
+from paretoprune.cluster.packages import package_directories
+from paretoprune.cluster.ray_connection import WORKER_ENVIRONMENT
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -36,7 +36,7 @@ class RayJob:
         return shlex.join(self.command)
 
     def runtime_env(self) -> dict[str, Any]:
-        """What travels: the small files as working directory, and this process's own four packages."""
+        """What travels: the small files as working directory, and this process's own package."""
         return {
             "working_dir": str(self.files),
             "py_modules": package_directories(),

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import ClusterError
-from cluster.launch.request import LaunchRequest
+from paretoprune.cluster.errors import ClusterError
+from paretoprune.cluster.launch.request import LaunchRequest
 
 PROVIDERS = ("aws", "local")
 IDLE_MINUTES = 10

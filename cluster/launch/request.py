@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from cluster.errors import ClusterError
+from paretoprune.cluster.errors import ClusterError
 
 LONGEST_NAME = 40  # Kubernetes appends to it and allows 63
 

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.errors import ClusterError
-from cluster.launch.request import LaunchRequest
+from paretoprune.cluster.errors import ClusterError
+from paretoprune.cluster.launch.request import LaunchRequest
 
 
 def batch_script(request: LaunchRequest, options: Mapping[str, str] | None = None) -> str:

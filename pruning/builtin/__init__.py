@@ -12,7 +12,7 @@ from typing import Final
 BASELINE: Final[Path] = Path(__file__).with_name("baseline.pt")
 """The shipped detector (half precision, stock Ultralytics): 1.81 M parameters, mAP50-95 0.905 on the validation split.
 
-`python -m pruning.builtin.train` trained it (60 epochs, 1,500 images) and writes it again."""
+`python -m paretoprune.pruning.builtin.train` trained it (60 epochs, 1,500 images) and writes it again."""
 
 BASELINE_YAML: Final[Path] = Path(__file__).with_name("baseline.yaml")
 """The architecture of `BASELINE`: YOLOv8 with channel widths that are multiples of 8."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import cv2
 
-from pruning.builtin.scenes import SPLITS, Scene, draw_scene
+from paretoprune.pruning.builtin.scenes import SPLITS, Scene, draw_scene
 
 DATASET_VERSION: Final = 1
 """Rises whenever the same arguments give other images or labels."""

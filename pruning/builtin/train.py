@@ -1,4 +1,4 @@
-"""Trains the detector that the project ships: `python -m pruning.builtin.train [--epochs N] [--out PATH]`.
+"""Trains the detector that the project ships: `python -m paretoprune.pruning.builtin.train [--epochs N] [--out PATH]`.
 
 From scratch, on the built-in dataset, on the CPU or the first GPU. Ultralytics and everything that it writes stay in a
 temporary folder; only the finished checkpoint is kept.
@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from pruning.builtin import BASELINE, BASELINE_YAML, IMGSZ
-from pruning.builtin.dataset import build_dataset
+from paretoprune.pruning.builtin import BASELINE, BASELINE_YAML, IMGSZ
+from paretoprune.pruning.builtin.dataset import build_dataset
 
 TRAIN_IMAGES: Final = 1500
 """More than the 600 of the demo's split, which are the first of these; the validation split is the same."""
@@ -25,7 +25,9 @@ PATH_ARGUMENTS: Final = ("data", "model", "project", "name", "save_dir", "cfg", 
 
 def main(argv: list[str] | None = None) -> int:
     """Trains, exports and prints the accuracy of the exported file; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pruning.builtin.train", description="Train the built-in baseline.")
+    parser = argparse.ArgumentParser(
+        prog="python -m paretoprune.pruning.builtin.train", description="Train the built-in baseline."
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="training epochs (default: %(default)s)")
     parser.add_argument("--images", type=int, default=TRAIN_IMAGES, help="training images (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=BASELINE, help="checkpoint to write (default: the shipped one)")

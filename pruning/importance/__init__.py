@@ -6,11 +6,11 @@ Register it with `@criterion(name)`; it then works everywhere (`--importance NAM
 
 from __future__ import annotations
 
-from pruning.importance.activations import activation
-from pruning.importance.base import CRITERIA, Criterion, Evidence, known_criterion, score
-from pruning.importance.gradients import hessian, taylor
-from pruning.importance.reconstruction import reconstruction
-from pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
+from paretoprune.pruning.importance.activations import activation
+from paretoprune.pruning.importance.base import CRITERIA, Criterion, Evidence, known_criterion, score
+from paretoprune.pruning.importance.gradients import hessian, taylor
+from paretoprune.pruning.importance.reconstruction import reconstruction
+from paretoprune.pruning.importance.weights import bn_scale, fpgm, l1, l2, lamp, random
 
 __all__ = [
     "CRITERIA",

@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import torch
 
-from pruning.importance.base import Evidence, add_normalised, criterion
-from pruning.importance.sites import watch_outputs
+from paretoprune.pruning.importance.base import Evidence, add_normalised, criterion
+from paretoprune.pruning.importance.sites import watch_outputs
 
 
 @criterion("activation", needs_data=True)

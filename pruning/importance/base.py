@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.calibration import Calibration
-from pruning.errors import PruningError
-from pruning.layers import ALWAYS, LayerTable
+from paretoprune.pruning.data.calibration import Calibration
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.graph.layers import ALWAYS, LayerTable
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 
-from pruning.checkpoints import task_of
-from pruning.importance.base import Evidence, criterion
-from pruning.importance.sites import watch_outputs
-from pruning.layers import LayerTable
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.importance.base import Evidence, criterion
+from paretoprune.pruning.importance.sites import watch_outputs
+from paretoprune.pruning.yolo.saving import task_of
 
 
 @criterion("taylor", needs_data=True)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pruning.output_distribution import Term, draw_indices, output_terms, raw_outputs
+from paretoprune.pruning.yolo.output_distribution import Term, draw_indices, output_terms, raw_outputs
 
 _BOUNDS = (0.02, 20.0)  # of what a position counts
 

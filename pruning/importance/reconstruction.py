@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.elimination import Reader, removal_losses
-from pruning.importance.base import Evidence, criterion
-from pruning.importance.gradients import loss_model
-from pruning.importance.output_fisher import curvature_at, output_probe, position_weights
-from pruning.layers import LayerTable
-from pruning.refit import gather_patches, output_size, padded_rows
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.importance.base import Evidence, criterion
+from paretoprune.pruning.importance.elimination import Reader, removal_losses
+from paretoprune.pruning.importance.gradients import loss_model
+from paretoprune.pruning.importance.output_fisher import curvature_at, output_probe, position_weights
+from paretoprune.pruning.recovery.refit import gather_patches, output_size, padded_rows
 
 _CHUNK = 8  # images per pass
 _POSITIONS = 20_000  # sampled positions per tensor, over all calibration images
@@ -28,11 +28,11 @@ _LARGEST = 2400  # unknowns of one problem: memory grows with their square, time
 def reconstruction(evidence: Evidence) -> np.ndarray:
     """Change of the network's answer if a class leaves and all convolutions that read it are refitted, second order.
 
-    Per group, classes are given up one round after the other, the cheapest first (`pruning.elimination`), so two
-    channels that stand in for each other are not both thought free. A squared error of a convolution's output weighs
-    as the curvature of the outputs' divergence there (`output_fisher`), by channel and, damped, by position; no label
-    is looked at. Where a convolution reads more than `_LARGEST` values, its kernel's taps are taken as uncorrelated:
-    the problem is then as small as its channels.
+    Per group, classes are given up one round after the other, the cheapest first (`pruning.importance.elimination`), so
+    two channels that stand in for each other are not both thought free. A squared error of a convolution's output
+    weighs as the curvature of the outputs' divergence there (`output_fisher`), by channel and, damped, by position; no
+    label is looked at. Where a convolution reads more than `_LARGEST` values, its kernel's taps are taken as
+    uncorrelated: the problem is then as small as its channels.
     """
     assert evidence.calibration is not None
     readers, _ = observe(evidence)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.layers import LayerTable
+from paretoprune.pruning.graph.layers import LayerTable
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pruning.importance.base import Evidence, add_normalised, conv_weight, criterion
+from paretoprune.pruning.importance.base import Evidence, add_normalised, conv_weight, criterion
 
 
 def _norms(evidence: Evidence, p: int) -> np.ndarray:

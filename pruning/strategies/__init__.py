@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pruning.errors import PruningError
-from pruning.strategies.adapter import Adapter
-from pruning.strategies.base import Outcome, Strategy, Tune
-from pruning.strategies.mask import Mask
-from pruning.strategies.sequential import Sequential
-from pruning.strategies.skip import Skip
-from pruning.strategies.structural import Structural
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.strategies.adapter import Adapter
+from paretoprune.pruning.strategies.base import Outcome, Strategy, Tune
+from paretoprune.pruning.strategies.mask import Mask
+from paretoprune.pruning.strategies.sequential import Sequential
+from paretoprune.pruning.strategies.skip import Skip
+from paretoprune.pruning.strategies.structural import Structural
 
 STRATEGIES: dict[str, Strategy] = {s.name: s for s in (Structural(), Sequential(), Adapter(), Skip(), Mask())}
 

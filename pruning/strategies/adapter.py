@@ -13,15 +13,15 @@ from torch import nn
 from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, RepConv
 
-from pruning.checkpoints import plain_copy
-from pruning.models import input_channels
-from pruning.plan import Plan
-from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
-from pruning.strategies.mapping import Cut, fold, insert, reconstruct, renamed
-from pruning.strategies.readers import sole_readers
-from pruning.surgery import choose_kept, resolve
-from pruning.workbench import Workbench, check_recovery
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
+from paretoprune.pruning.strategies.mapping import Cut, fold, insert, reconstruct, renamed
+from paretoprune.pruning.strategies.readers import sole_readers
+from paretoprune.pruning.surgery.surgery import choose_kept, resolve
+from paretoprune.pruning.workbench import Workbench, check_recovery
+from paretoprune.pruning.yolo.loading import input_channels
+from paretoprune.pruning.yolo.saving import plain_copy
 
 _DEPTHWISE = "a depthwise convolution gives back the channels it reads: a mapping behind it cannot spare any"
 _FUSED = "its {parent} is merged into one convolution for inference, and a mapping inside would be lost"

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch import nn
 
-from pruning.plan import Plan
-from pruning.workbench import Workbench
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.workbench import Workbench
 
 Tune = Callable[[nn.Module, int, Path], nn.Module]
 """(network, epochs, folder) -> the best fine-tuned network, stock classes, same widths; 0 epochs: the network as it is.

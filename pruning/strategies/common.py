@@ -9,10 +9,10 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pruning.layers import LayerTable
-from pruning.patterns import governing, means
-from pruning.strategies.base import Outcome, Tune
-from pruning.workbench import Workbench
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.graph.patterns import governing, means
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.workbench import Workbench
 
 _Run = TypeVar("_Run", bound=Callable[..., Outcome])
 
@@ -20,8 +20,8 @@ _Run = TypeVar("_Run", bound=Callable[..., Outcome])
 def touched(table: LayerTable, ratios: Mapping[str, float]) -> tuple[str, ...]:
     """Every layer, prunable or not, for which the ratios ask a cut, in the table's order.
 
-    The ratio of a layer's group is that of the key it goes by, as in `pruning.surgery.resolve`; a layer that only
-    shares its group with one that a key means is not touched.
+    The ratio of a layer's group is that of the key it goes by, as in `pruning.surgery.surgery.resolve`; a layer that
+    only shares its group with one that a key means is not touched.
     """
     meant = [layer.name for layer in table.layers if any(means(key, layer.name, table.by_name) for key in ratios)]
     together = {name: table.group_of[name].layers if name in table.group_of else (name,) for name in meant}

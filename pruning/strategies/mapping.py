@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.evaluation_gate import nothing
-from pruning.least_squares import Moments, solve_ridge
-from pruning.strategies.cutting import cut_inputs, cut_outputs, replace_module
+from paretoprune.pruning.device import nothing
+from paretoprune.pruning.recovery.least_squares import Moments, solve_ridge
+from paretoprune.pruning.strategies.cutting import cut_inputs, cut_outputs, replace_module
 
 
 @dataclass(frozen=True)

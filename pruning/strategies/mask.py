@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.checkpoints import plain_copy
-from pruning.layers import LayerTable
-from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import in_turn, left_whole, tuned
-from pruning.surgery import classes_from_kept, scaled
-from pruning.workbench import Workbench
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.strategies.common import in_turn, left_whole, tuned
+from paretoprune.pruning.surgery.surgery import classes_from_kept, scaled
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.saving import plain_copy
 
 
 class Mask:

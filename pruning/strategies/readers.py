@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.checkpoints import plain_copy
-from pruning.layers import LayerTable
-from pruning.models import input_channels
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.yolo.loading import input_channels
+from paretoprune.pruning.yolo.saving import plain_copy
 
 _PROBE_SIZE = 128  # pixels
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
-from pruning.checkpoints import plain_copy, save_checkpoint
-from pruning.layers import Group
-from pruning.models import load_model
-from pruning.plan import Plan
-from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import in_turn, left_whole, touched, tuned
-from pruning.strategies.session_file import Session, Sessions, identity
-from pruning.surgery import resolve
-from pruning.workbench import Workbench, check_recovery
+from paretoprune.pruning.graph.layers import Group
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.strategies.common import in_turn, left_whole, touched, tuned
+from paretoprune.pruning.strategies.session_file import Session, Sessions, identity
+from paretoprune.pruning.surgery.surgery import resolve
+from paretoprune.pruning.workbench import Workbench, check_recovery
+from paretoprune.pruning.yolo.loading import load_model
+from paretoprune.pruning.yolo.saving import plain_copy, save_checkpoint
 
 _NOT_FIRST = "only the first layer to prune in a block is cut, here {first}"
 

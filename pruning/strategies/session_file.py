@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning.errors import PruningError
-from pruning.plan import Plan
-from pruning.workbench import Workbench
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.workbench import Workbench
 
 SCHEMA_VERSION = 1
 SESSIONS_NAME = "sessions.json"

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.checkpoints import plain_copy
-from pruning.cloning import clone
-from pruning.equivalence import set_mode
-from pruning.errors import first_line
-from pruning.layers import LayerTable
-from pruning.models import input_channels
-from pruning.plan import Plan
-from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
-from pruning.strategies.cutting import cut_inputs, cut_outputs
-from pruning.surgery import choose_kept, resolve
-from pruning.workbench import Workbench
+from paretoprune.pruning.errors import first_line
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
+from paretoprune.pruning.strategies.cutting import cut_inputs, cut_outputs
+from paretoprune.pruning.surgery.cloning import clone
+from paretoprune.pruning.surgery.equivalence import set_mode
+from paretoprune.pruning.surgery.surgery import choose_kept, resolve
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.loading import input_channels
+from paretoprune.pruning.yolo.saving import plain_copy
 
 _PROBE_SIZE = 128  # pixels; which channels fit does not depend on it
 

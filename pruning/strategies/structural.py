@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pruning.checkpoints import plain_copy
-from pruning.strategies.base import Outcome, Tune
-from pruning.strategies.common import in_turn, left_whole, tuned
-from pruning.workbench import Workbench
+from paretoprune.pruning.strategies.base import Outcome, Tune
+from paretoprune.pruning.strategies.common import in_turn, left_whole, tuned
+from paretoprune.pruning.workbench import Workbench
+from paretoprune.pruning.yolo.saving import plain_copy
 
 
 class Structural:

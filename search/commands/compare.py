@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FILE, FOLDER, SIZE, echo, emit, format_option, set_option, trust_option
+from paretoprune.search.commands.output import FILE, FOLDER, SIZE, echo, emit, format_option, set_option, trust_option
 
 if TYPE_CHECKING:
-    from results.comparison import Comparison
+    from paretoprune.results.analysis.strategy_comparison import Comparison
 
 COLUMNS = (
     "strategy", "layers_pruned", "params_m", "gflops", "speedup", "speedup_ci95", "map50_95_refit", "map50_95",
@@ -59,9 +59,9 @@ def compare(
     """
     if ratio is not None and plan is not None:
         raise click.UsageError("give --ratio or --plan, not both")
-    from search.commands.runs import compose
-    from search.compare import check_names, prepare
-    from search.compare import compare as run_comparison
+    from paretoprune.search.commands.runs import compose
+    from paretoprune.search.comparison.compare import check_names, prepare
+    from paretoprune.search.comparison.compare import compare as run_comparison
 
     names, ratios = check_names(strategies), _ratios(ratio, plan)
     options = {"model.path": model, "data.path": data, "model.imgsz": imgsz}
@@ -88,7 +88,7 @@ def show(comparison: Comparison, form: str) -> None:
 
 def skipped_lines(comparison: Comparison) -> list[str]:
     """One line for every strategy and reason: how many layers, the reason, the first of them."""
-    from results.comparison import skipped_groups
+    from paretoprune.results.analysis.strategy_comparison import skipped_groups
 
     lines = []
     for row in comparison.rows:
@@ -101,7 +101,7 @@ def skipped_lines(comparison: Comparison) -> list[str]:
 
 def _ratios(ratio: float | None, plan: Path | None) -> dict[str, Any]:
     """What every strategy is to remove, checked before anything heavy is loaded."""
-    from pruning.plan import Plan, check_ratio
+    from paretoprune.pruning.plan import Plan, check_ratio
 
     if plan is not None:
         return dict(Plan.load(plan).ratios)

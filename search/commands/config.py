@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.output import as_table, complete_setting, echo, stdout_width
+from paretoprune.search.commands.output import as_table, complete_setting, echo, stdout_width
 
 if TYPE_CHECKING:
-    from search.settings import Setting
+    from paretoprune.search.config.settings import Setting
 
 
 COLUMNS = ("name", "type", "default", "bounds", "meaning")
@@ -33,7 +33,7 @@ def config(patterns: tuple[str, ...], form: str) -> None:
 
     Some of them: by section, name or pattern, as in `paretoprune config recover 'search.max_*'`.
     """
-    from search.settings import as_markdown, as_yaml, select_settings
+    from paretoprune.search.config.settings import as_markdown, as_yaml, select_settings
 
     settings = select_settings(patterns)
     if form == "json":

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FILE, SIZE_OR_PAIR, echo, trust_option
-from search.overwriting import check_output
+from paretoprune.search.commands.output import FILE, SIZE_OR_PAIR, echo, trust_option
+from paretoprune.search.commands.overwriting import check_output
 
 if TYPE_CHECKING:
-    from pruning.export_check import RealImages
-    from pruning.image_size import ImageSize
+    from paretoprune.pruning.export.check import RealImages
+    from paretoprune.pruning.yolo.image_size import ImageSize
 
 CHECK = ".check.json"  # beside the export: what its check found
 
@@ -43,16 +43,16 @@ def export(model: str, target: str, check: bool, device: str | None, trust_check
     PyTorch (or with the same export of --against); the figures go to stderr and to PATH.check.json. Exit code 1 where
     the answers differ by more than another runtime's arithmetic explains.
     """
-    from search.preflight import check_model_file
+    from paretoprune.search.sweep.preflight import check_model_file
 
     for path in filter(None, (model, options["against"])):
         check_model_file(path)
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import default_device, device_key
-    from pruning.export import export_model, export_path
-    from pruning.export_check import real_images
-    from pruning.image_size import check_image_size, stride_of, trained_size
-    from pruning.models import load_model
+    from paretoprune.cluster.device_lock import DeviceLock
+    from paretoprune.cluster.devices import default_device, device_key
+    from paretoprune.pruning.export.check import real_images
+    from paretoprune.pruning.export.exporter import export_model, export_path
+    from paretoprune.pruning.yolo.image_size import check_image_size, stride_of, trained_size
+    from paretoprune.pruning.yolo.loading import load_model
 
     goes_to = export_path(model, target, options["output"])
     if options["output"] is not None:
@@ -90,13 +90,13 @@ def checked(
     import tempfile
     from dataclasses import asdict
 
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import device_key
-    from pruning.export import export_model
-    from pruning.export_check import check_export, measure_export
-    from pruning.models import load_model
-    from results.atomic import write_json
-    from search.preflight import measuring_threads
+    from paretoprune.base.atomic import write_json
+    from paretoprune.cluster.device_lock import DeviceLock
+    from paretoprune.cluster.devices import device_key
+    from paretoprune.pruning.export.check import check_export, measure_export
+    from paretoprune.pruning.export.exporter import export_model
+    from paretoprune.pruning.yolo.loading import load_model
+    from paretoprune.search.sweep.preflight import measuring_threads
 
     lock = DeviceLock(device_key(device))
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:

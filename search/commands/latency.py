@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import FILE, SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
+from paretoprune.search.commands.output import FILE, SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
@@ -43,7 +43,7 @@ def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: st
     Goes on until the speed-up is known well enough or the time is up, and says which. Prints one result, or one for
     each of several runtimes.
     """
-    from search.preflight import check_model_file
+    from paretoprune.search.sweep.preflight import check_model_file
 
     for path in filter(None, (model, against)):
         check_model_file(path)
@@ -61,12 +61,12 @@ def _measured(
     model: str, against: str | None, runtimes: Sequence[str], device: str | None, threads: int | None, **settings: Any
 ) -> list[dict[str, Any]]:
     """One result for each runtime; what a runtime cannot do is found before the first is measured."""
-    from cluster.devices import default_device
-    from pruning.latency import measure_pair
-    from pruning.models import load_model
-    from pruning.runtimes import check_runtime
-    from search.measuring import alone_on
-    from search.preflight import measuring_threads
+    from paretoprune.cluster.devices import default_device
+    from paretoprune.pruning.latency.pair import measure_pair
+    from paretoprune.pruning.latency.runtimes import check_runtime
+    from paretoprune.pruning.yolo.loading import load_model
+    from paretoprune.search.sweep.preflight import measuring_threads
+    from paretoprune.search.trial.exclusive_device import alone_on
 
     place = device or default_device()
     for runtime in runtimes:

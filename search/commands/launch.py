@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from search.output import FOLDER, set_option
+from paretoprune.search.commands.output import FOLDER, set_option
 
 PLACES = ("ray", "slurm", "kuberay", "ray-up")
 
@@ -56,6 +56,6 @@ def launch(config: Path, place: str, **options: Any) -> int:
 
     CONFIG is a run's configuration (YAML, with model.path and data.path). Started again, a run goes on where it ended.
     """
-    from search.launching import Launch
+    from paretoprune.search.commands.launching import Launch
 
     return Launch(config, place, options).start()

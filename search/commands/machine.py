@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from search.output import FILE, FOLDER, address_option, echo, emit, format_option
+from paretoprune.search.commands.output import FILE, FOLDER, address_option, echo, emit, format_option
 
 if TYPE_CHECKING:
-    from cluster.doctor import Check
+    from paretoprune.cluster.doctor import Check
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--trials", type=click.IntRange(min=1), default=12, show_default=True, help="Trials in all.")
 def demo(run: Path, trials: int) -> int:
     """Do the whole job on the built-in dataset and model: search, pick, full fine-tuning, report."""
-    from search.demo import run_demo
+    from paretoprune.search.commands.builtin_demo import run_demo
 
     return run_demo(run, trials)
 
@@ -34,7 +34,7 @@ def demo(run: Path, trials: int) -> int:
 @format_option
 def doctor(address: str | None, data: str | None, run: Path | None, form: str) -> int:
     """Check that this machine, and every node of a cluster, is fit for a run; say what to do about what is not."""
-    from cluster.doctor import examine
+    from paretoprune.cluster.doctor import examine
 
     paths, unread = _paths_of(data)
     checks = []
@@ -53,9 +53,9 @@ def _paths_of(data: str | None) -> tuple[list[str], list[Check]]:
     """What training on ``data`` reads, and a failed check where that cannot even be said."""
     if data is None:
         return [], []
-    from cluster.doctor import Check
-    from pruning.errors import PruningError
-    from pruning.evaluation_dataset import dataset_places
+    from paretoprune.cluster.doctor import Check
+    from paretoprune.pruning.data.dataset import dataset_places
+    from paretoprune.pruning.errors import PruningError
 
     try:
         return dataset_places(data), []

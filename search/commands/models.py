@@ -10,9 +10,19 @@ from typing import Any
 
 import click
 
-from search.errors import SearchError
-from search.output import FILE, FOLDER, RECOVERIES, SIZE, echo, emit, emit_one, format_option, trust_option
-from search.overwriting import check_output
+from paretoprune.search.commands.output import (
+    FILE,
+    FOLDER,
+    RECOVERIES,
+    SIZE,
+    echo,
+    emit,
+    emit_one,
+    format_option,
+    trust_option,
+)
+from paretoprune.search.commands.overwriting import check_output
+from paretoprune.search.errors import SearchError
 
 model_argument = click.argument("model", type=FILE)
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
@@ -27,11 +37,11 @@ PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
 @format_option
 def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     """List MODEL's convolutions: block, group, channels, and for what cannot be pruned the reason."""
-    from search.preflight import check_model_file
+    from paretoprune.search.sweep.preflight import check_model_file
 
     check_model_file(model)
-    from pruning.layers import build_layer_table, prunable_share
-    from pruning.models import load_model
+    from paretoprune.pruning.graph.layers import build_layer_table, prunable_share
+    from paretoprune.pruning.yolo.loading import load_model
 
     network = load_model(model, trust_checkpoint)
     table = build_layer_table(network)
@@ -95,24 +105,24 @@ def prune(
     """Remove channels from MODEL; writes OUT.pt (loads in stock Ultralytics) and OUT.plan.json beside it."""
     if sum(given is not None for given in (ratio, plan, keep_macs, keep_params, speedup)) != 1:
         raise click.UsageError("give exactly one of --ratio, --plan, --keep-macs, --keep-params and --speedup")
-    from search.budgets import goal_of
+    from paretoprune.search.commands.prune_budget import goal_of
 
     goal = goal_of(keep_macs, keep_params, speedup)
     _check_dry_run(dry_run, measure, run, strategy, output, speedup)
     _check_goal(goal, data, strategy)
     recover = _recovery(recover, data)
     wanted: Any = _ratios(ratio, plan) if goal is None else None
-    from search.preflight import check_model_file
+    from paretoprune.search.sweep.preflight import check_model_file
 
     check_model_file(model)
     if output is not None:
         sessions = [(output.with_suffix(SESSIONS), "session-*.pt")] if strategy != STRUCTURAL else []
         check_output([output, output.with_suffix(PLAN)], [model, data, plan], sessions)
-    from cluster.device_lock import DeviceLock
-    from cluster.devices import device_key
-    from pruning.evaluation_dataset import check_dataset
-    from pruning.importance import known_criterion
-    from pruning.workbench import Workbench
+    from paretoprune.cluster.device_lock import DeviceLock
+    from paretoprune.cluster.devices import device_key
+    from paretoprune.pruning.data.dataset import check_dataset
+    from paretoprune.pruning.importance import known_criterion
+    from paretoprune.pruning.workbench import Workbench
 
     chosen = None if strategy == STRUCTURAL else _strategy(strategy)
     criterion = known_criterion(importance or ("reconstruction" if data and (goal or not dry_run) else "l2"))
@@ -154,7 +164,7 @@ def _recovery(recover: str | None, data: str | None) -> str:
 
 def _ratios(ratio: float | None, plan: Path | None) -> Any:
     """What to remove, checked before anything heavy is loaded."""
-    from pruning.plan import Plan, check_ratio
+    from paretoprune.pruning.plan import Plan, check_ratio
 
     if plan is not None:
         return Plan.load(plan)
@@ -192,7 +202,7 @@ def _check_dry_run(
 
 def _measured(bench: Any, wanted: Any, measure: int | None, run: Path | None, device: str) -> Any:
     """Timed plans of a run, or timed now, or none."""
-    from search.dry_run import by_measuring, from_run
+    from paretoprune.search.commands.prune_estimate import by_measuring, from_run
 
     if run is not None:
         return from_run(run, bench.geometry)
@@ -203,7 +213,7 @@ def _cut_to_goal(
     bench: Any, goal: Any, recover: str, timing: tuple[int | None, Path | None, str], output: Path | None, form: str
 ) -> None:
     """Cut to a budget and write the network, or say what it would be; ``timing``: --measure, --run, the device."""
-    from search.budgets import cut_to_goal, prediction_row
+    from paretoprune.search.commands.prune_budget import cut_to_goal, prediction_row
 
     cut, measured = cut_to_goal(bench, goal, recover, *timing)
     kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
@@ -216,7 +226,7 @@ def _cut_to_goal(
 
 def _foretell(bench: Any, wanted: Any, measured: Any, kept: Mapping[str, float], form: str) -> None:
     """Print what a plan brings; the latency from timed plans, where there are any; ``kept``: what a budget left."""
-    from search.dry_run import foretell
+    from paretoprune.search.commands.prune_estimate import foretell
 
     row = {**kept, **foretell(bench, wanted, measured)}
     if form == "table":
@@ -230,14 +240,14 @@ def _foretell(bench: Any, wanted: Any, measured: Any, kept: Mapping[str, float],
 
 def _device(given: str | None) -> str:
     """What was asked for, else the first GPU, else the CPU."""
-    from cluster.devices import default_device
+    from paretoprune.cluster.devices import default_device
 
     return given or default_device()
 
 
 def _strategy(name: str) -> Any:
     """A strategy by its name; an unknown one is an error that names the known ones."""
-    from pruning.strategies import get_strategy
+    from paretoprune.pruning.strategies import get_strategy
 
     return get_strategy(name)
 
@@ -246,7 +256,7 @@ def _by_strategy(
     bench: Any, strategy: Any, wanted: Any, recover: str, imgsz: int, output: Path, form: str
 ) -> Mapping[str, Any]:
     """Prune by another strategy than the structural one, without an epoch; intermediate networks go to OUT.sessions."""
-    from pruning.plan import Plan
+    from paretoprune.pruning.plan import Plan
 
     ratios = wanted.ratios if isinstance(wanted, Plan) else wanted
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -282,10 +292,10 @@ def _written(
     bench: Any, pruned: Any, plan: Any, recover: str, imgsz: int, output: Path, budget: str | None = None
 ) -> Mapping[str, Any]:
     """Save the network and its plan, and say what changed and how it was made."""
-    from pruning.checkpoints import save_checkpoint
-    from pruning.evaluation import refuse_non_finite
-    from pruning.models import model_stats
-    from search.dry_run import check_cuts
+    from paretoprune.pruning.evaluation.evaluator import refuse_non_finite
+    from paretoprune.pruning.yolo.loading import model_stats
+    from paretoprune.pruning.yolo.saving import save_checkpoint
+    from paretoprune.search.commands.prune_estimate import check_cuts
 
     check_cuts(plan)
     refuse_non_finite(pruned)

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import FILE, RUN, address_option, echo, emit, format_option, place_options, with_objectives
+from paretoprune.search.commands.output import (
+    FILE,
+    RUN,
+    address_option,
+    echo,
+    emit,
+    format_option,
+    place_options,
+    with_objectives,
+)
 
 if TYPE_CHECKING:
-    from results.bounds import Bounds
+    from paretoprune.results.store.bounds import Bounds
 
 COLUMNS = (
     "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "fidelity", "tied_with",
@@ -54,7 +63,7 @@ def selector(command: Command) -> Command:
 
 def bounds_of(values: Mapping[str, Any]) -> Bounds:
     """The bounds among the options of `selector`."""
-    from results.bounds import Bounds
+    from paretoprune.results.store.bounds import Bounds
 
     return Bounds(**{item.name: values[item.name] for item in dataclasses.fields(Bounds)})
 
@@ -69,9 +78,9 @@ def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
     tied_with: trials that the measurements do not tell apart from this one (overlapping intervals of latency and of
     accuracy). beaten_by: trials that are clearly better in one objective and clearly worse in none.
     """
-    from results.frames import front_rows
-    from results.ties import accuracy_noise
-    from search.preflight import existing_run
+    from paretoprune.results.analysis.frames import front_rows
+    from paretoprune.results.selection.uncertainty import accuracy_noise
+    from paretoprune.search.sweep.preflight import existing_run
 
     folder, _ = existing_run(run)
     rows = front_rows(folder, bounds_of(values), picks)
@@ -131,11 +140,11 @@ def finetune(
 
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
-    from search.config import build_config, merge
-    from search.identity import check_dataset_same, check_places, check_weights, placed
-    from search.preflight import check_batches, check_natives, check_teachable, existing_run
-    from search.promote import choose_picks, promote
-    from search.run_config import save_run_config
+    from paretoprune.search.config.inputs import check_dataset_same, check_places, check_weights, placed
+    from paretoprune.search.config.run_config import build_config, merge
+    from paretoprune.search.config.stored import save_run_config
+    from paretoprune.search.finalists.finetune_picks import choose_picks, promote
+    from paretoprune.search.sweep.preflight import check_batches, check_natives, check_teachable, existing_run
 
     if picks and trials:
         raise click.UsageError("give --pick or --trial, not both")
@@ -171,11 +180,11 @@ def report(runs: tuple[Path, ...], model: str | None, data: str | None) -> None:
 
     Of several runs, one page that lays them over each other: runs.html in the first one's folder.
     """
-    from results.comparison import ComparisonFolder
-    from results.overlay_page import write_overlay
-    from results.report import write_report
-    from results.run_folder import RunFolder
-    from search.identity import check_comparable
+    from paretoprune.results.analysis.strategy_comparison import ComparisonFolder
+    from paretoprune.results.report.report import write_report
+    from paretoprune.results.report.run_comparison_page import write_overlay
+    from paretoprune.results.store.run_folder import RunFolder
+    from paretoprune.search.config.inputs import check_comparable
 
     if len(runs) > 1 and (model or data):
         raise click.UsageError("--model and --data say where one run's lie now; give one RUN with them")
@@ -188,10 +197,10 @@ def report(runs: tuple[Path, ...], model: str | None, data: str | None) -> None:
 
 def _check_run(run: Path, model: str | None, data: str | None) -> None:
     """A run's model and dataset are still its own; where they are not at hand, a report is written all the same."""
-    from search.identity import check_dataset_same, check_weights, missing, placed
-    from search.preflight import existing_run
-    from search.progress import note
-    from search.run_config import save_run_config
+    from paretoprune.search.config.inputs import check_dataset_same, check_weights, missing, placed
+    from paretoprune.search.config.stored import save_run_config
+    from paretoprune.search.monitoring.progress import note
+    from paretoprune.search.sweep.preflight import existing_run
 
     folder, before = existing_run(run)
     config = placed(before, model, data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from search.output import (
+from paretoprune.search.commands.output import (
     FILE,
     FOLDER,
     RECOVERIES,
@@ -28,8 +28,8 @@ from search.output import (
 )
 
 if TYPE_CHECKING:
-    from search.config import RunConfig
-    from search.preflight import Prepared
+    from paretoprune.search.config.run_config import RunConfig
+    from paretoprune.search.sweep.preflight import Prepared
 
 FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
 
@@ -92,7 +92,7 @@ def search(
     MODEL is an Ultralytics checkpoint (.pt), DATA its data.yaml (a classifier's: its folder). Called again on the same
     run folder, it goes on.
     """
-    from search.preflight import prepare
+    from paretoprune.search.sweep.preflight import prepare
 
     options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
     options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
@@ -116,9 +116,9 @@ def resume(run: Path, address: str | None, model: str | None, data: str | None, 
 
     Finished trials are kept, unfinished ones are done again under their ids.
     """
-    from search.config import build_config, merge, nest
-    from search.identity import check_places, placed
-    from search.preflight import existing_run, prepare
+    from paretoprune.search.config.inputs import check_places, placed
+    from paretoprune.search.config.run_config import build_config, merge, nest
+    from paretoprune.search.sweep.preflight import existing_run, prepare
 
     folder, config = existing_run(run)
     config = placed(config, model, data)
@@ -135,8 +135,8 @@ def resume(run: Path, address: str | None, model: str | None, data: str | None, 
 @format_option
 def status(run: Path, form: str) -> None:
     """Say how far RUN is: trials done, running, left, the front, the time left."""
-    from search.preflight import existing_run
-    from search.status import run_status, status_lines
+    from paretoprune.search.monitoring.status import run_status, status_lines
+    from paretoprune.search.sweep.preflight import existing_run
 
     folder, config = existing_run(run)
     state = run_status(folder, config.search.trials, config.search.objectives)
@@ -149,8 +149,8 @@ def status(run: Path, form: str) -> None:
 
 def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str]) -> RunConfig:
     """Defaults, then the file, then options that were given, then ``--set``."""
-    from search.config import build_config, merge, nest, parse_assignments, read_yaml
-    from search.preflight import resolve_paths
+    from paretoprune.search.config.run_config import build_config, merge, nest, parse_assignments, read_yaml
+    from paretoprune.search.sweep.preflight import resolve_paths
 
     values: dict[str, Any] = {}
     if file is not None:
@@ -164,9 +164,9 @@ def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str])
 
 def sweep(prepared: Prepared) -> int:
     """Run the sweep, print the front, say what comes next."""
-    from results.frames import front_rows
-    from results.records import BEYOND_BOUNDS
-    from search.sweep import run_sweep
+    from paretoprune.results.analysis.frames import front_rows
+    from paretoprune.results.store.records import BEYOND_BOUNDS
+    from paretoprune.search.sweep.sweep import run_sweep
 
     outcome = run_sweep(prepared)
     say_ignored(prepared.config.data.path)
@@ -189,7 +189,7 @@ def sweep(prepared: Prepared) -> int:
 
 def say_ignored(data: str) -> None:
     """A line about images that Ultralytics could not read, where there are any."""
-    from pruning.ignored_images import ignored_images
+    from paretoprune.pruning.data.ignored_images import ignored_images
 
     lines = ignored_images(data)
     if lines:

@@ -1,0 +1,1 @@
+"""Cuts to a budget, in one step or in several."""

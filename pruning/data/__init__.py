@@ -1,0 +1,1 @@
+"""Datasets as Ultralytics reads them: checks, identity, calibration images."""

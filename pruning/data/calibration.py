@@ -1,0 +1,174 @@
+"""Calibration images: a seeded sample of the training split, prepared as validation prepares images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from paretoprune.pruning.data.dataset import dataset_file
+from paretoprune.pruning.data.reading import read_dataset
+from paretoprune.pruning.device import nothing
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.output_distribution import raw_outputs
+from paretoprune.pruning.yolo.saving import task_of
+from paretoprune.pruning.yolo.tasks import is_single_class, kind_of
+from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+
+FEW_IMAGES = 16  # what a tenth of all images show, fewer show with a chance of less than 4 in 5: 1 - 0.9^16 = 0.81
+SEEN = 0.25  # class probability from which on Ultralytics' predict shows an object
+_UNSEEN = 0.1  # where the highest of an image is lower on average, hardly any image shows an object
+_LOOKED_AT = 32  # images
+
+
+def evenly_spread(total: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which `count` of `total`, at most all, shape (count,); and the number among them of each, -1 for the others."""
+    chosen = torch.linspace(0, total - 1, count).round().long()
+    number = torch.full((total,), -1)
+    number[chosen] = torch.arange(count)
+    return chosen, number
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Letterboxed training images with their labels, on the CPU.
+
+    Attributes:
+        batch: an Ultralytics training batch; `batch["img"]` is float32 in [0, 1], shape (images, 3, imgsz, imgsz).
+        pause: called between two parts of long work on the images; whoever shares the device may be let in there.
+    """
+
+    batch: dict[str, Any]
+    pause: Callable[[], None] = nothing
+
+    @property
+    def images(self) -> torch.Tensor:
+        images: torch.Tensor = self.batch["img"]
+        return images
+
+    def spread(self, count: int) -> Calibration:
+        """At most `count` of the images, evenly spread, with their labels."""
+        if count >= len(self.images):
+            return self
+        chosen, number = evenly_spread(len(self.images), count)
+        owners = self.batch.get("batch_idx")
+        mine = None if owners is None else number[owners.long()] >= 0
+        batch: dict[str, Any] = {}
+        for key, value in self.batch.items():
+            if isinstance(value, torch.Tensor) and key != "img" and mine is not None and len(value) == len(mine):
+                batch[key] = number[value[mine].long()].to(value.dtype) if key == "batch_idx" else value[mine]
+            elif isinstance(value, torch.Tensor) and len(value) == len(self.images):
+                batch[key] = value[chosen]
+        return Calibration(batch, self.pause)
+
+    def chunks(self, size: int) -> Iterator[dict[str, Any]]:
+        """The same batch in pieces of at most `size` images, labels renumbered."""
+        count = len(self.images)
+        owners = self.batch.get("batch_idx")
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            piece: dict[str, Any] = {"img": self.images[start:stop]}
+            mine = None if owners is None else (owners >= start) & (owners < stop)
+            for key, value in self.batch.items():
+                if key == "img" or not isinstance(value, torch.Tensor):
+                    continue
+                if mine is not None and len(value) == len(mine):
+                    piece[key] = value[mine] - start if key == "batch_idx" else value[mine]
+                elif len(value) == count:
+                    piece[key] = value[start:stop]
+            yield piece
+            self.pause()
+
+
+def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, seed: int = 0) -> Calibration:
+    """Draw `images` training images (all, where there are fewer) without augmentation.
+
+    Raises:
+        PruningError: the dataset cannot be read, or its training split holds no usable image.
+    """
+    with quiet_ultralytics():
+        dataset = _dataset(data, model, imgsz)
+    if len(dataset) == 0:
+        raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
+    picks = np.random.default_rng(seed).permutation(len(dataset))[:images]
+    with contextlib.redirect_stdout(None):
+        samples = [dataset[int(i)] for i in sorted(picks)]
+    if kind_of(model) == "classify":  # its transforms give floats in [0, 1], and a class an image
+        labels = torch.tensor([sample["cls"] for sample in samples])
+        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels})
+    batch = dict(dataset.collate_fn(samples))
+    batch["img"] = batch["img"].float() / 255
+    return Calibration(batch)
+
+
+def shortcomings(calibration: Calibration, model: nn.Module) -> list[str]:
+    """What makes the images poor witnesses of what `model` (eval mode, on any device) is there for, a line each.
+
+    Labels are not looked at, since neither the default criterion nor the recovery does.
+    """
+    count, found = len(calibration.images), []
+    if count < FEW_IMAGES:
+        found.append(
+            f"calibration: {count} training image{'s' * (count > 1)} to look at, fewer than {FEW_IMAGES}: what they do "
+            "not show is lost first, and accuracy may fall further than it must; add training images"
+        )
+    highest = _class_probabilities(calibration, model)
+    if highest is None:
+        return found
+    if float(highest.amax(1).mean()) < _UNSEEN:
+        found.append(
+            f"calibration: the network sees no object in these images (highest class probability "
+            f"{float(highest.amax(1).mean()):.3f} on average), so it is kept for telling background from background; "
+            "give training images with objects, or --imgsz at which it was trained"
+        )
+    elif count >= FEW_IMAGES and highest.shape[1] > 1 and int((highest.amax(0) >= SEEN).sum()) == 1:
+        names: Any = model.names
+        only = names[int(highest.amax(0).argmax())]
+        found.append(
+            f"calibration: the network sees one class only in these images ('{only}'), so what tells the other "
+            f"{highest.shape[1] - 1} apart may be lost; add training images of them"
+        )
+    return found
+
+
+def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Tensor | None:
+    """Highest probability of each class over an image's anchors, shape (images, classes); None without anchors."""
+    device, found = next(model.parameters()).device, []
+    for batch in calibration.spread(_LOOKED_AT).chunks(8):
+        with torch.no_grad():
+            raw = raw_outputs(model, batch["img"].to(device))
+        scores = (raw.get("one2one") or raw).get("scores") if isinstance(raw, Mapping) else None
+        if scores is None:
+            return None
+        scores = scores.float().sigmoid()
+        classes = 2 if kind_of(model) == "rtdetr" else 1
+        found.append(scores.movedim(classes, 1).amax(2).cpu())
+    return torch.cat(found)
+
+
+def _dataset(data: str, model: nn.Module, imgsz: int) -> Any:
+    """The training split as validation would read it."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import ClassificationDataset
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.models.rtdetr.val import RTDETRDataset
+
+    kind, task = kind_of(model), task_of(model)
+    place = dataset_file(data, task)
+    one = is_single_class(model)
+    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False, "single_cls": one})
+    if kind == "classify":
+        names = dict(model.names)  # type: ignore[arg-type]
+        return ClassificationDataset(place / "train", cfg, augment=False, prefix="train", names=names)
+    content = read_dataset(place)
+    if kind == "rtdetr":
+        return RTDETRDataset(
+            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=False, hyp=cfg, rect=False, data=content,
+            single_cls=one,
+        )  # fmt: skip
+    return build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)

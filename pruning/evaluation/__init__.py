@@ -1,0 +1,1 @@
+"""Accuracy, and how certain a difference in it is."""

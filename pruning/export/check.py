@@ -1,0 +1,235 @@
+"""After an export: does the exported network answer as the checkpoint does, and how fast is it beside it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from paretoprune.pruning.data import class_folders
+from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.export.outputs import Layout, differences, layout_of
+from paretoprune.pruning.latency.pair import time_pair, timing_conditions
+from paretoprune.pruning.latency.runtimes import image_channels
+from paretoprune.pruning.latency.statistics import across_sessions
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
+from paretoprune.pruning.yolo.loading import load_model
+from paretoprune.pruning.yolo.saving import plain_copy, task_of
+from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+
+# Two runtimes in 32 bits differ by 1e-5 at most; one that computes in 16 bits, as OpenVINO does by itself on a CPU that
+# can, differed by 0.05 in a score and 0.007 in a box; another network, or a mistaken layout, by ten times that.
+EXACT = 1e-3
+SCORE_TOLERANCE = 0.1
+BOX_TOLERANCE = 0.02  # of the image's side
+IMAGES = 8
+MOST_CANDIDATES = 1000  # files that are looked at for as many that can be read
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """How far the exported network's answers are from the checkpoint's on real images, up to the decoded boxes.
+
+    score_difference: the largest absolute one of any class score, visibility of a keypoint or mask (of any value, for
+    a network without boxes). box_difference: the largest one of any coordinate, keypoints' too, as a fraction of the
+    image's side, among boxes that the checkpoint gives a score above 0.25; 0 where it finds none. objects: how many
+    those are. left_out: images that could not be read, with the reason.
+    """
+
+    images: int
+    objects: int
+    score_difference: float
+    box_difference: float
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether both differences are within what another runtime's arithmetic explains, in 16 bits if need be."""
+        return self.score_difference <= SCORE_TOLERANCE and self.box_difference <= BOX_TOLERANCE
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if max(self.score_difference, self.box_difference) <= EXACT:
+            return "the same as the checkpoint's"
+        return "close to the checkpoint's, as in 16 bits" if self.ok else "NOT the checkpoint's"
+
+
+@dataclass(frozen=True)
+class ExportLatency:
+    """Both networks in turn through Ultralytics' own backend, times in milliseconds; speedup: exported over the other.
+
+    speedup_ci95: as of a `LatencyResult`. against: what it was timed beside.
+    """
+
+    median_ms: float
+    p90_ms: float
+    against_median_ms: float
+    speedup: float
+    speedup_ci95: tuple[float, float]
+    against: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return {**asdict(self), "speedup_ci95": list(self.speedup_ci95)}
+
+
+class Backend:
+    """A network or an exported file as Ultralytics runs it: images in, decoded predictions out.
+
+    Raises PruningError where the format's runtime is not installed or cannot load the file, and where it does not take
+    images of `imgsz`. A checkpoint is loaded as `load_model` does.
+    """
+
+    def __init__(
+        self, network: nn.Module | str | Path, imgsz: ImageSize, device: str = "cpu", trust: bool = False
+    ) -> None:
+        from ultralytics.nn.autobackend import AutoBackend
+
+        self._device = torch.device(device)
+        self._size = height_width(imgsz)
+        if isinstance(network, (str, Path)) and Path(network).suffix == ".pt":
+            network = load_model(network, trust)
+        given: Any = plain_copy(network) if isinstance(network, nn.Module) else str(network)
+        with quiet_ultralytics():
+            try:
+                self._model = AutoBackend(given, device=self._device, fp16=False, verbose=False)
+                self._model.eval()
+                self._input = torch.zeros(1, int(self._model.channels), *self._size, device=self._device)
+                self(self._input)
+            except ImportError as error:
+                raise PruningError(f"'{network}' cannot be run here ({error}); install its runtime") from error
+            except Exception as error:  # whatever a runtime raises
+                line = " ".join(str(error).split())[:200]
+                what = "the network" if isinstance(network, nn.Module) else f"'{network}'"
+                raise PruningError(
+                    f"{what} cannot be run here on images of {size_text(imgsz)} ({type(error).__name__}: {line}); "
+                    "check that it is whole and that its runtime is installed"
+                ) from error
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """(1, channels, height, width) in [0, 1] -> the outputs that are used, (1, values, boxes) for a detector.
+
+        A checkpoint gives them together with what only its loss looks at.
+        """
+        answer = self._model(images.to(self._device))
+        outputs = list(answer) if isinstance(answer, (list, tuple)) else [answer]
+        if isinstance(outputs[0], (list, tuple)):
+            outputs = list(outputs[0])
+        used = [output for output in outputs if isinstance(output, (torch.Tensor, np.ndarray))]
+        return [torch.as_tensor(output).float().cpu().numpy() for output in used]
+
+    def layout(self) -> Layout:
+        """What a checkpoint's outputs mean; of an exported network nobody knows."""
+        return layout_of(self._model.model, self._size)
+
+    def time_ms(self) -> float:
+        """One inference to its end: the answer is brought to the CPU."""
+        start = time.perf_counter()
+        self(self._input)
+        return (time.perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """What an export is checked on, each (1, channels, height, width) in [0, 1]; `left_out`: what could not be read."""
+
+    images: tuple[torch.Tensor, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def real_images(network: nn.Module, imgsz: ImageSize, data: str | None = None) -> RealImages:
+    """The first images of the dataset's validation split that can be read, else the two that Ultralytics brings along.
+
+    As many channels as the network takes, by Ultralytics' own reading of such a dataset: one is grey, three are
+    colours, and files of more must hold that many. Raises PruningError where there is none.
+    """
+    from ultralytics.utils import ASSETS
+
+    channels, found, left_out = image_channels(network), list[torch.Tensor](), list[str]()
+    for path in _candidates(network, data) if data else sorted(ASSETS.glob("*.jpg")):
+        image, fault = read_image(path, channels)
+        if image is None:
+            left_out.append(f"{path} {fault}")
+            continue
+        found.append(_letterboxed(image, imgsz))
+        if len(found) == IMAGES:
+            break
+    if not found:
+        why = f" (the first: {left_out[0]})" if left_out else ""
+        raise PruningError(
+            f"an export is checked on real images of {channels} channels, but there are none{why}; give --data with a "
+            "val split"
+        )
+    return RealImages(tuple(found), tuple(left_out))
+
+
+def check_export(
+    exported: str | Path,
+    original: nn.Module | str | Path,
+    imgsz: ImageSize,
+    device: str = "cpu",
+    data: str | None = None,
+    images: RealImages | None = None,
+) -> ExportCheck:
+    """Compare both on `images`, else on those of `real_images`."""
+    network = original if isinstance(original, nn.Module) else load_model(original)
+    images = images or real_images(network, imgsz, data)
+    pair = Backend(network, imgsz, device), Backend(exported, imgsz, device)
+    layout = pair[0].layout()
+    rows = [differences(pair[0](image), pair[1](image), layout) for image in images.images]
+    objects, scores, boxes = (list(column) for column in zip(*rows, strict=True))
+    return ExportCheck(len(rows), sum(objects), max(scores), max(boxes), images.left_out)
+
+
+def measure_export(
+    exported: str | Path,
+    against: str | Path,
+    imgsz: ImageSize,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_seconds: float = 8.0,
+    target_halfwidth: float = 0.01,
+    trust: bool = False,
+) -> ExportLatency:
+    """Time `exported` beside `against` in turn, batch 1, with the paired method of `pruning.latency.pair`.
+
+    Both go through Ultralytics' backend, whose bringing of images and answers to the runtime counts for both. The
+    caller keeps the device free of others.
+    """
+    with timing_conditions(threads):
+        first, second = Backend(exported, imgsz, device), Backend(against, imgsz, device, trust)
+        times = time_pair(first, second, max_seconds, target_halfwidth)
+    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
+    return ExportLatency(
+        median_ms=float(np.median(own)),
+        p90_ms=float(np.quantile(own, 0.9)),
+        against_median_ms=float(np.median(times.all_ms("baseline"))),
+        speedup=times.speedup.value,
+        speedup_ci95=(interval.low, interval.high),
+        against=Path(against).name,
+    )
+
+
+def _candidates(network: nn.Module, data: str) -> Sequence[Path]:
+    if task_of(network) == "classify" and Path(data).suffix not in (".yaml", ".yml"):  # no label is looked at
+        folder = class_folders.validation_folder(dataset_file(data, "classify"))
+        return list(class_folders.images_by_class(folder)) if folder else []
+    return image_files(data, "val", MOST_CANDIDATES)
+
+
+def _letterboxed(image: Any, imgsz: ImageSize) -> torch.Tensor:
+    """As validation would show it: scaled to fit, padded with grey, colours as RGB, in [0, 1]."""
+    from ultralytics.data.augment import LetterBox
+
+    picture = LetterBox(height_width(imgsz))(image=image)
+    picture = picture[..., ::-1] if picture.shape[2] == 3 else picture
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float() / 255

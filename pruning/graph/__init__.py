@@ -1,0 +1,1 @@
+"""Which channels belong together: tracing, the layer table, the geometry."""

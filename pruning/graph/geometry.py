@@ -1,0 +1,228 @@
+"""The shape of a network as plain data: what each convolution costs at any widths, without torch or the network.
+
+Taken once from the unpruned network (`pruning.graph.geometry_reading`), it goes through JSON into a run's
+`baseline.json`, and serves wherever thousands of plans must be judged before any is applied: parameters, operations,
+latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paretoprune.pruning.errors import PlanError
+
+FloatArray = npt.NDArray[np.float64]
+
+FIXED = -1  # in place of a group's id: channels that no plan removes
+_NORM_WEIGHTS = 2  # per channel
+_NORM_OPERATIONS = 8  # per channel and position, as Ultralytics' counter (THOP) has it
+
+Channels = tuple[tuple[int, int], ...]
+"""(group id, how many of a side's channels belong to it at full width)."""
+
+
+@dataclass(frozen=True)
+class GroupGeometry:
+    """Layers that lose channels together, and how many the group's first part has."""
+
+    name: str
+    layers: tuple[str, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """One convolution at full width, over all its calls in one forward pass of one image.
+
+    `area`: weights per pair of channels (kernel height x width). `weight_uses`: positions at which each weight is used.
+    `in_pixels`, `out_pixels`: positions read and written. `conv_groups`: torch's `groups`; where `depthwise`, it
+    follows the width.
+    """
+
+    name: str
+    outputs: Channels
+    inputs: Channels
+    area: int
+    weight_uses: int
+    in_pixels: int
+    out_pixels: int
+    conv_groups: int
+    depthwise: bool
+    bias: bool
+
+
+@dataclass(frozen=True)
+class NormGeometry:
+    """One batch norm: its channels, and the positions it runs at (0 where only training reaches it)."""
+
+    channels: Channels
+    pixels: int
+
+
+@dataclass(frozen=True)
+class LinearGeometry:
+    """One linear layer: the features it reads and writes."""
+
+    inputs: Channels
+    outputs: Channels
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkGeometry:
+    """A network at `imgsz` pixels; `params` and `gflops` are the unpruned one's, counted by Ultralytics."""
+
+    imgsz: int
+    params: int
+    gflops: float
+    groups: tuple[GroupGeometry, ...]
+    convs: tuple[ConvGeometry, ...]
+    norms: tuple[NormGeometry, ...]
+    linears: tuple[LinearGeometry, ...]
+    vectors: tuple[Channels, ...] = ()  # further parameters with a number per channel
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NetworkGeometry:
+        """Inverse of `to_json`. Raises `PlanError` for anything else."""
+        try:
+            return cls(
+                imgsz=int(data["imgsz"]),
+                params=int(data["params"]),
+                gflops=float(data["gflops"]),
+                groups=tuple(GroupGeometry(g["name"], tuple(g["layers"]), int(g["channels"])) for g in data["groups"]),
+                convs=tuple(
+                    ConvGeometry(**{**c, "outputs": _channels(c["outputs"]), "inputs": _channels(c["inputs"])})
+                    for c in data["convs"]
+                ),
+                norms=tuple(NormGeometry(_channels(n["channels"]), int(n["pixels"])) for n in data["norms"]),
+                linears=tuple(_linear(x) for x in data["linears"]),
+                vectors=tuple(_channels(v) for v in data.get("vectors", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"the network's geometry is not readable ({error!r}); measure the baseline again."
+            ) from None
+
+    def shares(self, plans: Sequence[Mapping[str, float]]) -> FloatArray:
+        """Share of its channels that each group keeps, shape (plans, groups); ratios are realised ones, by layer.
+
+        Raises `PlanError` for a layer that is in no group.
+        """
+        shares = np.ones((len(plans), len(self.groups)))
+        for row, plan in zip(shares, plans, strict=True):
+            for layer, ratio in plan.items():
+                group = self._group_of.get(layer)
+                if group is None:
+                    raise PlanError(f"{layer} is no prunable layer of this model; the plan is for another one.")
+                channels = self.groups[group].channels
+                row[group] = round(channels * (1 - ratio)) / channels
+        return shares
+
+    def widths(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Output and input channels of every convolution, shapes (plans, convs) each; of a depthwise one both alike."""
+        with_fixed = _with_fixed(shares)
+        return np.rint(with_fixed @ self._outputs.T), np.rint(with_fixed @ self._inputs.T)
+
+    def weights(self, shares: FloatArray) -> FloatArray:
+        """Weights of every convolution, biases not counted, shape (plans, convs)."""
+        outputs, inputs = self.widths(shares)
+        return outputs * inputs * self._weights_per_pair / np.where(self.depthwise, inputs, 1.0)
+
+    def macs(self, shares: FloatArray) -> FloatArray:
+        """Multiply-adds of every convolution for one image, shape (plans, convs)."""
+        return self.weights(shares) * np.array([c.weight_uses for c in self.convs], dtype=np.float64)
+
+    def costs(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Parameters in millions (exact) and GFLOPs (without what has no weights), shapes (plans,)."""
+        whole = np.ones((1, len(self.groups)))
+        params = self.params - (self._params(whole) - self._params(shares))
+        operations = self._operations(whole) - self._operations(shares)
+        return params / 1e6, self.gflops - operations / 1e9
+
+    @property
+    def layers(self) -> Set[str]:
+        """Every prunable layer's name."""
+        return self._group_of.keys()
+
+    @cached_property
+    def depthwise(self) -> npt.NDArray[np.bool_]:
+        """Which convolutions are depthwise, shape (convs,)."""
+        return np.array([c.depthwise for c in self.convs], dtype=bool)
+
+    def _params(self, shares: FloatArray) -> FloatArray:
+        outputs, _ = self.widths(shares)
+        kept = _with_fixed(shares)
+        biases = outputs @ np.array([c.bias for c in self.convs], dtype=np.float64)
+        norms = _NORM_WEIGHTS * np.rint(kept @ self._norms.T).sum(axis=1)
+        features = np.rint(kept @ self._features.T) @ np.array([x.bias for x in self.linears], dtype=np.float64)
+        vectors = np.rint(kept @ _counts(self.vectors, len(self.groups)).T).sum(axis=1)
+        linear = self._linear_weights(kept) + features
+        return np.asarray(self.weights(shares).sum(axis=1) + biases + norms + linear + vectors)
+
+    def _operations(self, shares: FloatArray) -> FloatArray:
+        kept = _with_fixed(shares)
+        places = np.array([n.pixels for n in self.norms], dtype=np.float64)
+        norms = _NORM_OPERATIONS * np.rint(kept @ self._norms.T) @ places
+        return np.asarray(2 * self.macs(shares).sum(axis=1) + norms + 2 * self._linear_weights(kept))
+
+    @cached_property
+    def _group_of(self) -> dict[str, int]:
+        return {layer: i for i, group in enumerate(self.groups) for layer in group.layers}
+
+    @cached_property
+    def _weights_per_pair(self) -> FloatArray:
+        return np.array([c.area / (1 if c.depthwise else c.conv_groups) for c in self.convs])
+
+    @cached_property
+    def _outputs(self) -> FloatArray:
+        return _counts([c.outputs for c in self.convs], len(self.groups))
+
+    @cached_property
+    def _inputs(self) -> FloatArray:
+        return _counts([c.inputs for c in self.convs], len(self.groups))
+
+    @cached_property
+    def _norms(self) -> FloatArray:
+        return _counts([n.channels for n in self.norms], len(self.groups))
+
+    @cached_property
+    def _features(self) -> FloatArray:
+        return _counts([x.outputs for x in self.linears], len(self.groups))
+
+    def _linear_weights(self, kept: FloatArray) -> FloatArray:
+        """Weights of all linear layers together, shape (plans,)."""
+        read = np.rint(kept @ _counts([x.inputs for x in self.linears], len(self.groups)).T)
+        return np.asarray((read * np.rint(kept @ self._features.T)).sum(axis=1))
+
+
+def _linear(data: Mapping[str, Any]) -> LinearGeometry:
+    outputs = data["outputs"]  # a number where nothing of it could be removed, as it was written once
+    written = ((FIXED, outputs),) if isinstance(outputs, int) else _channels(outputs)
+    return LinearGeometry(_channels(data["inputs"]), written, bool(data.get("bias", False)))
+
+
+def _channels(pairs: Sequence[Sequence[int]]) -> Channels:
+    return tuple((int(group), int(count)) for group, count in pairs)
+
+
+def _counts(sides: Sequence[Channels], groups: int) -> FloatArray:
+    """Channels of every side by group, the fixed ones last, shape (sides, groups + 1)."""
+    counts = np.zeros((len(sides), groups + 1))
+    for row, side in zip(counts, sides, strict=True):
+        for group, count in side:
+            row[group] += count  # FIXED is the last column
+    return counts
+
+
+def _with_fixed(shares: FloatArray) -> FloatArray:
+    return np.hstack([shares, np.ones((len(shares), 1))])

@@ -1,0 +1,1 @@
+"""Latency beside the unpruned network: measurement, statistics, prediction; the runtimes."""

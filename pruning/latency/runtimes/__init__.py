@@ -1,0 +1,60 @@
+"""What can be timed: one network, ready to run again and again on one fixed input, behind one small contract.
+
+base              the contract and what all runtimes share
+torch_sessions    PyTorch in eager mode, and as a CUDA graph
+onnx_session      ONNX Runtime, on the CPU or through its CUDA provider
+openvino_session  OpenVINO on the CPU
+tensorrt_session  TensorRT
+exports           the exported files that the last three read, each made once
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.latency.runtimes.base import Network, OnnxFile, Session, SessionSpec, image_channels
+from paretoprune.pruning.latency.runtimes.exports import ExportCache
+
+__all__ = [
+    "RUNTIMES", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "check_runtime", "image_channels",
+    "open_session",
+]  # fmt: skip
+
+# Runtime -> the module and class of its session. Loaded when asked for: most are optional packages.
+_SESSIONS = {
+    "torch": ("torch_sessions", "TorchSession"),
+    "torch-cuda-graph": ("torch_sessions", "CudaGraphSession"),
+    "onnx": ("onnx_session", "OnnxSession"),
+    "openvino": ("openvino_session", "OpenVinoSession"),
+    "tensorrt": ("tensorrt_session", "TensorRtSession"),
+}
+RUNTIMES = tuple(_SESSIONS)
+
+
+def check_runtime(runtime: str, device: str, half: bool = False) -> None:
+    """Raise PruningError where `runtime` cannot run on `device` at this precision; one line with the remedy.
+
+    Costs an import of the runtime, no model. The reason may be: no such runtime, its package is not installed, the
+    device is not there or not one of the runtime's, the device does not compute in half precision natively.
+    """
+    _session_class(runtime).check(device, half)
+
+
+def open_session(network: Network, spec: SessionSpec, runtime: str, exports: ExportCache) -> Session:
+    """A session of `runtime` for a copy of `network`, ready to run. Raises PruningError as `check_runtime` does.
+
+    A file that the runtime needs is taken from `exports`, or made there.
+    """
+    session = _session_class(runtime)
+    session.check(spec.device, spec.half)
+    opened: Session = session(network, spec, exports)
+    return opened
+
+
+def _session_class(runtime: str) -> type[Session]:
+    if runtime not in _SESSIONS:
+        raise PruningError(f"the runtime must be one of {', '.join(RUNTIMES)}, but got '{runtime}'")
+    module, name = _SESSIONS[runtime]
+    found: type[Session] = getattr(importlib.import_module(f"paretoprune.pruning.latency.runtimes.{module}"), name)
+    return found

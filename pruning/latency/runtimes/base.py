@@ -1,0 +1,123 @@
+"""The contract of a runtime's session, and what all runtimes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from paretoprune.pruning.device import torch_device
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
+from paretoprune.pruning.yolo.loading import input_channels
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A network that was exported elsewhere: what its file holds, and how many channels its images have."""
+
+    content: bytes
+    channels: int = 3
+
+
+Network = nn.Module | OnnxFile
+"""A network in memory, or for the runtimes that read ONNX its export."""
+
+
+def image_channels(network: Network) -> int:
+    """Channels of the images that a network takes."""
+    if isinstance(network, OnnxFile):
+        return network.channels
+    return input_channels(network)
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """What is run: `batch` images of `imgsz` (a square's side, or height and width) on `device`.
+
+    `half`: 16 bits where the device computes in them natively (see `Session.precision` for which). `threads`: on the
+    CPU; None: the runtime's own choice. Both models of a measurement get equal specs.
+    """
+
+    imgsz: ImageSize
+    device: str
+    batch: int = 1
+    half: bool = False
+    threads: int | None = None
+
+
+class Session(Protocol):
+    """A network loaded into a runtime with its input in place.
+
+    Every implementation is held to `tests/pruning/test_runtimes.py`: it computes what PyTorch computes, its time
+    is that of one whole inference (a device's queue drained), it leaves the given network as it was, and what it cannot
+    do it says in one line before any work. What is timed is the network up to the decoded boxes; non-maximum
+    suppression, which depends on the image, is not part of it.
+    """
+
+    version: str
+    """The runtime with its version, and the provider where it has several."""
+    precision: str
+    """What the convolutions compute in: "fp32", "fp16" or "bf16"."""
+    threads: int | None
+    """CPU threads of an inference; None on a GPU."""
+
+    def __init__(self, network: Network, spec: SessionSpec, exports: Any) -> None: ...
+
+    @classmethod
+    def check(cls, device: str, half: bool) -> None:
+        """Raise PruningError where this runtime cannot run here."""
+        ...
+
+    def time_ms(self) -> float:
+        """Run one inference to its end and return how long it took, in milliseconds."""
+        ...
+
+    def output(self) -> npt.NDArray[np.float32]:
+        """The first output of one inference, on the host: (batch, values, anchors) for a detector."""
+        ...
+
+
+class NeedsPackage:
+    """Mixed into the sessions of optional packages."""
+
+    package: ClassVar[str]
+    remedy: ClassVar[str]
+
+    @classmethod
+    def check_package(cls) -> None:
+        """Raise PruningError where the package is not installed, or cannot be loaded."""
+        import importlib
+
+        try:
+            importlib.import_module(cls.package)
+        except ImportError as error:
+            line = " ".join(str(error).split())[:120]
+            raise PruningError(f"this runtime needs the package {cls.package}, but {line}; {cls.remedy}") from error
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device string means a CUDA device; PruningError where there is no such device."""
+    return torch_device(device).type == "cuda"
+
+
+def gpu_index(device: str) -> int:
+    """The number of a CUDA device as this process counts them."""
+    return torch_device(device).index or 0
+
+
+def random_images(network: Network, spec: SessionSpec) -> torch.Tensor:
+    """The fixed input: (batch, channels, height, width) float32 in [0, 1), on the CPU; the same for the same spec."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(spec.batch, image_channels(network), *height_width(spec.imgsz), generator=generator)
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The first tensor of a network's output, which for the heads of Ultralytics is the decoded one."""
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output

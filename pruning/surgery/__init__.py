@@ -1,0 +1,1 @@
+"""Removal of channels, and the proof that the network computes what it should."""

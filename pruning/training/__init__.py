@@ -1,0 +1,1 @@
+"""Fine-tuning: settings, trainer, schedule, retries, resuming, several GPUs, distillation."""

@@ -1,0 +1,1 @@
+"""Ultralytics' models and files: loading, saving, tasks, logging, what their outputs mean."""

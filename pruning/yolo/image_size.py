@@ -1,0 +1,52 @@
+"""The size of a network's input: the side of a square, or (height, width), as Ultralytics' export takes it.
+
+Ultralytics rounds a size that is no multiple of the network's largest stride up and says so in its log. Here such a
+size is refused, with the one that it would be: what is measured, written down and repeated is the size that was asked
+for. Only the size that a checkpoint says it was trained at is rounded up, as its training did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paretoprune.pruning.errors import PruningError
+
+ImageSize = int | tuple[int, int]
+STRIDE = 32  # Ultralytics trains at multiples of the largest stride, but of no less than this
+
+
+def height_width(imgsz: ImageSize) -> tuple[int, int]:
+    """Height and width, pixels."""
+    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+
+
+def size_text(imgsz: ImageSize) -> str:
+    """As the options of the commands take it: ``640``, ``384,640``."""
+    return str(imgsz) if isinstance(imgsz, int) else ",".join(map(str, imgsz))
+
+
+def rounded_up(imgsz: ImageSize, stride: int = STRIDE) -> ImageSize:
+    """The nearest size that is not smaller and a multiple of `stride`, which Ultralytics would take in its place."""
+    height, width = (max(stride, -(-side // stride) * stride) for side in height_width(imgsz))
+    return height if isinstance(imgsz, int) else (height, width)
+
+
+def stride_of(model: Any) -> int:
+    """What a network's input size must be a multiple of: its largest stride, 32 at least."""
+    strides = getattr(model, "stride", None)
+    return STRIDE if strides is None else max(STRIDE, int(max(strides)))
+
+
+def check_image_size(imgsz: ImageSize, stride: int = STRIDE, whose: str = "") -> None:
+    """Raise PruningError unless every side is a multiple of `stride`; `whose` stride that is, for people."""
+    right = rounded_up(imgsz, stride)
+    if right != imgsz:
+        why = f"a multiple of {stride}" + (f", the largest stride of {whose}" if stride > STRIDE and whose else "")
+        raise PruningError(f"the image size must be {why}, but got {size_text(imgsz)}: use {size_text(right)}")
+
+
+def trained_size(args: Any, stride: int = STRIDE) -> int:
+    """The side of the images, pixels, by a checkpoint's training arguments (mapping or namespace); else 640."""
+    size = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
+    size = max(size) if isinstance(size, (list, tuple)) else size  # a training takes the larger one
+    return max(height_width(rounded_up(int(size) if size else 640, stride)))

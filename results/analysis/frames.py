@@ -1,0 +1,177 @@
+"""Tables of a run: a data frame of all trials, and the rows of its front."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paretoprune.base import formatting
+from paretoprune.results.selection.picks import pick_trials
+from paretoprune.results.selection.selection import comparable, front
+from paretoprune.results.selection.uncertainty import accuracy_noise, standings
+from paretoprune.results.store.accuracy import LABELS
+from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
+from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES
+from paretoprune.results.store.records import CI95, PI95, SOURCE, TrialRecord, speedup_interval
+from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_folder import RunFolder
+
+METRIC_COLUMNS = (
+    "map50_95",
+    "map50",
+    "precision",
+    "recall",
+    "map50_95_refit",
+    "top1",
+    "top5",
+    "top1_refit",
+    "latency_ms",
+    "latency_p90_ms",
+    "latency_ratio",
+    "speedup",
+    "params_m",
+    "gflops",
+    "size_mb",
+    "energy_j",
+)
+INTERVAL_COLUMNS = ("speedup_low", "speedup_high", "speedup_predicted_low", "speedup_predicted_high")
+DROP_COLUMNS = tuple(f"{name}_drop" for name in LABELS)
+
+
+def trials_frame(
+    records: Sequence[TrialRecord], baseline: Mapping[str, Any], objectives: Sequence[str] = DEFAULT_OBJECTIVES
+) -> pd.DataFrame:
+    """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
+
+    Columns: trial_id, state, fidelity, epochs, on_front, feasible, violations, the metrics, objectives not among them,
+    speedup_low, speedup_high (95 % interval of a measured one), speedup_predicted_low, speedup_predicted_high (of one
+    that was predicted, as for some that were stopped), latency_source (measured or foretold), map50_95_drop and
+    top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
+    node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
+    run's bounds (`feasible`; `violations` names those not kept).
+    """
+    on_front = {record.trial_id for record in front(records, objectives)}
+    metrics = metric_columns(objectives)
+    rows = [
+        _readable({**_row(record, baseline, metrics), "on_front": record.trial_id in on_front}) for record in records
+    ]
+    frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
+    numbers = (*metrics, *INTERVAL_COLUMNS, *DROP_COLUMNS)
+    return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose text Arrow can hold."""
+    return {name: formatting.readable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of a table: the usual ones, and the run's objectives that are not among them (masks, keypoints)."""
+    return (*METRIC_COLUMNS, *(name for name in objectives if name not in METRIC_COLUMNS))
+
+
+def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
+    head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
+    tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
+    return (*head, *metrics, *INTERVAL_COLUMNS, SOURCE, *DROP_COLUMNS, *tail)
+
+
+def _interval_cells(measured: Sequence[float] | None, predicted: Sequence[float] | None) -> dict[str, float | None]:
+    return dict(zip(INTERVAL_COLUMNS, (*(measured or (None, None)), *(predicted or (None, None))), strict=True))
+
+
+def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    return {
+        "trial_id": record.trial_id,
+        "state": record.state.value,
+        "fidelity": record.fidelity_label,
+        "epochs": record.epochs,
+        "feasible": record.feasible,
+        "violations": ", ".join(record.violations),
+        **{name: record.number(name) for name in metrics},
+        **_interval_cells(speedup_interval(record.metrics), speedup_interval(record.metrics, PI95)),
+        SOURCE: record.metrics.get(SOURCE, "measured" if record.number("latency_ms") is not None else None),
+        **_drops(record.metrics, baseline),
+        "seconds_total": sum(record.seconds.values()),
+        "finished_at": record.finished_at,
+        "plan_hash": record.plan_hash,
+        "device": record.device,
+        "node": record.node,
+        "provenance": record.provenance,
+        "error": record.error,
+    }
+
+
+def _drops(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+    """What was lost of each accuracy against the baseline; None where it was not measured."""
+    before = baseline["metrics"]
+    both = {name: name in metrics and name in before for name in LABELS}
+    return {f"{name}_drop": before[name] - metrics[name] if both[name] else None for name in LABELS}
+
+
+def front_rows(
+    run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The front of a run as JSON-ready rows, the most accurate first; numbers that were not measured are None.
+
+    bounds: only trials within them. picks: only what these wishes choose (see `choosing.pick_trials`); `chosen_as` says
+    why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
+    the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
+    on the front by luck. `plan` and `checkpoint` are absolute paths that exist, or None.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    baseline, objectives, records = folder.read_baseline(), folder.objectives(), folder.read_records()
+    candidates = bounds.within(comparable(records), baseline)
+    chosen = pick_trials(records, baseline, picks, bounds, objectives) if picks else []
+    chosen_as = {item.trial_id: item.chosen_as for item in chosen}
+    members = front(candidates, objectives)
+    shown = [item.record for item in chosen] if picks else members
+    on_front = {record.trial_id for record in members}
+    judged = [record for record in shown if all(record.number(name) is not None for name in objectives)]
+    sure = standings(judged, candidates, objectives, accuracy_noise(baseline))
+    finetuned = {item.trial_id: item for item in folder.read_selected()}
+    return [
+        {
+            **_front_row(folder, record, baseline, finetuned.get(record.trial_id)),
+            **{name: record.number(name) for name in metric_columns(objectives)},
+            "on_front": record.trial_id in on_front,
+            "tied_with": list(sure[record.trial_id].tied_with) if record.trial_id in sure else [],
+            "beaten_by": list(sure[record.trial_id].beaten_by) if record.trial_id in sure else [],
+            "chosen_as": chosen_as.get(record.trial_id, ""),
+        }
+        for record in shown
+    ]
+
+
+def _front_row(
+    folder: RunFolder, record: TrialRecord, baseline: Mapping[str, Any], finetuned: Selected | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"trial_id": record.trial_id, "fidelity": record.fidelity_label, "epochs": record.epochs}
+    row.update({name: record.number(name) for name in METRIC_COLUMNS})
+    for name in (CI95, PI95):
+        bounds = speedup_interval(record.metrics, name)
+        row[name] = list(bounds) if bounds else None
+    row.update(_drops(record.metrics, baseline))
+    row["plan_hash"] = record.plan_hash
+    row["plan"] = _existing(folder.trial_plan(record.trial_id))
+    row["checkpoint"] = _existing(folder.trial_checkpoint(record.trial_id))
+    row.update({f"finetuned_{name}": finetuned.after.get(name) if finetuned else None for name in LABELS})
+    row["finetuned_speedup"] = finetuned.after.get("speedup") if finetuned else None
+    row["finetuned_checkpoint"] = _existing(folder.selected_checkpoint(record.trial_id)) if finetuned else None
+    return row
+
+
+def _existing(path: Path) -> str | None:
+    return str(path.resolve()) if path.exists() else None
+
+
+def front_frame(run: RunFolder | str | Path) -> pd.DataFrame:
+    """`front_rows` as a data frame with flat columns, for front.csv."""
+    rows = front_rows(run)
+    for row in rows:
+        row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
+        row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
+    return pd.DataFrame(map(_readable, rows)) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])

@@ -1,0 +1,153 @@
+"""The shell commands that repeat a run and each of its picks: every setting that a figure depends on is spelled out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paretoprune.results.analysis.figures import FrontFigure, PickMove
+from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_folder import RunFolder
+
+# Option of the command -> setting of the run. Defaults too: the run's may be older than the command that is pasted.
+_PRUNE = {
+    "--imgsz": "model.imgsz",
+    "--strategy": "trial.strategy",
+    "--importance": "recover.importance",
+    "--round-to": "space.round_to",
+    "--recover": "recover.how",
+    "--calibration-images": "recover.calibration_images",
+    "--seed": "search.seed",
+    "--trust-checkpoint": "model.trust_checkpoint",
+}
+_LATENCY = {
+    "--imgsz": "model.imgsz",
+    "--batch": "latency.batch",
+    "--threads": "latency.threads",
+    "--runtime": "latency.runtime",
+    "--half": "latency.half",
+    "--target-halfwidth": "latency.target_halfwidth",
+    "--trust-checkpoint": "model.trust_checkpoint",
+}
+_EXPORTED_AS = {"openvino": "openvino", "tensorrt": "engine"}  # what a runtime reads; ONNX for all others
+SESSION_FACTOR = 8  # times a trial's seconds: what the final session gives a pick and the baseline together
+_ONE_TRIAL = ("--trials", "1", "--set", "search.warm_start=false", "--set", "search.from_run=null")
+_ITS_ID = "t0000"
+
+Line = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Shell commands that belong together, each with what it is for: (purpose, line)."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the commands are made of."""
+
+    folder: RunFolder
+    config: Mapping[str, Any]
+    model: str
+    data: str
+    device: str
+
+    def get(self, key: str) -> Any:
+        """The value of `section.name` in config.yaml, None where it has none."""
+        section, name = key.split(".")
+        return (self.config.get(section) or {}).get(name)
+
+    def options(self, wanted: Mapping[str, str]) -> list[str]:
+        """The options of the settings that config.yaml holds."""
+        words: list[str] = []
+        for option, key in wanted.items():
+            value = self.get(key)
+            if value is True:
+                words.append(option)
+            elif value is not None and value is not False:
+                words += [option, str(value)]
+        return words
+
+    def search(self, name: str, *more: str) -> str:
+        """The search with the run's own settings, in a folder beside the run's."""
+        words = ["paretoprune", "search", self.model, self.data, "--config", str(self.folder.config), *more]
+        return shlex.join([*words, "--run", f"{self.folder.path}-{name}"])
+
+
+def commands(
+    folder: RunFolder, baseline: Mapping[str, Any], figure: FrontFigure, selected: Sequence[Selected]
+) -> tuple[Commands, ...]:
+    """Shell-safe commands that repeat the run and, for each pick, its network, its figures and its export."""
+    config = folder.read_config()
+    model = str((config.get("model") or {}).get("path") or baseline.get("model") or "MODEL")
+    data = str((config.get("data") or {}).get("path") or baseline.get("data") or "DATA")
+    run = _Run(folder, config, model, data, str(baseline.get("device") or ""))
+    finished = {item.trial_id: item for item in selected}
+    groups = [Commands("The whole run", (("the same search in a new folder", run.search("again")),))]
+    for move in figure.picks:
+        lines = [_prune(run, move.trial_id)]
+        its = finished.get(move.trial_id)
+        lines += _waiting(run, move) if its is None else [*_repeat(run, its), *_use(run, its)]
+        groups.append(Commands(move.trial_id, tuple(lines)))
+    return tuple(groups)
+
+
+def _prune(run: _Run, trial_id: str) -> Line:
+    """The pick's network before any epoch; its plan records the channels that were kept."""
+    plan = str(run.folder.trial_plan(trial_id))
+    words = ["paretoprune", "prune", run.model, "--plan", plan, "--data", run.data, *run.options(_PRUNE)]
+    words += [*_on(run.device), "-o", f"{trial_id}.pt"]
+    return "prune the model by the pick's plan: the network that its trial began to train", shlex.join(words)
+
+
+def _waiting(run: _Run, move: PickMove) -> list[Line]:
+    """What to do with a pick that was not fully fine-tuned yet."""
+    finetune = ["paretoprune", "finetune", str(run.folder.path), "--trial", move.trial_id]
+    return [("fine-tune it fully", shlex.join(finetune))]
+
+
+def _repeat(run: _Run, pick: Selected) -> list[Line]:
+    """The pick's trial and its full fine-tuning once more, from the unpruned model on."""
+    plan = str(run.folder.trial_plan(pick.trial_id))
+    again = run.search(pick.trial_id, "--plan", plan, *_ONE_TRIAL)
+    finetune = ["paretoprune", "finetune", f"{run.folder.path}-{pick.trial_id}", "--trial", _ITS_ID]
+    if epochs := pick.settings.get("epochs"):
+        finetune += ["--epochs", str(epochs)]
+    if "distill" in pick.settings:
+        finetune.append("--distill" if pick.settings["distill"] else "--no-distill")
+    return [
+        ("its trial once more, in a folder of its own", again),
+        ("and its full fine-tuning there", shlex.join(finetune)),
+    ]
+
+
+def _use(run: _Run, pick: Selected) -> list[Line]:
+    """What to do with a pick that is ready."""
+    best = str(run.folder.selected_checkpoint(pick.trial_id))
+    size, batch = run.get("model.imgsz"), run.get("data.batch")
+    validate = ["yolo", "val", f"model={best}", f"data={run.data}"]
+    validate += [f"imgsz={size}"] if size else []
+    validate += [f"batch={batch}"] if batch else []  # rectangular batches: the figures depend on it a little
+    validate += [f"device={run.device}"] if run.device else []
+    target = str(run.get("latency.target") or "own")
+    where = f", on the node with {target.removeprefix('node:')}" if target.startswith("node:") else ""
+    device = "cpu" if target.startswith("cpu:") else "" if where else run.device
+    latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device)]
+    if seconds := run.get("latency.max_seconds"):
+        latency += ["--max-seconds", f"{SESSION_FACTOR * seconds:g}"]
+    export = ["paretoprune", "export", best, "--format", _EXPORTED_AS.get(run.get("latency.runtime"), "onnx")]
+    export += [*run.options({"--imgsz": "model.imgsz"}), "--data", run.data]
+    return [
+        ("validate it in stock Ultralytics", shlex.join(validate)),
+        (f"measure its latency beside the baseline{where}", shlex.join(latency)),
+        ("export it, checked on the validation images", shlex.join(export)),
+    ]
+
+
+def _on(device: str) -> list[str]:
+    return ["--device", device] if device else []

@@ -1,0 +1,187 @@
+"""Everything the report says, as one value object: what was won, the tables, failures, commands, environment."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretoprune.base import formatting
+from paretoprune.results.analysis.figures import (
+    FrontFigure,
+    HypervolumeCurve,
+    PickMove,
+    Point,
+    TimeFigure,
+    front_figure,
+    hypervolume_curve,
+    time_figure,
+)
+from paretoprune.results.analysis.finalists import FinishedRow, Rivalry, finished_rows, rivalries
+from paretoprune.results.analysis.layer_effects import Insight, insight
+from paretoprune.results.analysis.repeat_commands import Commands, commands
+from paretoprune.results.analysis.sensitivity import SensitivityFigure, sensitivity_figure
+from paretoprune.results.analysis.trial_outcomes import Course, course
+from paretoprune.results.analysis.widths import WidthsFigure, widths_figure
+from paretoprune.results.selection.selection import choose, comparable, front, lead_pick
+from paretoprune.results.selection.uncertainty import AccuracyNoise, Standing, accuracy_noise, standings
+from paretoprune.results.store.records import ENDINGS, TrialRecord, TrialState
+from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_folder import RunFolder
+
+SUGGESTED_PICKS = 3
+_IDS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing a reader sees: one sentence, the network it speaks of, and a line of context below it."""
+
+    sentence: str
+    detail: str
+    move: PickMove | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials that failed for the same reason; `trial_ids` are at most a dozen of `count`."""
+
+    reason: str
+    count: int
+    trial_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run, ready to be shown."""
+
+    title: str
+    model: str
+    data: str
+    device: str
+    imgsz: int | None
+    headline: Headline
+    counts: Mapping[str, int]
+    excluded: tuple[str, ...]
+    front: FrontFigure
+    finished: tuple[FinishedRow, ...]
+    rivalries: tuple[Rivalry, ...]
+    one_session: bool
+    standings: Mapping[str, Standing]
+    noise: AccuracyNoise
+    sensitivity: SensitivityFigure | None
+    widths: tuple[WidthsFigure, ...]
+    insight: Insight | None
+    hypervolume: HypervolumeCurve
+    course: Course
+    time: TimeFigure
+    failures: tuple[Failure, ...]
+    commands: tuple[Commands, ...]
+    environment: Mapping[str, str]
+
+    @property
+    def ends(self) -> str:
+        """How many trials ended how: "12 completed, 3 stopped"; "" before the first one."""
+        return ", ".join(f"{number:,} {ending}" for ending, number in self.counts.items() if number)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether finished networks were also evaluated on a test split."""
+        return any(row.test is not None for row in self.finished)
+
+    @property
+    def latency_title(self) -> str:
+        """The latency axis' title, with unit and what was measured."""
+        size = f", {self.imgsz} px" if self.imgsz else ""
+        return f"Latency (ms per inference{size}, {self.device or 'unnamed device'})"
+
+
+def summarise(folder: RunFolder) -> Summary:
+    """Read a run folder and compute everything. Raises ResultsError where a file breaks its contract."""
+    baseline, records, objectives = folder.read_baseline(), folder.read_records(), folder.objectives()
+    picks = choose(records, baseline, SUGGESTED_PICKS, objectives)
+    selected, natives, session = folder.read_selected(), folder.read_natives(), folder.read_session()
+    figure = front_figure(records, baseline, picks, selected, objectives, natives)
+    noise, members = accuracy_noise(baseline), front(records, objectives)
+    model = formatting.readable(str(baseline.get("model") or "model"))
+    ratios = {record.trial_id: record.ratios for record in records}
+    layers = baseline.get("layers") or []
+    return Summary(
+        title=formatting.readable(folder.path.resolve().name),
+        model=Path(model).name,
+        data=formatting.readable(str(baseline.get("data") or "")),
+        device=str(baseline.get("device") or ""),
+        imgsz=baseline.get("imgsz"),
+        headline=headline(figure, lead_pick(selected), Path(model).stem, len(records)),
+        counts={ending: sum(record.ending == ending for record in records) for ending in ENDINGS},
+        excluded=_excluded(figure),
+        front=figure,
+        finished=finished_rows(figure, selected, natives),
+        rivalries=rivalries(session),
+        one_session=bool(session),
+        standings=standings(members, comparable(records), objectives, noise),
+        noise=noise,
+        sensitivity=sensitivity_figure(baseline),
+        widths=tuple(
+            widths_figure(move.trial_id, move.chosen_as, ratios[move.trial_id], layers)
+            for move in figure.picks
+            if layers and move.trial_id in ratios
+        ),
+        insight=insight(records, baseline, objectives),
+        hypervolume=hypervolume_curve(records, baseline, objectives),
+        course=course(records),
+        time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),
+        failures=_failures(records),
+        commands=commands(folder, baseline, figure, selected),
+        environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
+    )
+
+
+def headline(figure: FrontFigure, lead: Selected | None, model: str, trials: int) -> Headline:
+    """What was won: by the leading finished pick, else by the knee as its trial left it. trials: number ended."""
+    best = next((move for move in figure.picks if lead and move.trial_id == lead.trial_id), None)
+    if best and best.after:
+        epochs = f" of {formatting.count(best.epochs, 'epoch')}" if best.epochs else ""
+        detail = f"Pick {best.trial_id} ({best.chosen_as or 'chosen by id'}), after full fine-tuning{epochs}."
+        return Headline(_won(best.after, figure.baseline, model), detail, best)
+    if figure.knee:
+        move = next((item for item in figure.picks if item.trial_id == figure.knee.name), None)
+        detail = (
+            f"Trial {figure.knee.name}, the knee of the front, as the trial left it ({figure.knee.fidelity}). "
+            "No pick has been fully fine-tuned yet."
+        )
+        return Headline(_won(figure.knee, figure.baseline, model), detail, move)
+    ended = f"{formatting.count(trials, 'trial')} ended without a result." if trials else "No trial has finished yet."
+    return Headline(f"The search over {model} has no result yet", ended, None)
+
+
+def _won(item: Point, baseline: Point, model: str) -> str:
+    """'m runs 1.61× as fast (12.4 ms → 7.70 ms) at mAP50-95 0.598 (−0.014) with 53 % fewer parameters'."""
+    text = (
+        f"{model} runs {formatting.factor(item.speedup)} as fast "
+        f"({formatting.milliseconds(baseline.latency_ms)} → {formatting.milliseconds(item.latency_ms)}) "
+        f"at {item.accuracy_label} {item.accuracy:.3f} ({formatting.signed(item.accuracy - baseline.accuracy)})"
+    )
+    if item.params_m and baseline.params_m:
+        fewer = round(100 * (1 - item.params_m / baseline.params_m))
+        text += f", with {fewer} % fewer parameters" if fewer > 0 else ""
+    return text
+
+
+def _excluded(figure: FrontFigure) -> tuple[str, ...]:
+    """One line for each kind of trial that is shown but does not compete."""
+    kinds = Counter((item.why_apart, item.fidelity) for item in figure.apart)
+    return tuple(
+        f"{formatting.count(number, 'trial')} {why} ({fidelity})" for (why, fidelity), number in sorted(kinds.items())
+    )
+
+
+def _failures(records: Sequence[TrialRecord]) -> tuple[Failure, ...]:
+    """Failed trials by reason, the most frequent first."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.state is TrialState.FAILED:
+            reasons[record.error or ""].append(record.trial_id)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    return tuple(Failure(reason, len(ids), tuple(ids[:_IDS_SHOWN])) for reason, ids in ordered)

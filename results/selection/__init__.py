@@ -1,0 +1,1 @@
+"""The Pareto front, picks from it, and how certain an order is."""

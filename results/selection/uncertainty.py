@@ -1,0 +1,138 @@
+"""Which differences are clear and which may be luck: trials compared with the uncertainty of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paretoprune.results.store.accuracy import LABELS, accuracy_name
+from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, Losses, to_losses
+from paretoprune.results.store.records import TrialRecord, likely_speedups
+
+Z95 = 1.959964
+UNKNOWN = "not known (a run made before it was measured): accuracies are taken as exact"
+
+
+@dataclass(frozen=True)
+class AccuracyNoise:
+    """How much the difference of two networks' accuracy changes with the choice of validation images.
+
+    std: metric -> standard deviation of that difference; a metric not in it counts as exact. source: for people.
+    """
+
+    std: Mapping[str, float] = field(default_factory=dict)
+    source: str = UNKNOWN
+
+    @property
+    def text(self) -> str:
+        """One line: how large a difference of accuracy must be to be clear, and where that comes from."""
+        name = accuracy_name(self.std)
+        if name not in self.std:
+            return self.source
+        return f"differences of {LABELS[name]} up to {Z95 * self.std[name]:.3f} may be luck ({self.source})"
+
+
+def accuracy_noise(baseline: Mapping[str, Any]) -> AccuracyNoise:
+    """What baseline.json says about it.
+
+    Best, the paired bootstrap over images that a run makes at its start. Where only the number n of validation images
+    is known: a mean of n values in [0, 1] with the mean p has a standard deviation of at most sqrt(p (1 - p) / n)
+    (Bhatia and Davis, American Mathematical Monthly 2000), the difference of two independent ones sqrt(2) times that;
+    an upper bound, since two networks see the same images. Else none.
+    """
+    known = baseline.get("noise") or {}
+    stds = {name: float(known[f"{name}_std"]) for name in (*LABELS, "map50") if f"{name}_std" in known}
+    if stds:
+        return AccuracyNoise(stds, str(known.get("source", "measured")))
+    images = known.get("images")
+    if not images:
+        return AccuracyNoise()
+    accuracies = {name: baseline["metrics"].get(name) for name in (*LABELS, "map50")}
+    bound = {name: math.sqrt(2 * p * (1 - p) / images) for name, p in accuracies.items() if p is not None}
+    return AccuracyNoise(bound, f"at most, from the number of validation images ({images})")
+
+
+def loss_intervals(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    noise: AccuracyNoise | None = None,
+) -> tuple[Losses, Losses]:
+    """n records -> the (n, m) lower and upper ends of their 95 % intervals, as losses; low <= loss <= high.
+
+    Latency: from its `speedup_ci95`, or the prediction's interval where it was predicted. Accuracy: half of the
+    difference's interval to either side, so that two intervals overlap exactly where the difference is within its
+    noise. Everything else is exact.
+    """
+    losses = to_losses(records, objectives)
+    low, high = losses.copy(), losses.copy()
+    stds = noise.std if noise else {}
+    for column, name in enumerate(objectives):
+        if name == "latency_ms":
+            ends = np.array([_latency_interval(record) for record in records]).reshape(-1, 2)
+            low[:, column], high[:, column] = ends[:, 0], ends[:, 1]
+        elif DIRECTIONS[name] == "max" and name in stds:
+            low[:, column] -= Z95 * stds[name] / 2
+            high[:, column] += Z95 * stds[name] / 2
+    return low, high
+
+
+def _latency_interval(record: TrialRecord) -> tuple[float, float]:
+    """latency_ms is the baseline's divided by the speed-up, so the speed-up's interval gives its own."""
+    latency, bounds = float(record.metrics["latency_ms"]), likely_speedups(record.metrics)
+    speedup = record.number("speedup")
+    if not speedup or not bounds or min(bounds) <= 0:
+        return latency, latency
+    base = latency * speedup
+    return min(latency, base / max(bounds)), max(latency, base / min(bounds))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How sure a trial's place is.
+
+    tied_with: trials that no objective tells apart from it. beaten_by: trials that are clearly better in an objective
+    and clearly worse in none; of a front's member it says that only noise keeps it on the front.
+    """
+
+    tied_with: tuple[str, ...]
+    beaten_by: tuple[str, ...]
+
+    @property
+    def firm(self) -> bool:
+        """Whether no trial is as good or better within the noise."""
+        return not self.tied_with and not self.beaten_by
+
+
+def standings(
+    shown: Sequence[TrialRecord],
+    among: Sequence[TrialRecord],
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    noise: AccuracyNoise | None = None,
+) -> dict[str, Standing]:
+    """The standing of each trial of `shown` among those it competes with, by trial id; ids in the order of `among`.
+
+    O(len(shown) * len(among)) comparisons.
+    """
+    if not shown or not among:
+        return {record.trial_id: Standing((), ()) for record in shown}
+    low, high = loss_intervals(among, objectives, noise)
+    ids = np.array([record.trial_id for record in among])
+    own_low, own_high = loss_intervals(shown, objectives, noise)
+    found = {}
+    for row, record in enumerate(shown):
+        better = high < own_low[row]  # (n, m): clearly better than the shown trial
+        worse = low > own_high[row]
+        others = ids != record.trial_id
+        tied = others & ~better.any(axis=1) & ~worse.any(axis=1)
+        beating = others & better.any(axis=1) & ~worse.any(axis=1)
+        found[record.trial_id] = Standing(_names(ids, tied), _names(ids, beating))
+    return found
+
+
+def _names(ids: NDArray[np.str_], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(str(name) for name in ids[mask])

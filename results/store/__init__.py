@@ -1,0 +1,1 @@
+"""Records, the run folder and its files."""

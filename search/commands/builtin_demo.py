@@ -1,0 +1,80 @@
+"""``paretoprune demo``: the whole job on what the project brings along, in minutes and without a network or a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paretoprune.results.store.accuracy import accuracy_text
+from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.commands.output import echo
+from paretoprune.search.monitoring.progress import note
+
+# Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo about five minutes.
+TRIAL_EPOCHS = 1
+FULL_EPOCHS = 20
+PICKS = 2
+LATENCY_SECONDS = 2.0
+
+
+def demo_settings(dataset: Path, trials: int) -> dict[str, Any]:
+    """The demo's settings; everything not named keeps its default."""
+    from paretoprune.pruning.builtin import BASELINE, IMGSZ
+
+    return {
+        "model": {"path": str(BASELINE), "imgsz": IMGSZ},
+        "data": {"path": str(dataset)},
+        "search": {"trials": trials},
+        "trial": {"epochs": TRIAL_EPOCHS},
+        "finetune": {"epochs": FULL_EPOCHS},
+        "latency": {"max_seconds": LATENCY_SECONDS},
+    }
+
+
+def run_demo(run: Path, trials: int) -> int:
+    """Build the dataset, search, fine-tune two picks, report; ends with three lines. Returns the exit code."""
+    from paretoprune.pruning.builtin.dataset import build_dataset
+    from paretoprune.results.report.report import write_report
+    from paretoprune.search.commands.runs import sweep
+    from paretoprune.search.config.run_config import build_config
+    from paretoprune.search.finalists.finetune_picks import choose_picks, promote
+    from paretoprune.search.sweep.preflight import check_writable, prepare
+
+    check_writable(run)
+    note("building the dataset")
+    dataset = build_dataset(run.parent / "builtin-data")
+    prepared = prepare(build_config(demo_settings(dataset.resolve(), trials), "the demo's settings"), run)
+    if sweep(prepared) != 0:
+        return 1
+    folder, config = prepared.folder, prepared.config
+    promotion = promote(folder, config, choose_picks(folder, config.search.objectives, [str(PICKS)]))
+    report = write_report(folder.path)
+    if promotion.failed:
+        for trial_id, reason in promotion.failed.items():
+            click.echo(f"error: {trial_id}: {reason}", err=True)
+        return 1
+    for line in closing_lines(folder, folder.read_selected(), report):
+        echo(line)
+    return 0
+
+
+def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> list[str]:
+    """What was won, in three lines: the unpruned model, the pick that the report's headline names, the report."""
+    from paretoprune.results.selection.selection import lead_pick
+
+    best = lead_pick(selected)
+    assert best is not None  # a promotion that failed for every pick ended the demo before
+    baseline = folder.read_baseline()["metrics"]
+    won = f"speed-up {best.after['speedup']:.2f}x ({best.chosen_as})"
+    return [
+        f"unpruned   {_figures(baseline)}",
+        f"{best.trial_id:<10} {_figures(best.after)}  {won}",
+        f"report     {report}",
+    ]
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    return f"{accuracy_text(metrics)}  latency {metrics['latency_ms']:6.2f} ms  parameters {metrics['params_m']:5.2f} M"

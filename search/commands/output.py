@@ -1,0 +1,273 @@
+"""How rows reach a person or a program: an aligned table, JSON or CSV, always on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
+
+FORMATS = ("table", "json", "csv")
+FOLDER = click.Path(path_type=Path)
+RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
+
+
+class RunType(click.ParamType):
+    """A run's folder, or its address in an object store: then the mirror here, which is sent back at the end."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from paretoprune.search.storage.object_store import RemoteRun, is_uri
+
+        if isinstance(value, Path) or not is_uri(value):
+            return Path(value)
+        remote = RemoteRun(value)
+        mirror = remote.pull()
+        if ctx is not None:
+            ctx.call_on_close(remote.push)
+        return mirror
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class ImageSizeType(click.ParamType):
+    """``640``, the side of a square; where a ``pair`` is taken also ``384,640``, height and width."""
+
+    name = "pixels"
+
+    def __init__(self, pair: bool = False) -> None:
+        self._pair = pair
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
+        try:
+            sides = [int(side) for side in str(value).split(",")]
+        except ValueError:
+            sides = []
+        if len(sides) == 2 and not self._pair:
+            self.fail(f"one side of a square is needed here, got {value}; height and width are for latency and export")
+        if len(sides) not in (1, 2):
+            pair = ", or HEIGHT,WIDTH" if self._pair else ""
+            self.fail(f"a side in pixels is needed{pair}, got {value}")
+        size = sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+        try:
+            check_image_size(size)
+        except PruningError as error:
+            self.fail(str(error))
+        return size
+
+
+def complete_setting(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: names of settings that begin so."""
+    from paretoprune.search.config.run_config import known_keys
+
+    return [key for key in known_keys() if key.startswith(incomplete)]
+
+
+RUN = RunType()
+# A file or an address, which the command itself checks; as a path the shell completes it.
+FILE = click.Path(readable=False)
+SIZE = ImageSizeType()
+SIZE_OR_PAIR = ImageSizeType(pair=True)
+
+format_option: Callable[[Any], Any] = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+)
+
+address_option: Callable[[Any], Any] = click.option(
+    "--address", help="A Ray cluster: auto, host:port, ray://host:10001; local: this machine alone.  [default: local]"
+)
+
+
+def set_option(example: str) -> Callable[[Any], Any]:
+    """``--set KEY=VALUE``; ``example`` is shown in the help."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        shell_complete=complete_setting,
+        help=f"One setting, e.g. {example}; `paretoprune config` lists them.",
+    )
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a run's model and dataset lie now."""
+    model = click.option("--model", type=FILE, metavar="MODEL", help="Where the run's model lies now, after a move.")
+    data = click.option("--data", type=FILE, metavar="DATA", help="Where the run's dataset lies now, after a move.")
+    return data(model(command))
+
+
+trust_option: Callable[[Any], Any] = click.option(
+    "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."
+)
+
+
+_DATA: list[IO[str]] = []  # where data goes while everything else that is printed goes to stderr, innermost last
+
+
+@contextlib.contextmanager
+def data_alone_on_stdout() -> Iterator[None]:
+    """Inside, :func:`echo` alone reaches stdout; what anything else prints there goes to stderr.
+
+    Ultralytics speaks on stdout while it is imported (a new user's settings, a HOME that cannot be written), Ray
+    repeats its workers there, compilers of exports print in processes of their own: so the descriptor is turned, which
+    they all inherit. Where stdout is no descriptor (a captured one), only ``sys.stdout`` can be.
+    """
+    try:
+        descriptor, stderr = sys.stdout.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError):  # io.UnsupportedOperation is both
+        _DATA.append(sys.stdout)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _DATA.pop()
+        return
+    sys.stdout.flush()
+    kept = os.dup(descriptor)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, kept)
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        _DATA.append(stack.enter_context(open(kept, "w", encoding=encoding, errors=errors, closefd=False)))
+        stack.callback(_DATA.pop)
+        os.dup2(stderr, descriptor)
+        stack.callback(os.dup2, kept, descriptor)
+        stack.callback(sys.stdout.flush)
+        yield
+
+
+def with_data_alone_on_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command, run in :func:`data_alone_on_stdout`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with data_alone_on_stdout():
+            return command(*args, **options)
+
+    return wrapped
+
+
+def echo(text: str = "", newline: bool = True) -> None:
+    """Print data: the only way to stdout that a command has."""
+    click.echo(text, file=_DATA[-1] if _DATA else None, nl=newline)
+
+
+def stdout_width() -> int | None:
+    """Columns of the terminal that data goes to; None where it goes elsewhere."""
+    stream = _DATA[-1] if _DATA else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def command_line(*words: object) -> str:
+    """``paretoprune WORDS`` to be printed: pasted into a shell, it is these words whatever signs a path holds."""
+    from paretoprune.search.storage.object_store import address_of
+
+    return shlex.join(["paretoprune", *(address_of(word) if isinstance(word, Path) else str(word) for word in words)])
+
+
+def unbroken(text: str) -> str:
+    """``text`` on one line. Blanks within a line stay as they are: they may be those of a path in a command."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
+    """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).
+
+    The table of a classifier's run has ``top1`` in place of ``map50_95``.
+    """
+    if form == "json":
+        echo(json.dumps(list(rows), indent=2))
+    elif form == "csv":
+        echo(_as_csv(rows), newline=False)
+    else:
+        echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns]))
+
+
+def emit_one(row: Mapping[str, Any], form: str) -> None:
+    """Print one thing: a JSON object, a CSV of one line, or a key and its value per line."""
+    if form == "json":
+        echo(json.dumps(dict(row), indent=2))
+    elif form == "csv":
+        echo(_as_csv([row]), newline=False)
+    else:
+        width = max((len(key) for key in row), default=0)
+        for key, value in row.items():
+            echo(f"{key:<{width}}  {_text(value)}")
+
+
+def with_objectives(columns: Sequence[str], objectives: Sequence[str]) -> list[str]:
+    """``columns`` with the run's other objectives (of masks, keypoints ...) behind the accuracy."""
+    place = list(columns).index("map50_95") + 1
+    own = [name for name in objectives if name not in (*columns, "top1")]
+    return [*columns[:place], *own, *columns[place:]]
+
+
+def _of_the_task(column: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    own = column.replace("map50_95", "top1")
+    return (
+        own
+        if all(row.get(column) is None for row in rows) and any(row.get(own) is not None for row in rows)
+        else column
+    )
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Aligned columns with a header; numbers to the right."""
+    if not rows:
+        return "(nothing)"
+    names = list(columns or rows[0])
+    cells = [[_text(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(names[i]), *(len(line[i]) for line in cells)) for i in range(len(names))]
+    right = [all(_is_number(row.get(name)) for row in rows) for name in names]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(texts, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), *(line(texts) for texts in cells)])
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
+    return stream.getvalue()
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        size = all(isinstance(item, int) for item in value)  # height and width, as the option takes them
+        return (",".join if size else " .. ".join)(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,119 @@
+"""``prune`` to a budget: what is asked for, what it says while it works, what each block loses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from paretoprune.search.commands.output import as_table
+from paretoprune.search.commands.prune_estimate import Measured, by_measuring, from_run, latency_row
+from paretoprune.search.monitoring.progress import note, speaking
+
+if TYPE_CHECKING:
+    from paretoprune.pruning.budget.budget import Budget, Cut
+
+PLANS = 12  # timed for --speedup where nobody says how many: about a minute
+_LATENCY_FALLS = 2.0  # a network S times as fast has hardly ever less than S^-2 of the multiply-adds, see _timed
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What shall be left: a share in (0, 1] of the multiply-adds or parameters; or how many times as fast, above 1."""
+
+    of: Literal["macs", "params", "speedup"]
+    value: float
+
+    def __str__(self) -> str:
+        if self.of == "speedup":
+            return f"at least {self.value:g} times as fast, predicted"
+        return f"at most {self.value:g} of the {'multiply-adds' if self.of == 'macs' else 'parameters'}"
+
+
+def goal_of(keep_macs: float | None, keep_params: float | None, speedup: float | None) -> Goal | None:
+    """The one that was given; :class:`click.UsageError` where it is out of range."""
+    for option, of, value in (("--keep-macs", "macs", keep_macs), ("--keep-params", "params", keep_params)):
+        if value is not None:
+            if not 0 < value <= 1:
+                raise click.UsageError(f"{option} is the share that stays, in (0, 1], got {value:g}")
+            return Goal(of, value)  # type: ignore[arg-type]
+    if speedup is None:
+        return None
+    if not (math.isfinite(speedup) and speedup > 1):
+        raise click.UsageError(f"--speedup says how many times as fast, above 1, got {speedup:g}")
+    return Goal("speedup", speedup)
+
+
+def cut_to_goal(
+    bench: Any, goal: Goal, recover: str, measure: int | None, run: Path | None, device: str
+) -> tuple[Cut, Measured | None]:
+    """The network of ``goal`` from a :class:`pruning.workbench.Workbench`, and the timed plans that predict its speed.
+
+    Says on stderr what it does and what each block loses.
+    """
+    from paretoprune.pruning.budget.budget import Budget, cut_to
+
+    with speaking() as say:
+        measured, budget = None, None
+        if goal.of == "speedup":
+            say("reading and scoring calibration images")
+            measured = from_run(run, bench.geometry) if run is not None else _timed(bench, goal, measure, device)
+            budget = _predicted(bench, goal, measured)
+        cut = cut_to(bench, budget or Budget(goal.value, goal.of), recover, say)  # type: ignore[arg-type]
+    click.echo(_table(cut), err=True)
+    return cut, measured
+
+
+def _timed(bench: Any, goal: Goal, measure: int | None, device: str) -> Measured:
+    """Plans timed now: from hardly cut to somewhat beyond what the goal may take.
+
+    Latency falls more slowly than multiply-adds do, so their share at the goal is not known before; the heaviest of the
+    plans has to be beyond it, or the model would be asked outside of what was measured.
+    """
+    from paretoprune.pruning.budget.budget import Budget, ratios_within
+    from paretoprune.pruning.importance.allocation import narrowest, share_left
+
+    least = share_left(bench.table, bench.conv_costs, narrowest(bench.table, bench.round_to)) * (1 + 1e-9)
+    heavy = ratios_within(bench, Budget(min(1.0, max(least, goal.value**-_LATENCY_FALLS))))
+    return by_measuring(bench, heavy, measure or PLANS, device)
+
+
+def _predicted(bench: Any, goal: Goal, measured: Measured) -> Budget:
+    from paretoprune.pruning.budget.budget import budget_for_speedup
+    from paretoprune.pruning.latency.model import fit_latency_model
+
+    model = fit_latency_model(bench.geometry, measured.plans)
+    budget = budget_for_speedup(bench, model, goal.value)
+    note(f"{budget.share:.1%} of the multiply-adds are predicted to run {goal.value:g} times as fast ({model.error})")
+    return budget
+
+
+def prediction_row(bench: Any, cut: Cut, measured: Measured | None) -> dict[str, Any]:
+    """The speed of the cut network, as the latency model of the timed plans predicts it; nothing without them."""
+    if measured is None:
+        return {}
+    row = latency_row(bench.geometry, cut.plan.ratios, measured)
+    low, high = row["latency_ratio_ci95"]
+    return {
+        "predicted_speedup": row["speedup"],
+        "predicted_speedup_pi95": [1 / high, 1 / low],
+        "prediction_source": row["latency_source"],
+    }
+
+
+def _table(cut: Cut) -> str:
+    return as_table(
+        [
+            {
+                "block": block.block,
+                "module": block.kind,
+                "channels": f"{block.channels_before} -> {block.channels}",
+                "macs_kept": round(block.macs / block.macs_before, 3) if block.macs_before else None,
+                "estimated_loss": float(f"{block.loss:.3g}"),
+            }
+            for block in cut.blocks
+        ]
+    )

@@ -1,0 +1,1 @@
+"""A run's configuration: its sections, the file, the inputs it names."""

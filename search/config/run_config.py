@@ -1,0 +1,233 @@
+"""A run's configuration: composed of sections, read from a file and the command line, written resolved.
+
+``config.yaml`` in the run folder holds every setting with its value, so that it alone repeats the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from paretoprune.search.config.sections import (
+    DataSection,
+    FinetuneSection,
+    LatencySection,
+    ModelSection,
+    RecoverSection,
+    ResourcesSection,
+    SearchSection,
+    Section,
+    SpaceSection,
+    TrialSection,
+)
+from paretoprune.search.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+# Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
+FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.")
+
+
+class RunConfig(Section):
+    """Everything a run needs; see the sections for the meaning of each setting."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    """Version of this file's layout."""
+    model: ModelSection
+    """The trained model."""
+    data: DataSection
+    """The dataset."""
+    space: SpaceSection = SpaceSection()
+    """Which widths may be chosen."""
+    search: SearchSection = SearchSection()
+    """How they are explored."""
+    recover: RecoverSection = RecoverSection()
+    """What follows the removal of channels."""
+    trial: TrialSection = TrialSection()
+    """The short fine-tuning of a trial."""
+    finetune: FinetuneSection = FinetuneSection()
+    """The full fine-tuning of the picks."""
+    latency: LatencySection = LatencySection()
+    """How latency is measured."""
+    resources: ResourcesSection = ResourcesSection()
+    """Where trials run."""
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for comparing two configurations."""
+        return _flatten(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> None:
+        """Write as YAML, atomically (temporary name, fsync, rename)."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as stream:
+            yaml.safe_dump(self.model_dump(mode="json"), stream, sort_keys=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+
+class _DoubleKeyError(yaml.MarkedYAMLError):
+    """A mapping with a key twice: YAML's own reader takes the last one without a word."""
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe types, every key of a mapping once; what `<<` brings along may be given anew."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise _DoubleKeyError(problem=f"`{key.value}`", problem_mark=key.start_mark)
+            seen.add((key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key)))
+        return node
+
+
+def _parsed(text: str) -> Any:
+    loader = _OnceLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key a configuration may hold, section names included."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys.extend(known_keys(annotation, f"{prefix}{name}."))
+    return keys
+
+
+def build_config(values: Mapping[str, Any], source: str = "the settings") -> RunConfig:
+    """Validate nested ``values``.
+
+    Raises :class:`ConfigError` with one line for the first thing that is wrong; ``source`` says where it came from.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_line(error, source)) from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """The configuration in a YAML file; :class:`ConfigError` names the file and what is wrong in it."""
+    return build_config(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file (an empty file is an empty mapping)."""
+    try:
+        values = _parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read ({error.strerror}); check the path") from error
+    except _DoubleKeyError as error:
+        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "it"
+        raise ConfigError(
+            f"configuration {path} must give every key once, got {error.problem} again in {place}; keep one"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # RecursionError: nested too deep
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"configuration {path} is not valid YAML ({detail}); correct it") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} must hold a mapping of settings, got a {type(values).__name__}")
+    return values
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested mappings: ``{"space.round_to": 8}`` -> ``{"space": {"round_to": 8}}``."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        nested = merge(nested, value)
+    return nested
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts (the value in YAML) to nested settings.
+
+    Layer patterns hold dots, so a key may stop at a section's field: ``space.bounds={"model.4.*": [0.1, 0.3]}``.
+    Raises :class:`ConfigError` for a text without ``=``, an unknown key (the nearest known one is named), a bad value.
+    """
+    settings: dict[str, Any] = {}
+    keys = known_keys()
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set needs key=value, got {text!r}; for instance --set space.round_to=16")
+        if key not in keys:
+            raise ConfigError(f"--set: {unknown_setting(key)}")
+        try:
+            settings[key] = _parsed(raw)
+        except _DoubleKeyError as error:
+            raise ConfigError(f"--set {key}: every key must be given once, got {error.problem} twice") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"--set {key}: the value must be YAML, got {raw!r:.80}; quote it") from error
+    return nest(settings)
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys whose values differ and that must not differ within one run folder."""
+    before, after = old.flat(), new.flat()
+    names = sorted(set(before) | set(after))
+    return [key for key in names if before.get(key) != after.get(key) and not key.startswith(FREE_KEYS)]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and prefix + key in _SECTIONS:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+_SECTIONS = frozenset(key.split(".")[0] for key in known_keys() if "." in key)
+
+
+def unknown_setting(key: str) -> str:
+    """What is said of a ``key`` that is none, with the nearest that is one."""
+    keys = known_keys()
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    if not close:  # the section may be right or missing: compare the last part alone
+        tails = {name.rsplit(".", 1)[-1]: name for name in keys}
+        close = [tails[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1)]
+    hint = f"the nearest known one is `{close[0]}`" if close else f"sections are {', '.join(sorted(_SECTIONS))}"
+    return f"unknown setting `{key}`; {hint}"
+
+
+def _first_line(error: ValidationError, source: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{source}: {unknown_setting(key)}"
+    if first["type"] == "missing":
+        return f"{source}: `{key}` is missing; give it a value"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if first["type"] == "value_error":
+        return f"{source}: `{key}`: {message}; correct it"
+    return f"{source}: `{key}`: {message}, got {first['input']!r}; correct it or leave it out"

@@ -1,0 +1,265 @@
+"""The sections of a run's configuration; every field says what it means, its unit and its bounds.
+
+Each class is strict: an unknown key or a wrong type is refused (:mod:`search.config.run_config` turns that into one
+line).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from paretoprune.pruning.yolo.image_size import check_image_size
+from paretoprune.search.config.latency_target import LatencyTarget
+
+STRUCTURAL: Literal["structural"] = "structural"
+SEQUENTIAL = "sequential"
+BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, nothing unknown allowed, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The trained model that is pruned."""
+
+    path: str = Field(examples=["my.pt"])
+    """Ultralytics checkpoint (.pt), a path or a name that Ultralytics knows."""
+    imgsz: int = 640
+    """Side of the square input, pixels; a multiple of the model's largest stride, and of 32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
+    trust_checkpoint: bool = False
+    """Load ``path``, and the checkpoints the run makes of it, although they name things that no network needs, such as
+    your own classes. Loading them can run any code, in every process of the run."""
+
+    @field_validator("imgsz", mode="before")
+    @classmethod
+    def _one_side(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)) or (isinstance(value, str) and "," in value):
+            raise ValueError(
+                f"one side of a square is needed, got {value}; height and width are for latency and export"
+            )
+        return value
+
+    @field_validator("imgsz")
+    @classmethod
+    def _of_whole_strides(cls, value: int) -> int:
+        check_image_size(value)
+        return value
+
+
+class DataSection(Section):
+    """The dataset that trials train and validate on."""
+
+    path: str = Field(examples=["my/data.yaml"])
+    """The dataset's data.yaml; a classifier's folder with train/ and val/."""
+    batch: int = Field(default=16, ge=1)
+    """Images per batch in validation."""
+
+
+class SpaceSection(Section):
+    """Which widths the search may choose."""
+
+    granularity: Literal["layer", "block"] = "layer"
+    """One axis per prunable group ("layer"), or one per block of the network ("block")."""
+    round_to: int = Field(default=8, ge=1)
+    """Widths move in steps of this many channels."""
+    min_ratio: Ratio = 0.0
+    """Minimum fraction of channels removed on every axis."""
+    max_ratio: Ratio = 0.7
+    """Maximum fraction of channels removed on every axis."""
+    blocks: list[int] | None = None
+    """Numbers of the blocks that may be pruned; none given: all."""
+    exclude: list[str] = []
+    """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
+    bounds: dict[str, tuple[Ratio, Ratio]] = {}
+    """Layer or pattern -> [minimum, maximum] ratio, in place of min_ratio and max_ratio; a name beats a pattern, a
+    longer pattern a shorter one, the later of two equals the earlier."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SpaceSection:
+        pairs = {"min_ratio and max_ratio": (self.min_ratio, self.max_ratio), **self.bounds}
+        for name, (low, high) in pairs.items():
+            if low > high:
+                raise ValueError(f"`least <= greatest` must hold for {name}, got ({low}, {high})")
+        return self
+
+
+def _describe_objectives(schema: dict[str, Any]) -> None:
+    """Add what only the module of the metrics knows; it is imported where the meaning is asked for."""
+    from paretoprune.results.store.objectives import DIRECTIONS
+
+    schema["description"] += f" There are {', '.join(DIRECTIONS)}."
+    schema[BY_TASK] = True
+
+
+class SearchSection(Section):
+    """How the space is explored."""
+
+    trials: int = Field(default=50, ge=1)
+    """Finished trials the run ends with."""
+    sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
+    """Proposes the plans: "gp" is paretoprune's own, for any number of trials; the others are Optuna's
+    (docs/search.md)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random in the run."""
+    objectives: list[str] = Field(default=["map50_95", "latency_ms"], json_schema_extra=_describe_objectives)
+    """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
+    and latency_ms."""
+    warm_start: bool = True
+    """Begin with plans by sensitivity (two fifths of the trials, at most 8) and uniform ones (a quarter, at most 5)."""
+    loggers: list[Literal["mlflow", "wandb"]] = []
+    """Trackers that every trial is also sent to, through Ray's own integrations."""
+    plans: list[str] = []
+    """Plan files to try first."""
+    from_run: str | None = None
+    """Folder of another run on the same model, whose trials the sampler is told."""
+    stopping: bool = True
+    """End trials early that others of like cost have left behind; the first decision is before the first epoch."""
+    reduction: float = Field(default=3.0, gt=1.0)
+    """About one trial in this many goes on from a rung; also the step from rung to rung."""
+    rungs: list[int] | None = None
+    """Epochs after which trials may be stopped; none given: 0, and the epochs divided by powers of the reduction."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Maximum latency, ms; slower plans are not trained."""
+    max_params_m: float | None = Field(default=None, gt=0)
+    """Maximum number of parameters, millions; larger plans are not trained."""
+    max_gflops: float | None = Field(default=None, gt=0)
+    """Maximum GFLOPs; plans with more are not trained."""
+    min_map: float | None = Field(default=None, ge=0, le=1)
+    """Minimum accuracy (mAP50-95, a classifier's top-1)."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall-clock hours after which this start hands out no further trial."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """GPU hours of all trials of the run after which no further one begins (on CPUs: hours of a trial's CPUs)."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        from paretoprune.results.store.objectives import DIRECTIONS
+
+        unknown = [name for name in value if name not in DIRECTIONS]
+        if unknown:
+            raise ValueError(f"objectives must be of {', '.join(DIRECTIONS)}, got {', '.join(unknown)}")
+        if len(set(value)) != len(value) or not 2 <= len(value) <= 3:
+            raise ValueError(f"two or three different objectives are needed, got {value}")
+        return value
+
+
+class RecoverSection(Section):
+    """What happens right after channels were removed, before any label is looked at."""
+
+    how: Literal["none", "bn", "refit", "refit+bn", "refit+distill"] = "refit"
+    """Nothing, batch-norm statistics, least-squares refit of the consumers, both, or a refit and then gradient steps
+    towards the unpruned network's outputs on the calibration images."""
+    importance: str = "reconstruction"
+    """Criterion that chooses the channels to remove (docs/recovery.md lists them)."""
+    calibration_images: int = Field(default=128, ge=1)
+    """Training images the refit and the criterion look at."""
+
+
+class TrialSection(Section):
+    """What a trial does to a network, and its short fine-tuning."""
+
+    strategy: Literal["structural", "sequential", "adapter", "skip", "mask"] = STRUCTURAL
+    """The way in which channels leave (docs/strategies.md); sequential searches each block's first layer only."""
+    epochs: int = Field(default=1, ge=0)
+    """Epochs of fine-tuning; 0 judges a trial right after the refit."""
+    batch: int = Field(default=16, ge=1)
+    """Images per training batch."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate; none given: chosen from the number of steps."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that load images for a GPU; on a CPU there are none."""
+    distill: bool = True
+    """Distil: learn the unpruned model's outputs, without labels."""
+    amp: bool = True
+    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
+
+
+class FinetuneSection(Section):
+    """The full fine-tuning of the picks."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Epochs at most."""
+    patience: int = Field(default=20, ge=0)
+    """Epochs without a better validation after which it ends; 0: never."""
+    batch: int = Field(default=16, ge=1)
+    """Images per training batch."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate; none given: chosen from the number of steps."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that load images for a GPU; on a CPU there are none."""
+    distill: bool = False
+    """Distil: learn the unpruned model's outputs, without labels."""
+    amp: bool = True
+    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
+    gpus_per_pick: int = Field(default=1, ge=1)
+    """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
+    multiple of them; not used without GPUs."""
+    trust_checkpoint: bool = False
+    """The same as ``model.trust_checkpoint`` for native rivals. One that is the run's model is trusted as that is."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> FinetuneSection:
+        if self.batch % self.gpus_per_pick:
+            raise ValueError(f"batch must be a multiple of gpus_per_pick, got {self.batch} and {self.gpus_per_pick}")
+        return self
+
+
+class LatencySection(Section):
+    """How latency is measured, always beside the unpruned baseline."""
+
+    batch: int = Field(default=1, ge=1)
+    """Images per inference."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an inference; none given: all cores but one, at most 8."""
+    max_seconds: float = Field(default=2.0, gt=0)
+    """Longest time one measurement may take, seconds; other trials on the device stand still meanwhile. Up to four
+    times as long where the interval would otherwise be wider than ±10 %; the final comparison takes four times as long
+    for each network."""
+    target_halfwidth: float = Field(default=0.01, gt=0)
+    """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
+    runtime: Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"] = "torch"
+    """What executes the network (docs/latency.md)."""
+    half: bool = False
+    """16 bits instead of 32, where the device computes in them natively."""
+    target: str = "own"
+    """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads) or "node:RESOURCE" (a node of the
+    cluster with that custom resource)."""
+
+    @field_validator("target")
+    @classmethod
+    def _a_target(cls, value: str) -> str:
+        LatencyTarget.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_number_of_threads(self) -> LatencySection:
+        wanted = LatencyTarget.parse(self.target).threads
+        if wanted is not None and self.threads not in (None, wanted):
+            raise ValueError(f"`target` asks for {wanted} threads and `threads` for {self.threads}")
+        return self
+
+
+class ResourcesSection(Section):
+    """Where trials run and how many at a time."""
+
+    address: str | None = None
+    """A Ray cluster to join (``auto``, ``host:6379``); none given, or "local": Ray is started on this machine."""
+    gpus_per_trial: float | None = Field(default=None, ge=0)
+    """GPUs, or the fraction of one, that a trial takes."""
+    cpus_per_trial: int | None = Field(default=None, ge=1)
+    """CPU cores that a trial takes."""
+    shared_run: bool = True
+    """All nodes of a joined cluster see the run folder at its path; if not, workers send their files to the driver."""
+    wait_minutes: float = Field(default=30, ge=0)
+    """Longest wait for a node on which a trial fits, where a joined cluster has none yet; 0: it must be there."""
+    parallel: int | None = Field(default=None, ge=1)
+    """Trials at a time at most; none given: as many as fit. More than fit are asked of an autoscaling cluster."""

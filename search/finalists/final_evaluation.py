@@ -1,0 +1,143 @@
+"""The last word on the finished networks: picks, native rivals and the unpruned model, judged in one session.
+
+All of them are evaluated on the same images and timed in turn, so every figure of the comparison is of the
+same minutes, also of picks that were fine-tuned on another day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paretoprune.base.atomic import write_json
+from paretoprune.results.store.records import SCHEMA_VERSION
+from paretoprune.results.store.run_files import read_object
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.trial.context import DeviceGate
+from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
+from paretoprune.search.trial.trial import latency_metrics
+from paretoprune.search.worker.cluster import MODEL_FOLDER
+from paretoprune.search.worker.file_transfer import carried
+from paretoprune.search.worker.worker import WorkerContext, tools_of
+
+TUNED = "tuned.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A fully fine-tuned network, as ``tuned.json`` in its folder says. ``name``: trial id, or ``native:<stem>``."""
+
+    name: str
+    directory: Path
+    content: Mapping[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The network."""
+        return self.directory / "best.pt"
+
+    @property
+    def trust(self) -> bool | None:
+        """How its file is loaded; None: as the run's model, which a pick was made of."""
+        return bool(self.content.get("trust_checkpoint")) if self.is_native else None
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is a native rival and no pick."""
+        return self.name.startswith(NATIVE)
+
+
+def finished_networks(folder: RunFolder) -> list[Finished]:
+    """Every pick and native rival whose fine-tuning ended, picks first; also those of older runs."""
+    found = []
+    for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE)):
+        for directory in sorted(path for path in root.glob("*") if (path / "best.pt").is_file()):
+            content = finished_content(directory)
+            if content is not None:
+                found.append(Finished(prefix + directory.name, directory, content))
+    return found
+
+
+def finished_content(directory: Path) -> dict[str, Any] | None:
+    """tuned.json, or what metrics.json held before there was one; None while the fine-tuning goes on."""
+    for name in (TUNED, "metrics.json"):
+        path = directory / name
+        if path.is_file():
+            return read_object(path)
+    return None
+
+
+def needs_session(folder: RunFolder) -> bool:
+    """Whether a finished network is not in the last session, or was fine-tuned anew since."""
+    networks = finished_networks(folder)
+    if not networks:
+        return False
+    if not folder.session.is_file():
+        return True
+    known = folder.read_session().get("tuned_at", {})
+    return {item.name: item.content.get("tuned_at") for item in networks} != known
+
+
+def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
+    """In a worker: judge all finished networks together and write every ``metrics.json``, then ``session.json``.
+
+    places: their folders below the run's.
+    """
+    needs = [MODEL_FOLDER, "baseline.json", "trials.jsonl", "config.yaml"]
+    with carried(context, needs, [*places, "session.json", "session.log"]) as here:
+        _compare(here)
+
+
+def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any]) -> dict[str, Any]:
+    """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
+    if not tools.measures_here:
+        return {name: tools.start_measure(model).result() for name, model in models.items()}
+    with gate.measuring():
+        return dict(tools.measure_together(models))
+
+
+def _compare(context: WorkerContext) -> None:
+    tools, gate = tools_of(context)
+    folder = context.folder
+    networks = finished_networks(folder)
+    before = folder.read_baseline()["metrics"]
+    records = {record.trial_id: record for record in folder.read_records()}
+    with tools.logging(folder.path / "session.log"):
+        models = {BASELINE: tools.baseline}
+        models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
+        accuracies = tools.evaluate_together(models)
+        better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
+        times = _timed(tools, gate, models)
+    base_ms = float(before["latency_ms"])
+    session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
+    beside = {**before, **accuracies[BASELINE], "latency_measured_ms": float(times[BASELINE]["median_ms"])}
+    for item in networks:
+        after = {**accuracies[item.name], **tools.stats(models[item.name])}
+        after.update(latency_metrics(times[item.name], base_ms))
+        content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
+        if item.is_native:
+            name = item.directory.name
+            write_json(item.directory / "metrics.json", {"schema_version": SCHEMA_VERSION, "name": name, **content})
+        else:
+            folder.write_selected(item.name, {"before": records[item.name].metrics, **content})
+    over = {name: times[name].get("over", {}) for name in models}
+    tuned_at = {item.name: item.content.get("tuned_at") for item in networks}
+    write_json(
+        folder.session,
+        {
+            "schema_version": SCHEMA_VERSION,
+            **session,
+            "tuned_at": tuned_at,
+            "speedup_over": over,
+            "map50_95_over": better,
+        },
+    )
+
+
+def _lasting(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What tuned.json says that belongs into metrics.json."""
+    wanted = "chosen_as settings epochs best_epoch retries precision model recipe trust_checkpoint seconds tuned_at"
+    return {name: content[name] for name in wanted.split() if name in content}

@@ -1,0 +1,299 @@
+"""From a pick to a finished network: full fine-tuning as parallel Ray tasks, then one measuring session for all.
+
+Each pick starts from its trial's ``pruned.pt``; the pruned widths stay. ``selected/<id>/metrics.json`` is written last,
+so a folder with it is complete, and is not done again under the same settings.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretoprune.base.atomic import write_json
+from paretoprune.results.analysis.summary import summarise
+from paretoprune.results.report.model_card import write_cards
+from paretoprune.results.selection.picks import pick_trials
+from paretoprune.results.selection.selection import Pick
+from paretoprune.results.store.accuracy import LABELS, accuracies, accuracy_text
+from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
+from paretoprune.results.store.run_files import read_json
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.inputs import IDENTITY
+from paretoprune.search.errors import SearchError
+from paretoprune.search.finalists.final_evaluation import (
+    TUNED,
+    compare_finished,
+    finished_content,
+    finished_networks,
+    needs_session,
+)
+from paretoprune.search.monitoring.interrupts import interruptible
+from paretoprune.search.monitoring.progress import note
+from paretoprune.search.monitoring.trackers import write_finetuning
+from paretoprune.search.storage.driver_lock import DriverLock
+from paretoprune.search.storage.event_log import PhaseClock, read_events
+from paretoprune.search.storage.object_store import published
+from paretoprune.search.storage.trial_lock import claimed
+from paretoprune.search.sweep.preflight import trusts_native
+from paretoprune.search.trial.joint_evaluation import NATIVE
+from paretoprune.search.trial.operations import make_tools
+from paretoprune.search.trial.trial import one_line
+from paretoprune.search.worker.cluster import MODEL_FOLDER
+from paretoprune.search.worker.file_transfer import carried
+from paretoprune.search.worker.ray_output import quiet_ray
+from paretoprune.search.worker.worker import ToolsFactory, WorkerContext, tools_of
+
+if TYPE_CHECKING:
+    from paretoprune.search.config.run_config import RunConfig
+    from paretoprune.search.config.sections import FinetuneSection
+
+EVENTS = "events.jsonl"
+DEFAULT_PICKS = "3"
+START = "start.pt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted."""
+
+    name: str
+    chosen_as: str = ""
+    native: str = ""
+    trust: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its folder below the run's."""
+        return f"native/{self.name.removeprefix(NATIVE)}" if self.native else f"selected/{self.name}"
+
+    @property
+    def start(self) -> str:
+        """A native rival's own checkpoint, below the run's folder: workers elsewhere do not see where it came from."""
+        return f"{self.place}/{START}"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """``rows``: one per finished pick, for printing. ``failed``: trial id -> one line."""
+
+    rows: list[dict[str, Any]]
+    failed: dict[str, str]
+
+
+def choose_picks(
+    folder: RunFolder, objectives: Sequence[str], wishes: Sequence[str] = (), bounds: Bounds = NO_BOUNDS
+) -> list[Pick]:
+    """What `wishes` choose (see :func:`results.selection.picks.pick_trials`; none: three picks) among the run's trials.
+
+    :class:`SearchError` where nothing is found or a trial has no network to start from.
+    """
+    records = folder.read_records()
+    picks = pick_trials(records, folder.read_baseline(), wishes or [DEFAULT_PICKS], bounds, objectives)
+    if not picks:
+        within = f" with {bounds}" if bounds.given else ""
+        raise SearchError(f"a pick needs a completed trial{within}, but {folder.path} has none; see `status`")
+    for pick in picks:
+        if not folder.trial_checkpoint(pick.trial_id).is_file():
+            missing = folder.trial_checkpoint(pick.trial_id)
+            raise SearchError(f"trial {pick.trial_id} needs its network, but {missing} is gone; pick another trial")
+    return picks
+
+
+def promote(
+    folder: RunFolder,
+    config: RunConfig,
+    picks: Sequence[Pick],
+    factory: ToolsFactory = make_tools,
+    natives: Sequence[str] = (),
+) -> Promotion:
+    """Fine-tune ``picks`` fully and train ``natives`` (stock checkpoints) with the same budget, all in parallel; then
+    judge every finished network of the run together. One that fails does not hold up the others.
+    """
+    from paretoprune.search.sweep.sweep import start_workers
+
+    failed: dict[str, str] = {}
+    settings = _recipe(config.finetune.model_dump(mode="json"))
+    jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
+    jobs += [Job(NATIVE + Path(path).stem, native=path, trust=trusts_native(config, path)) for path in natives]
+    remedy = "what is done is kept: the same command goes on after the last epoch"
+    with (
+        DriverLock(folder.path) as lock,
+        published(folder.path),
+        quiet_ray(folder.path),
+        interruptible("fine-tuning the picks", remedy),
+    ):
+        todo = [job for job in jobs if not _is_tuned(folder, job, settings)]
+        if todo or needs_session(folder):
+            resources, context = start_workers(config, folder, factory, folder.read_baseline().get(IDENTITY))
+            lock.describe(resources.slots)
+            if not context.gpus:  # fewer networks than slots: the CPUs that would stand idle make them faster
+                context = replace(context, cpus=context.cpus * max(1, resources.slots // max(1, len(todo))))
+            if todo:
+                _bring_natives(folder, todo)
+                note(f"fine-tuning {len(todo)} networks, at most {config.finetune.epochs} epochs each")
+                failed = _finetune_all(context, todo, config.finetune)
+                for job in todo:
+                    write_finetuning(folder, job.name, folder.path / job.place / EVENTS)
+            if needs_session(folder):
+                note("judging all finished networks beside the unpruned model")
+                _compare_all(context)
+                write_cards(folder, summarise(folder))
+    rows = [_row(folder, job) for job in jobs if job.name not in failed]
+    return Promotion(rows, failed)
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a fine-tuning's result depends on."""
+    return {name: value for name, value in settings.items() if name not in ("gpus_per_pick", "trust_checkpoint")}
+
+
+def _with_gpus(context: WorkerContext, wanted: int) -> WorkerContext:
+    """A pick's share of the machine where several GPUs train it; :class:`SearchError` where no machine has so many."""
+    if wanted == 1:
+        return context
+    if not context.gpus:
+        note(f"no GPU is used here, so finetune.gpus_per_pick={wanted} changes nothing")
+        return context
+    import ray
+
+    most = max(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+    if wanted > most:
+        raise SearchError(
+            f"finetune.gpus_per_pick is {wanted}, but no machine of the cluster has over {most} GPUs; ask for fewer"
+        )
+    return replace(context, gpus=float(wanted))
+
+
+def finetune_job(context: WorkerContext, job: Job) -> None:
+    """In a worker: fine-tune one network into its folder's ``best.pt``, a pick from its last epoch if it died before.
+
+    ``tuned.json`` is written last: with it, and under the same settings, only the judging is left to do.
+    """
+    needs = [MODEL_FOLDER] if job.native else [MODEL_FOLDER, f"trials/{job.name}"]
+    with carried(context, needs, [job.place]) as here:
+        _finetune(here, job)
+
+
+def _finetune(context: WorkerContext, job: Job) -> None:
+    tools, _ = tools_of(context)
+    target = context.folder.path / job.place
+    target.mkdir(parents=True, exist_ok=True)
+    settings = _recipe(context.settings["finetune"])
+    with claimed(target):
+        if _is_tuned(context.folder, job, settings):
+            return
+        for name in (EVENTS, TUNED, "metrics.json"):  # of an earlier attempt, or of other settings
+            (target / name).unlink(missing_ok=True)
+        clock = PhaseClock(target / EVENTS)
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
+            clock.event("epoch", epoch=epoch, **accuracies(metrics))
+            return False
+
+        extra: dict[str, Any] = {"chosen_as": job.chosen_as}
+        with tools.logging(target / "finetune.log"), clock.phase("finetune"):
+            if job.native:
+                tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
+                extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
+            else:
+                model = tools.load(context.folder.trial_checkpoint(job.name))
+                tuned = tools.finetune_fully(model, target, on_epoch)
+                shutil.copyfile(context.folder.trial_plan(job.name), target / "plan.json")
+            tools.save(tuned.model, target / "best.pt")
+        facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
+        facts |= {**({"precision": tuned.precision} if tuned.precision else {}), **extra}
+        said = {"settings": settings, **facts, "seconds": clock.seconds, "tuned_at": time.time()}
+        write_json(target / TUNED, said)
+    tools.release()
+
+
+def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: FinetuneSection) -> dict[str, str]:
+    """Run the tasks, showing every epoch as it ends; name -> reason of those that failed. A native takes one GPU."""
+    import ray
+
+    picks = _with_gpus(context, settings.gpus_per_pick)
+    contexts = {job: context if job.native else picks for job in jobs}
+    task = ray.remote(finetune_job)
+    waiting = {
+        task.options(num_cpus=its.cpus, num_gpus=its.gpus, max_retries=1).remote(its, job): job
+        for job, its in contexts.items()
+    }
+    failed: dict[str, str] = {}
+    shown: dict[str, int] = {}
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=2.0)
+        for job in jobs:
+            _show_epochs(context.folder, job, settings.epochs, shown)
+        for reference in done:
+            name = waiting.pop(reference).name
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                failed[name] = one_line(error.cause)
+            except ray.exceptions.RayError as error:
+                failed[name] = one_line(error)
+    return failed
+
+
+def _compare_all(context: WorkerContext) -> None:
+    import ray
+
+    places = [str(item.directory.relative_to(context.folder.path)) for item in finished_networks(context.folder)]
+    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finished)
+    try:
+        ray.get(task.remote(context, places))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # the worker's own error, which says what to do
+
+
+def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:
+    """Copy the rivals' checkpoints into the run's folder; an official name is the file that Ultralytics keeps it in."""
+    for job in jobs:
+        if job.native:
+            from paretoprune.pruning.yolo.loading import model_file
+
+            (folder.path / job.place).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model_file(job.native), folder.path / job.start)
+
+
+def _show_epochs(folder: RunFolder, job: Job, epochs: int, shown: dict[str, int]) -> None:
+    last = _last_event(folder.path / job.place / EVENTS, "epoch", ("epoch", *LABELS))
+    if last and last["epoch"] != shown.get(job.name):
+        shown[job.name] = last["epoch"]
+        note(f"{job.name} epoch {last['epoch']}/{epochs}: {accuracy_text(last)}")
+
+
+def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The ``keys`` of the last event of ``kind`` in an events file, {} where there is none; those it has."""
+    last: Mapping[str, Any] = next((event for event in reversed(read_events(path)) if event.get("event") == kind), {})
+    return {key: last[key] for key in keys if key in last}
+
+
+def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether a network was finished under the same settings, and from the same checkpoint."""
+    target = folder.path / job.place
+    said = finished_content(target)
+    if said is None or not (target / "best.pt").is_file():
+        return False
+    return said.get("settings") == dict(settings) and said.get("model", "") == job.native
+
+
+def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
+    target = folder.path / job.place
+    content = read_json(target / "metrics.json")
+    wanted = [
+        suffixed for name in LABELS for suffixed in (name, f"{name}_change", f"{name}_change_ci95", f"test_{name}")
+    ]
+    wanted += ["latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops"]
+    return {
+        "trial_id": job.name,
+        "chosen_as": content.get("chosen_as") or content.get("recipe", ""),
+        **{name: content["after"].get(name) for name in wanted},
+        "epochs": content.get("epochs"),
+        "plan": None if job.native else str(target / "plan.json"),
+        "checkpoint": str(target / "best.pt"),
+    }

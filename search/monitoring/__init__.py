@@ -1,0 +1,1 @@
+"""Progress, status, trackers, interrupts."""

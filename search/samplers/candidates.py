@@ -1,0 +1,190 @@
+"""The next plan to try, from what finished plans gave: the one that promises most hypervolume. Numbers only, no Optuna.
+
+Plans are levels (whole numbers, one an axis). Each objective has a
+:class:`~search.samplers.gaussian_process.Surrogate`; the front is what the surrogates say of the tried plans, so that a
+lucky measurement does not block its neighbours; plans that are being evaluated count with their expected result.
+Candidates start from that front and climb by steps of one axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+
+from paretoprune.results.selection.pareto import non_dominated
+from paretoprune.search.samplers.acquisition import expected_improvement, free_cells
+from paretoprune.search.samplers.features import PlanFeatures
+from paretoprune.search.samplers.gaussian_process import Design, Surrogate, fit_hyperparameters
+
+Array = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+MOST_POINTS = 300  # the cost of a suggestion grows with the square; further trials are thinned out, the front stays
+_CANDIDATES = 600
+_CLIMBERS = 6
+_CLIMBS = 8
+_REFIT_GROWTH = 1.06  # hyperparameters are fitted again when there are so many times more trials
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known: ``levels`` (n, d) tried, ``losses`` (n, m; lower is better, finite), ``variances`` (n, m) that a
+    loss has beyond the noise of all (0 for a plain one), ``violations`` (n, c; above 0: a bound is not kept),
+    ``pending`` (p, d) under way."""
+
+    levels: Whole
+    losses: Array
+    variances: Array
+    violations: Array
+    pending: Whole
+
+
+@dataclass
+class Proposer:
+    """Over the plans that ``features`` describes. Equal evidence and seed give equal proposals."""
+
+    features: PlanFeatures
+    seed: int
+    _random: np.random.Generator = field(init=False)
+    _tops: Whole = field(init=False)
+    _hyper: list[Array] = field(init=False, default_factory=list)
+    _fitted_at: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
+        self._tops = np.array(self.features.sizes) - 1
+
+    def propose(self, evidence: Evidence, taken: set[tuple[int, ...]]) -> tuple[int, ...]:
+        """The most promising plan that is not in ``taken``; needs two tried plans or more."""
+        evidence = self._thinned(evidence)
+        targets = np.hstack([evidence.losses, evidence.violations])
+        extra = np.hstack([evidence.variances, np.zeros_like(evidence.violations)])
+        design = self.features.design(evidence.levels)
+        self._fit(design, targets, extra)
+        models = _models(design, targets, extra, self._hyper)
+        if len(evidence.pending):
+            pending = self.features.design(evidence.pending)
+            believed = np.stack([model.predict(pending)[0] for model in models], axis=1)
+            design, targets = design.joined(pending), np.vstack([targets, believed])
+            extra = np.vstack([extra, np.zeros_like(believed)])
+            models = _models(design, targets, extra, self._hyper)
+        score = _Score(models, design, evidence.losses.shape[1], reference_of(evidence.losses))
+        return self._climb(score, np.vstack([evidence.levels, evidence.pending]), taken)
+
+    def _fit(self, design: Design, targets: Array, extra: Array) -> None:
+        count, columns = targets.shape
+        if len(self._hyper) == columns and count < _REFIT_GROWTH * self._fitted_at:
+            return
+        starts = self._hyper if len(self._hyper) == columns else [None] * columns
+        self._hyper = [
+            fit_hyperparameters(design, targets[:, column], extra[:, column], start)
+            for column, start in enumerate(starts)
+        ]
+        self._fitted_at = count
+
+    def _climb(self, score: _Score, known: Whole, taken: set[tuple[int, ...]]) -> tuple[int, ...]:
+        """The best of the candidates after some rounds of single steps."""
+        pool = self._candidates(known[score.best], taken)
+        values = score(self.features.design(pool))
+        for _ in range(_CLIMBS):
+            order = np.argsort(-values, kind="stable")[:_CLIMBERS]
+            near = self._unseen(np.vstack([self._steps(pool[index]) for index in order]), taken)
+            near_values = score(self.features.design(near))
+            best = values[order[0]]
+            pool, values = np.vstack([pool[order], near]), np.concatenate([values[order], near_values])
+            if values.max() <= best:
+                break
+        return tuple(int(level) for level in pool[int(np.argmax(values))])
+
+    def _candidates(self, front: Whole, taken: set[tuple[int, ...]]) -> Whole:
+        """Mutations and crossings of the front, plans of one ratio, and random ones."""
+        tops = self._tops
+        axes = len(tops)
+        parents = front[self._random.integers(len(front), size=(2, _CANDIDATES))]
+        crossed = np.where(self._random.random((_CANDIDATES, axes)) < 0.5, parents[0], parents[1])
+        share = self._random.choice([0.05, 0.1, 0.3, 1.0], size=(_CANDIDATES, 1))
+        reach = self._random.choice([0.1, 0.25, 0.6], size=(_CANDIDATES, 1))
+        moved = self._random.normal(0.0, reach, (_CANDIDATES, axes)) * tops
+        mutated = parents[0] + np.where(self._random.random((_CANDIDATES, axes)) < share, moved, 0.0)
+        quarter = _CANDIDATES // 4
+        shifted = parents[0][:quarter] + self._random.normal(0.0, 0.2, (quarter, 1)) * tops
+        anywhere = self._random.random((quarter, axes)) * (tops + 1) - 0.5
+        plans = np.vstack([crossed, mutated, shifted, anywhere])
+        return self._unseen(np.clip(np.rint(plans), 0, tops).astype(np.int64), taken)
+
+    def _steps(self, plan: Whole) -> Whole:
+        """All plans that differ from ``plan`` in one axis by one, two or four levels."""
+        tops = self._tops
+        steps = [sign * size for size in (1, 2, 4) for sign in (-1, 1)]
+        plans = np.repeat(plan[None, :], len(steps) * len(tops), axis=0)
+        for index, step in enumerate(steps):
+            rows = np.arange(index * len(tops), (index + 1) * len(tops))
+            plans[rows, np.arange(len(tops))] += step
+        return np.clip(plans, 0, tops)
+
+    def _unseen(self, plans: Whole, taken: set[tuple[int, ...]]) -> Whole:
+        """Different plans that are not taken; where there is none, random ones until there is."""
+        fresh = [plan for plan in dict.fromkeys(map(tuple, plans.tolist())) if plan not in taken]
+        while not fresh:
+            drawn = (self._random.random((100, len(self._tops))) * (self._tops + 1)).astype(np.int64)
+            fresh = [plan for plan in dict.fromkeys(map(tuple, drawn.tolist())) if plan not in taken]
+        return np.array(fresh, dtype=np.int64)
+
+    def _thinned(self, evidence: Evidence) -> Evidence:
+        """At most ``MOST_POINTS`` trials: layer by layer of the non-dominated sort, then the latest."""
+        count = len(evidence.levels)
+        if count <= MOST_POINTS:
+            return evidence
+        left = np.arange(count)
+        kept: list[int] = []
+        while len(kept) < MOST_POINTS // 2:
+            best = non_dominated(evidence.losses[left])
+            kept.extend(left[best].tolist())
+            left = left[~best]
+        chosen = np.sort(np.concatenate([kept, left[-(MOST_POINTS - len(kept)) :]])[:MOST_POINTS]).astype(int)
+        return Evidence(
+            evidence.levels[chosen],
+            evidence.losses[chosen],
+            evidence.variances[chosen],
+            evidence.violations[chosen],
+            evidence.pending,
+        )
+
+
+class _Score:
+    """Expected hypervolume improvement, times the chance that every bound is kept."""
+
+    def __init__(self, models: list[Surrogate], design: Design, objectives: int, reference: Array) -> None:
+        self._models = models
+        self._objectives = objectives
+        means = np.stack([model.predict(design)[0] for model in models], axis=1)
+        feasible = (means[:, objectives:] <= 0).all(axis=1)
+        losses = means[:, :objectives]
+        usable = np.flatnonzero(feasible) if feasible.any() else np.arange(len(means))
+        self.best = usable[non_dominated(losses[usable])]
+        self._cells = free_cells(losses[feasible], reference)
+
+    def __call__(self, design: Design) -> Array:
+        predicted = [model.predict(design) for model in self._models]
+        means = np.stack([mean for mean, _ in predicted], axis=1)
+        spreads = np.stack([spread for _, spread in predicted], axis=1)
+        gain = expected_improvement(
+            means[:, : self._objectives], spreads[:, : self._objectives], self._cells[0], self._cells[1]
+        )
+        chance = log_ndtr(-means[:, self._objectives :] / spreads[:, self._objectives :]).sum(axis=1)
+        return np.asarray(np.log(np.maximum(gain, 1e-300)) + chance)
+
+
+def reference_of(losses: Array) -> Array:
+    """The corner from which hypervolume counts: a little beyond the worst of every objective."""
+    worst, best = losses.max(axis=0), losses.min(axis=0)
+    return np.asarray(worst + 0.01 * np.maximum(worst - best, 1e-9))
+
+
+def _models(design: Design, targets: Array, extra: Array, hyper: list[Array]) -> list[Surrogate]:
+    return [
+        Surrogate(design, targets[:, column], extra[:, column], parameters) for column, parameters in enumerate(hyper)
+    ]

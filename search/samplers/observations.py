@@ -1,0 +1,64 @@
+"""What a sampler is told of a finished trial: figures that are true of the plan, and how far beyond the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
+from paretoprune.results.store.objectives import DIRECTIONS
+from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.search.samplers.extrapolation import LearningCurves
+
+MAXIMIZED = "max"  # results' word for it
+
+
+@dataclass(frozen=True)
+class Told:
+    """``metrics``: at least the objectives. ``variances``: of those that were estimated. ``constraints``: name ->
+    value, above 0 where a bound is not kept (Optuna's convention)."""
+
+    metrics: Mapping[str, Any]
+    variances: Mapping[str, float] = field(default_factory=dict)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+
+class Teller:
+    """For runs over ``objectives`` within ``bounds``; ``baseline``: content of baseline.json ({}: not measured yet)."""
+
+    def __init__(
+        self, objectives: Sequence[str], bounds: Bounds = NO_BOUNDS, baseline: Mapping[str, Any] | None = None
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.bounds = bounds
+        self.baseline = baseline or {}
+        self._accuracies = tuple(name for name in self.objectives if DIRECTIONS[name] == MAXIMIZED)
+        self._curves = LearningCurves(self._accuracies)
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take a finished trial in, before it and others are told of."""
+        self._curves.learn(record)
+
+    def told(self, record: TrialRecord) -> Told | None:
+        """What to tell of ``record``, by all that were learned so far. None: nothing, the trial counts as failed.
+
+        A stopped trial's accuracy is what completed ones of the same rung came to in the end; before enough are known,
+        nothing is told. Measured on the synthetic problem (benchmarks/results/search_stopping.md): the low figure told
+        as final misleads the sampler, silence wastes the trial.
+        """
+        if record.state is TrialState.FAILED:
+            return None
+        metrics, variances = dict(record.metrics), {}
+        if record.state is TrialState.STOPPED:
+            for name in self._accuracies:
+                estimate = self._curves.final_accuracy(record, name)
+                if estimate is None:
+                    return None
+                metrics[name], variances[name] = estimate.value, estimate.variance
+        return Told(metrics, variances, self.bounds.violations(metrics, self.baseline))
+
+    def told_baseline(self) -> Told:
+        """The unpruned network, which is a plan too."""
+        metrics = self.baseline["metrics"]
+        return Told(metrics, {}, self.bounds.violations(metrics, self.baseline))

@@ -1,0 +1,85 @@
+"""The warm start: plans that are good guesses before anything was tried.
+
+Uniform: one ratio over all layers. Measured on a synthetic front, this start alone beats
+a sampler without it for the first hundreds of trials; it is also what people do by hand, so it is the comparison that
+a front has to stand.
+
+By sensitivity: widths that leave a share of the multiply-adds at the least estimated loss
+(`pruning.importance.allocation`). Measured on a blood-cell detector with 63 % of the multiply-adds left, refitted,
+before any epoch: 0.601 mAP50-95 where the uniform plan has 0.573 (unpruned 0.612).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from paretoprune.search.space.space import Levels, Space
+
+LIGHTEST, HEAVIEST = 0.1, 0.6
+# Then the sampler knows more: on the synthetic problem it reaches 0.71 of the front after 25 trials and 0.82 after 50
+# with 5 uniform plans, 0.68 and 0.80 with 11.
+MOST_STEPS, MOST_SENSIBLE = 5, 8
+UNIFORM, SENSITIVITY = "ladder", "sensitivity"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A plan to try before the sampler is asked; ``provenance`` goes into its record."""
+
+    levels: Levels
+    provenance: str
+
+
+def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
+    """What a run of ``trials`` trials begins with: by sensitivity, then uniform; each kind from its middle outwards.
+
+    ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials, at most 8, come from
+    them, evenly spread, and a quarter, at most 5, are uniform. A sweep that ends early has the whole front in outline.
+    """
+    rows = _spread(sorted(sensitivity, key=lambda row: -float(row["keep"])), min(MOST_SENSIBLE, round(0.4 * trials)))
+    sensible = [Start(space.nearest(row["ratios"]), SENSITIVITY) for row in rows]
+    uniform = [Start(levels, UNIFORM) for levels in ladder_plans(space, trials)]
+    unpruned, starts = space.uniform(0.0), dict[Levels, Start]()
+    for start in (*_halving(sensible), *_halving(uniform)):
+        if start.levels != unpruned:
+            starts.setdefault(start.levels, start)
+    return list(starts.values())[:trials]
+
+
+def ladder_ratios(trials: int) -> list[float]:
+    """The ratios to try when a run has ``trials`` trials in all: about a quarter of them, at least 2, at most 5."""
+    steps = min(MOST_STEPS, max(2, round(trials / 4)), trials)
+    if steps == 1:
+        return [(LIGHTEST + HEAVIEST) / 2]
+    return [LIGHTEST + (HEAVIEST - LIGHTEST) * step / (steps - 1) for step in range(steps)]
+
+
+def ladder_plans(space: Space, trials: int) -> list[Levels]:
+    """Different plans of the ladder, lightest first; bounds may make steps equal, and those are left out once seen."""
+    plans = [space.uniform(ratio) for ratio in ladder_ratios(trials)]
+    unpruned = space.uniform(0.0)
+    return [plan for plan in dict.fromkeys(plans) if plan != unpruned]
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """``count`` of the rows, the first and the last among them, evenly spread."""
+    if count >= len(rows):
+        return list(rows)
+    if count <= 1:
+        return [rows[len(rows) // 2]] if count else []
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def _halving(items: Sequence[T]) -> list[T]:
+    """The middle one, then the middle ones of the two halves, the later half first, and so on."""
+    found, parts = [], [(0, len(items))]
+    for low, high in parts:  # grows meanwhile
+        if low < high:
+            middle = (low + high) // 2
+            found.append(items[middle])
+            parts += [(middle + 1, high), (low, middle)]
+    return found

@@ -1,0 +1,1 @@
+"""The search space, its constraints, and the latency predicted in it."""

@@ -1,0 +1,247 @@
+"""The search space: which widths a plan may choose, as a few whole-numbered axes.
+
+An axis is one prunable group, or one block. Its variable is a *level*: level 0 is the greatest width allowed, each
+further level the next width in steps of ``round_to``. Widths are thus the real variables (no two levels give the same
+plan), and an axis with a single width does not exist: it would be a dead dimension to the sampler.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from paretoprune.pruning.graph.patterns import governing, means
+from paretoprune.search.config.sections import SpaceSection
+from paretoprune.search.errors import SpaceError
+
+Levels = tuple[int, ...]
+
+
+class GroupLike(Protocol):
+    """What the space needs to know of a group (see ``pruning.graph.layers.Group``)."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def layers(self) -> Sequence[str]: ...
+    @property
+    def channels(self) -> int: ...
+    def widths(self, round_to: int) -> Sequence[int]: ...
+
+
+class LayerLike(Protocol):
+    """What the space needs to know of a layer (see ``pruning.graph.layers.Layer``)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def block(self) -> int: ...
+
+
+class TableLike(Protocol):
+    """What the space needs to know of a model (see ``pruning.graph.layers.LayerTable``)."""
+
+    @property
+    def layers(self) -> Sequence[LayerLike]: ...
+    @property
+    def groups(self) -> Sequence[GroupLike]: ...
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """A group with the widths the configuration leaves it, greatest first."""
+
+    name: str
+    block: int
+    layers: tuple[str, ...]
+    channels: int
+    widths: tuple[int, ...]
+
+    def nearest(self, ratio: float) -> int:
+        """The allowed width whose ratio is nearest to ``ratio`` (the wider one of two equally near)."""
+        return self.widths[self.level(ratio)]
+
+    def level(self, ratio: float) -> int:
+        """The index of that width."""
+        above = bisect_left(self._ratios, ratio)
+        if above == 0:
+            return 0
+        if above == len(self._ratios):
+            return above - 1
+        return above - 1 if ratio - self._ratios[above - 1] <= self._ratios[above] - ratio else above
+
+    @cached_property
+    def _ratios(self) -> list[float]:
+        """Of the widths, rising. Kept: a run of thousands of trials asks some hundred thousand times at its start."""
+        return [self.ratio(width) for width in self.widths]
+
+    def ratio(self, width: int) -> float:
+        """Fraction of channels removed at ``width``, in [0, 1)."""
+        return round(1.0 - width / self.channels, 6)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One variable of the search. ``groups[0]`` leads: the levels are its widths; the others follow by ratio."""
+
+    name: str
+    groups: tuple[GroupChoice, ...]
+
+    @property
+    def size(self) -> int:
+        """How many levels there are (at least 2)."""
+        return len(self.groups[0].widths)
+
+    def widths(self, level: int) -> dict[str, int]:
+        """Group name -> width at ``level``."""
+        leader = self.groups[0]
+        width = leader.widths[level]
+        ratio = leader.ratio(width)
+        return {leader.name: width, **{group.name: group.nearest(ratio) for group in self.groups[1:]}}
+
+
+@dataclass(frozen=True)
+class Space:
+    """All axes, and the groups that were left out with the reason."""
+
+    axes: tuple[Axis, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis name -> number of levels."""
+        return {axis.name: axis.size for axis in self.axes}
+
+    def ratios(self, levels: Levels) -> dict[str, float]:
+        """Layer -> ratio, exactly what the widths realise; layers that keep all channels are absent."""
+        ratios: dict[str, float] = {}
+        for axis, level in zip(self.axes, levels, strict=True):
+            widths = axis.widths(level)
+            for group in axis.groups:
+                if widths[group.name] < group.channels:
+                    ratios.update(dict.fromkeys(group.layers, group.ratio(widths[group.name])))
+        return ratios
+
+    def levels_of(self, ratios: Mapping[str, float]) -> Levels | None:
+        """The levels that give ``ratios`` (absent layers count as 0), None where no plan of this space does."""
+        levels = self.nearest(ratios)
+        realised = self.ratios(levels)
+        cut = {layer: ratio for layer, ratio in ratios.items() if ratio > 0}
+        same = realised.keys() == cut.keys() and all(abs(realised[name] - cut[name]) < 1e-4 for name in cut)
+        return levels if same else None
+
+    def uniform(self, ratio: float) -> Levels:
+        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds."""
+        return tuple(axis.groups[0].level(ratio) for axis in self.axes)
+
+    def nearest(self, ratios: Mapping[str, float]) -> Levels:
+        """The plan nearest to ``ratios`` by layer (absent ones count as 0), within every axis's bounds."""
+        return tuple(self._level_of(axis, ratios) for axis in self.axes)
+
+    def random_narrower(self, generator: random.Random) -> Levels:
+        """A plan drawn among those that narrow every axis."""
+        return tuple(generator.randrange(1, axis.size) for axis in self.axes)
+
+    def random(self, generator: random.Random) -> Levels:
+        """A plan drawn uniformly."""
+        return tuple(generator.randrange(axis.size) for axis in self.axes)
+
+    def count(self) -> int:
+        """How many different plans there are."""
+        total = 1
+        for axis in self.axes:
+            total *= axis.size
+        return total
+
+    @staticmethod
+    def _level_of(axis: Axis, ratios: Mapping[str, float]) -> int:
+        leader = axis.groups[0]
+        return leader.level(next((ratios[layer] for layer in leader.layers if layer in ratios), 0.0))
+
+
+def build_space(table: TableLike, section: SpaceSection, first_only: bool = False) -> Space:
+    """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
+
+    Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
+    """
+    names = {layer.name for layer in table.layers}
+    check_patterns(names, section)
+    _check_blocks(table, section)
+    choices: list[GroupChoice] = []
+    left_out: dict[str, str] = {}
+    for group in table.groups:
+        choice, reason = _choice(group, section, names)
+        if choice is not None and first_only and any(chosen.block == group.block for chosen in choices):
+            choice, reason = None, "strategy sequential cuts the first layer of a block only"
+        if choice is None:
+            left_out[group.name] = reason
+        else:
+            choices.append(choice)
+    axes = _axes(choices, section.granularity)
+    if not axes:
+        raise SpaceError(
+            f"nothing is left to prune: all {len(table.groups)} groups are left out "
+            f"({_summary(left_out)}); widen space.blocks, space.exclude, the ratios, or lower space.round_to"
+        )
+    return Space(tuple(axes), left_out)
+
+
+def _axes(choices: Sequence[GroupChoice], granularity: str) -> list[Axis]:
+    if granularity == "layer":
+        return [Axis(choice.name, (choice,)) for choice in choices]
+    blocks: dict[int, list[GroupChoice]] = {}
+    for choice in choices:
+        blocks.setdefault(choice.block, []).append(choice)
+    axes = []
+    for block, members in sorted(blocks.items()):
+        # The group with most widths leads, so that every level changes at least its width.
+        members.sort(key=lambda choice: -len(choice.widths))
+        axes.append(Axis(f"model.{block}", tuple(members)))
+    return axes
+
+
+def _choice(group: GroupLike, section: SpaceSection, names: Collection[str]) -> tuple[GroupChoice | None, str]:
+    if section.blocks is not None and group.block not in section.blocks:
+        return None, "its block is not in space.blocks"
+    for pattern in section.exclude:
+        if any(means(pattern, layer, names) for layer in group.layers):
+            return None, f"excluded by {pattern}"
+    key = governing(section.bounds, group.layers, names)
+    low, high = (section.min_ratio, section.max_ratio) if key is None else section.bounds[key]
+    allowed = [w for w in group.widths(section.round_to) if low - 1e-9 <= 1.0 - w / group.channels <= high + 1e-9]
+    if len(allowed) < 2:
+        return None, f"no two widths in steps of {section.round_to} lie between ratio {low:g} and {high:g}"
+    return GroupChoice(group.name, group.block, tuple(group.layers), group.channels, tuple(allowed)), ""
+
+
+def check_patterns(names: Collection[str], section: SpaceSection) -> None:
+    """Every pattern of ``section`` matches one of ``names``; :class:`SpaceError` names the first that does not."""
+    for setting, patterns in (("space.exclude", list(section.exclude)), ("space.bounds", list(section.bounds))):
+        for pattern in patterns:
+            if not any(means(pattern, name, names) for name in names):
+                raise SpaceError(
+                    f"{setting}: the pattern {pattern!r} matches no layer; list them with `paretoprune layers MODEL`"
+                )
+
+
+def _check_blocks(table: TableLike, section: SpaceSection) -> None:
+    blocks = sorted({group.block for group in table.groups})
+    unknown = [block for block in section.blocks or [] if block not in blocks]
+    if unknown:
+        raise SpaceError(
+            f"space.blocks: block {unknown[0]} has nothing to prune; blocks that have are "
+            f"{', '.join(str(block) for block in blocks)}"
+        )
+
+
+def _summary(left_out: Mapping[str, str]) -> str:
+    reasons = list(left_out.values())
+    return "; ".join(f"{reasons.count(reason)} because {reason}" for reason in dict.fromkeys(reasons)) or "none found"

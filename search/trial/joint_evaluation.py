@@ -1,0 +1,116 @@
+"""Several finished networks judged together: the same images for all, and one timing session over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from paretoprune.search.trial.context import DeviceGate
+
+if TYPE_CHECKING:
+    from paretoprune.pruning.device import Turn
+    from paretoprune.pruning.evaluation.bootstrap import ImageStats
+    from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.search.config.run_config import RunConfig
+
+BASELINE = "baseline"
+NATIVE = "native:"
+TEST = "test"
+SECONDS_FACTOR = 4.0  # against a trial's measurement: these figures are the ones that are published
+
+
+def evaluate_together(
+    models: Mapping[str, Any], config: RunConfig, device: str, gate: DeviceGate, evaluator: Evaluator
+) -> dict[str, dict[str, Any]]:
+    """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
+    with labels.
+
+    Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images, with the
+    95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change`` likewise. Picks
+    have ``map50_95_over`` too: native rival -> [difference, low, high].
+    """
+    from paretoprune.pruning.data.dataset import has_split
+    from paretoprune.pruning.device import Turn
+    from paretoprune.pruning.evaluation.evaluator import Evaluator
+
+    turn = Turn(gate)  # resampling keeps a CPU busy for seconds
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    seen = _evaluate_split(models, evaluator, "", found)
+    _compare(seen, "", config.search.seed, found, turn)
+    _compare_with_natives(seen, config.search.seed, found, turn)
+    data = config.data
+    if has_split(data.path, TEST, models[BASELINE]):
+        test = Evaluator(data.path, config.model.imgsz, device, data.batch, TEST, gate, config.trial.workers)
+        try:
+            seen = _evaluate_split(models, test, f"{TEST}_", found)
+            _compare(seen, f"{TEST}_", config.search.seed, found, turn)
+        finally:
+            test.close()
+    return found
+
+
+def _evaluate_split(
+    models: Mapping[str, Any], evaluator: Evaluator, prefix: str, found: dict[str, dict[str, Any]]
+) -> dict[str, ImageStats]:
+    """Writes the metrics into `found`; what each network saw image by image, nothing for classifiers."""
+    from paretoprune.pruning.yolo.tasks import kind_of
+
+    seen = {}
+    for name, model in models.items():
+        if kind_of(model) == "classify":
+            metrics = evaluator.run(model)
+        else:
+            metrics, seen[name] = evaluator.run_by_image(model)
+        found[name].update({f"{prefix}{metric}": value for metric, value in metrics.items()})
+    return seen
+
+
+def _compare(
+    seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]], turn: Turn
+) -> None:
+    """Every network against the baseline; one image alone says nothing about the noise."""
+    from paretoprune.pruning.evaluation.bootstrap import paired_noise
+
+    for name, stats in seen.items():
+        if name != BASELINE and len(stats) > 1:
+            with turn:
+                noise = paired_noise(seen[BASELINE], stats, seed=seed, pause=turn.pause)
+            found[name][f"{prefix}map50_95_change"] = noise.difference
+            found[name][f"{prefix}map50_95_change_ci95"] = list(noise.ci95)
+
+
+def _compare_with_natives(
+    seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]], turn: Turn
+) -> None:
+    from paretoprune.pruning.evaluation.bootstrap import paired_noise
+
+    natives = [name for name in seen if name.startswith(NATIVE)]
+    for name in seen:
+        if name == BASELINE or name in natives or len(seen[name]) < 2:
+            continue
+        with turn:
+            pairs = {n: paired_noise(seen[n], seen[name], seed=seed, pause=turn.pause) for n in natives}
+        found[name]["map50_95_over"] = {key: [noise.difference, *noise.ci95] for key, noise in pairs.items()}
+
+
+def measure_together(models: Mapping[str, Any], config: RunConfig, device: str) -> dict[str, dict[str, Any]]:
+    """Name -> latency of each network, all timed in turn in one session; the caller has the device alone.
+
+    The fields of a pair's measurement (``median_ms`` ... ``speedup`` over ``baseline`` with ``speedup_ci95``), and
+    ``over``: every other network -> [speed-up over it, low, high].
+    """
+    from paretoprune.pruning.latency.group import measure_group
+
+    latency = config.latency
+    return measure_group(
+        models,
+        BASELINE,
+        config.model.imgsz,
+        device=device,
+        batch=latency.batch,
+        threads=latency.threads,
+        max_seconds=SECONDS_FACTOR * latency.max_seconds * len(models),
+        target_halfwidth=latency.target_halfwidth,
+        runtime=latency.runtime,
+        half=latency.half,
+    )

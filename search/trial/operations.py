@@ -1,0 +1,334 @@
+"""What a trial does to a network, done by the pruning room. One instance lives in each worker process and is reused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretoprune.search.config.inputs import weights_hash
+from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.config.sections import STRUCTURAL
+from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
+from paretoprune.search.trial.context import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
+from paretoprune.search.trial.joint_evaluation import evaluate_together, measure_together
+from paretoprune.search.trial.remote_latency import RemoteMeasurer
+
+if TYPE_CHECKING:
+    from paretoprune.search.config.run_config import RunConfig
+    from paretoprune.search.config.sections import FinetuneSection, TrialSection
+
+KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
+NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
+NOISE_RESAMPLES = 100  # a standard deviation from them is good to 7 %
+ENERGY_SECONDS = 3.0  # a GPU's counter moves some ten times a second
+
+
+class PruningTools:
+    """A workbench (baseline, layer table, calibration batch), an evaluator with its loader, and the run's settings."""
+
+    def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:
+        from paretoprune.pruning.evaluation.evaluator import Evaluator
+        from paretoprune.pruning.latency.runtimes import ExportCache
+        from paretoprune.pruning.workbench import Workbench
+
+        self._config = config
+        self._gate = gate
+        self.device = device
+        self._bench = Workbench(
+            config.model.path,
+            config.data.path,
+            config.model.imgsz,
+            device,
+            calibration_images=config.recover.calibration_images,
+            importance=config.recover.importance,
+            round_to=config.space.round_to,
+            seed=config.search.seed,
+            trust_checkpoint=config.model.trust_checkpoint,
+            gate=gate,
+        )
+        self._recalled = False
+        self._exports = ExportCache()  # of the baseline, for all trials of this worker
+        target = LatencyTarget.parse(config.latency.target)
+        self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
+        self._evaluator = Evaluator(
+            config.data.path, config.model.imgsz, device, config.data.batch, gate=gate, workers=config.trial.workers
+        )
+
+    @property
+    def baseline(self) -> Any:
+        """The unpruned network."""
+        return self._bench.model
+
+    def logging(self, path: Path) -> AbstractContextManager[None]:
+        """Ultralytics' lines go to ``path``."""
+        from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+
+        return quiet_ultralytics(path)
+
+    def plan_hash(self, ratios: Mapping[str, float]) -> str:
+        """The hash of the plan with these realised ratios."""
+        from paretoprune.pruning.plan import Plan
+
+        return Plan(dict(ratios)).hash
+
+    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
+        """A pruned copy of the baseline and its plan."""
+        return self._bench.prune(ratios)
+
+    def recover(self, model: Any, plan: Any) -> None:
+        """Refit ``model`` in place as the configuration says."""
+        self._bench.recover(model, plan, how=self._config.recover.how)
+
+    def stats(self, model: Any) -> dict[str, float]:
+        """Parameters (millions), GFLOPs and size of a network."""
+        from paretoprune.pruning.yolo.loading import model_stats
+
+        stats = model_stats(model, self._config.model.imgsz)
+        return {"params_m": stats.params_m, "gflops": stats.gflops, "size_mb": stats.size_mb}
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """Accuracy on the validation split."""
+        return self._evaluator.run(model)
+
+    def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
+        """The short fine-tuning of ``config.trial``; the start is not validated again."""
+        return self._tune(model, folder, on_epoch, self._config.trial, patience=0, start=start)
+
+    def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
+        """The full fine-tuning of ``config.finetune``."""
+        section = self._config.finetune
+        together = self.device.startswith("cuda") and section.gpus_per_pick > 1  # the worker was given them all
+        device = ",".join(f"cuda:{number}" for number in range(section.gpus_per_pick)) if together else self.device
+        return self._tune(model, folder, on_epoch, section, patience=section.patience, device=device)
+
+    def save(self, model: Any, path: Path) -> None:
+        """A stock checkpoint."""
+        from paretoprune.pruning.yolo.saving import save_checkpoint
+
+        config = self._config
+        save_checkpoint(model, path, {"imgsz": config.model.imgsz, "data": config.data.path})
+
+    def load(self, path: Path, trust: bool | None = None) -> Any:
+        """A network from its checkpoint; ``trust`` None: it was made of the run's model, and is trusted as that is."""
+        from paretoprune.pruning.yolo.loading import load_model
+
+        return load_model(path, self._config.model.trust_checkpoint if trust is None else trust)
+
+    @property
+    def measures_here(self) -> bool:
+        """Whether latency is measured on this worker's own device."""
+        return self._remote is None
+
+    def start_measure(self, model: Any) -> Measurement:
+        """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
+        if self._remote is not None:
+            with self._gate.using():  # only made ready to be sent
+                return self._remote.start(model)
+        found = self._measured(model)
+        energy = "energy_j" in self._config.search.objectives
+        return Measured({**found, "energy_j": self._energy(model)} if energy else found)
+
+    def train_native(
+        self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False
+    ) -> tuple[Tuned, str]:
+        """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
+        from paretoprune.pruning.training.finetune import FinetuneSettings
+        from paretoprune.pruning.training.stock_baseline import train_native
+        from paretoprune.pruning.yolo.tasks import is_single_class
+
+        config, section = self._config, self._config.finetune
+        settings = FinetuneSettings(
+            epochs=section.epochs + config.trial.epochs,
+            imgsz=config.model.imgsz,
+            batch=section.batch,
+            lr=section.lr,
+            patience=section.patience,
+            seed=config.search.seed,
+            workers=section.workers,
+            amp=section.amp,
+            evaluation_batch=config.data.batch,
+        )
+        as_one = is_single_class(self.baseline)
+        data, device, gate = config.data.path, self.device, self._gate
+        result = train_native(path, data, settings, folder, device, gate, on_epoch, as_one, trust)
+        return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
+
+    def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """See :func:`search.trial.joint_evaluation.evaluate_together`."""
+        return evaluate_together(models, self._config, self.device, self._gate, self._evaluator)
+
+    def measure_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """See :func:`search.trial.joint_evaluation.measure_together`."""
+        return measure_together(models, self._config, self.device)
+
+    def release(self) -> None:
+        """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
+        gc.collect()
+        self._bench.free_cached_memory()
+
+    def keep_scores(self, run: Path) -> None:
+        """Leave the channels' importance in the run folder, for the run's other workers."""
+        keep_scores(run, self._scores_made_from(), self._bench.scores)
+
+    def recall_scores(self, run: Path) -> None:
+        """Take over what :meth:`keep_scores` left; without it, this worker computes them when it first prunes."""
+        if self._recalled:
+            return
+        self._recalled = True
+        found = kept_scores(run, self._scores_made_from())
+        if found is not None:
+            self._bench.scores = found
+
+    def _scores_made_from(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "weights": weights_hash(Path(config.model.path)),
+            "data": config.data.path,
+            "imgsz": config.model.imgsz,
+            "images": config.recover.calibration_images,
+            "importance": config.recover.importance,
+            "seed": config.search.seed,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``."""
+        table = self._bench.table
+        groups = [
+            {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
+            for group in table.groups
+        ]
+        return {
+            "layers": table.to_rows(),
+            "groups": groups,
+            "geometry": self._bench.geometry.to_json(),
+            "sensitivity": self._sensitivity(),
+            "noise": self._noise(),
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        """How much of a difference in accuracy is the choice of validation images (``pruning.evaluation.bootstrap``).
+
+        Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much. Where
+        a lighter cut removes dead channels only, and so changes nothing, a heavier one.
+        """
+        from paretoprune.pruning.evaluation.bootstrap import paired_noise
+        from paretoprune.pruning.yolo.tasks import kind_of
+
+        if kind_of(self.baseline) == "classify":  # a share of images: their number gives a bound
+            self._evaluator.run(self.baseline)
+            return {"images": self._evaluator.images}
+        reference = self._evaluator.run_by_image(self.baseline)[1]
+        for keep in NOISE_KEEP if len(reference) > 1 else ():
+            ratios = self._bench.allocated(keep)
+            if ratios is None:
+                break
+            model, plan = self._bench.prune(ratios)
+            self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
+            seen = self._evaluator.run_by_image(model)[1]
+            turn, seed = self._bench.turn, self._config.search.seed
+            with turn:
+                noise = paired_noise(reference, seen, NOISE_RESAMPLES, seed, pause=turn.pause)
+            self.release()
+            if noise.std > 0:
+                how = f"{noise.images} validation images, {noise.resamples} resamples"
+                source = f"paired bootstrap over {how}: the model against itself with {keep:.0%} of its work"
+                stds = {"map50_95_std": noise.std, "map50_std": noise.std50}
+                return {**stds, "images": noise.images, "source": source}
+        return {"images": len(reference)}  # which gives a bound
+
+    def _sensitivity(self) -> list[dict[str, Any]]:
+        """Plans by sensitivity for the warm start, heavier and heavier, as far as the widths go."""
+        rows = []
+        for keep in KEPT_SHARES:
+            ratios = self._bench.allocated(keep)
+            if ratios is None:
+                break
+            rows.append({"keep": keep, "ratios": ratios})
+        return rows
+
+    def _measured(self, model: Any) -> dict[str, Any]:
+        from paretoprune.pruning.latency.pair import PATIENCE, measure_pair
+
+        latency = self._config.latency
+        return measure_pair(
+            model,
+            self._bench.model,
+            self._config.model.imgsz,
+            device=self.device,
+            batch=latency.batch,
+            threads=latency.threads,
+            max_seconds=latency.max_seconds,
+            target_halfwidth=latency.target_halfwidth,
+            runtime=latency.runtime,
+            half=latency.half,
+            exports=self._exports,
+            gate=self._gate,
+            patience=PATIENCE,
+        ).to_dict()
+
+    def _energy(self, model: Any) -> float:
+        """Joules of an inference of ``model``, on a device that counts them."""
+        from paretoprune.pruning.latency.energy import energy_per_inference
+        from paretoprune.pruning.latency.runtimes.base import SessionSpec
+
+        latency = self._config.latency
+        spec = SessionSpec(self._config.model.imgsz, self.device, latency.batch, latency.half, latency.threads)
+        with self._gate.measuring():
+            return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
+
+    def _tune(
+        self,
+        model: Any,
+        folder: Path,
+        on_epoch: OnEpoch | None,
+        section: TrialSection | FinetuneSection,
+        patience: int,
+        start: Mapping[str, float] | None = None,
+        device: str | None = None,
+    ) -> Tuned:
+        from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+
+        settings = FinetuneSettings(
+            epochs=section.epochs,
+            imgsz=self._config.model.imgsz,
+            batch=section.batch,
+            lr=section.lr,
+            patience=patience,
+            seed=self._config.search.seed,
+            workers=section.workers,
+            distill=section.distill,
+            amp=section.amp,
+            evaluation_batch=self._config.data.batch,
+        )
+        result = finetune(
+            model,
+            self._config.data.path,
+            settings,
+            folder,
+            device=device or self.device,
+            gate=self._gate,
+            teacher=self._bench.model if section.distill else None,
+            on_epoch=on_epoch,
+            start_metrics=start,
+        )
+        return Tuned(
+            result.model,
+            result.epochs,
+            result.best_epoch,
+            result.start_metrics,
+            result.metrics,
+            result.retries,
+            result.precision,
+        )
+
+
+def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
+    """The tools of one worker; loads the baseline."""
+    if config.trial.strategy != STRUCTURAL:
+        from paretoprune.search.trial.strategy_trial import StrategyTrialTools
+
+        return StrategyTrialTools(config, device, gate)
+    return PruningTools(config, device, gate)

@@ -1,0 +1,294 @@
+"""One trial: a plan in, a record out. No Ray and no torch here, so that it can be tested alone.
+
+Phases: prune, recover, stats, latency, evaluate, finetune, wait_for_latency, save; ``wait_for_device`` gets the seconds
+in which any of them stood still for others. Work on the device is done under the gate's ``using()``, a part at a time,
+the timing of an inference under its ``measuring()``: never beside something else of the run. Latency comes before
+training, since epochs do not change it and the decision to train depends on it; accuracy without any epoch is the first
+rung of the stopping rule.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paretoprune.base.atomic import write_json
+from paretoprune.results.store.accuracy import accuracies
+from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
+from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
+from paretoprune.search.errors import TrialError
+from paretoprune.search.stopping.rungs import Course, Everyone, Judge
+from paretoprune.search.storage.event_log import PhaseClock
+from paretoprune.search.storage.request import RECORD_NAME, TrialRequest
+from paretoprune.search.trial.context import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
+
+TRIAL_LOG = "trial.log"
+CHECKPOINT_NAME = "pruned.pt"
+PLAN_NAME = "plan.json"
+ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
+MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
+
+CONDITIONS = (
+    "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
+    "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons", "iterations",
+    "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",
+)  # fmt: skip
+"""What a record keeps of the circumstances of a latency (see ``pruning.latency.pair.LatencyResult``)."""
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """``epochs`` of short fine-tuning; the run's ``baseline_latency_ms``, to which ratios are brought back.
+
+    ``bounds``: a network beyond them is not trained. ``rungs``: epochs after which the judge is asked; ``accuracy``:
+    name of the metric that it judges, the task's own where it is "".
+    """
+
+    epochs: int
+    recover: bool
+    baseline_latency_ms: float
+    rungs: Sequence[int] = ()
+    accuracy: str = ""
+    ingredients: Mapping[str, str | bool] = field(default_factory=dict)
+    """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
+    bounds: Bounds = NO_BOUNDS
+    foretells: bool = False
+    """Whether a latency that is foretold may stand for a measured one at the first rung."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a trial is worked on: its request, the tools, the device's gate, its folder and clock."""
+
+    request: TrialRequest
+    settings: TrialSettings
+    tools: TrialTools
+    gate: DeviceGate
+    folder: Path
+    clock: PhaseClock
+
+
+def run_trial(
+    request: TrialRequest,
+    settings: TrialSettings,
+    tools: TrialTools,
+    gate: DeviceGate,
+    folder: Path,
+    judge: Judge | None = None,
+) -> TrialRecord:
+    """Evaluate one plan in ``folder`` and return its record, which then also lies there as ``record.json``.
+
+    ``judge`` decides at the rungs; None: every trial goes to its end. Any exception of a phase becomes a failed record
+    with a one-line reason, its traceback goes to the trial's log: otherwise one bad plan would end the sweep.
+    """
+    clock = PhaseClock(folder / "events.jsonl")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tools.logging(folder / TRIAL_LOG):
+            record = _attempted(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
+    except Exception as error:  # noqa: BLE001  contained: see above
+        with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
+            traceback.print_exc(file=log)
+        record = failed_record(request, f"{clock.current}: {one_line(error)}", _hash(tools, request), clock.seconds)
+    finally:
+        tools.release()
+    # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start. Where
+    # the disk is full, the driver still gets it from Ray, and decides.
+    with suppress(OSError):
+        write_json(folder / RECORD_NAME, record.to_json())
+        clock.event("finished", state=record.state.value)
+    return record
+
+
+def failed_record(
+    request: TrialRequest, reason: str, plan_hash: str, seconds: Mapping[str, float] | None = None, device: str = ""
+) -> TrialRecord:
+    """The record of a trial that gave no figures."""
+    return TrialRecord(
+        trial_id=request.trial_id,
+        state=TrialState.FAILED,
+        plan_hash=plan_hash,
+        ratios=dict(request.ratios),
+        metrics={},
+        epochs=0,
+        fidelity="refit",
+        seconds=dict(seconds or {}),
+        device=device,
+        node=platform.node(),
+        error=reason,
+        finished_at=time.time(),
+        provenance=request.provenance,
+        retries=list(request.losses),
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """``Type: first line`` of an exception, at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text[:300]
+
+
+def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> dict[str, Any]:
+    """A measurement beside the baseline in a record's words.
+
+    ``latency_ratio`` is candidate / baseline of the same session; ``latency_ms`` is that ratio times the run's
+    baseline latency, so that a clock that drifted between trials does not reorder them.
+    """
+    speedup = float(measured["speedup"])
+    if not math.isfinite(speedup) or speedup <= 0:
+        raise TrialError(f"a measured speed-up must be above 0, got {speedup}; measure again on a calmer machine")
+    return {
+        "latency_ms": baseline_latency_ms / speedup,
+        "latency_ratio": 1.0 / speedup,
+        "latency_measured_ms": float(measured["median_ms"]),
+        "latency_p90_ms": float(measured["p90_ms"]),
+        "baseline_latency_measured_ms": float(measured["baseline_median_ms"]),
+        "speedup": speedup,
+        CI95: [float(bound) for bound in measured[CI95]],
+        **{name: float(measured[name]) for name in ("energy_j",) if name in measured},
+        "latency_conditions": {name: measured[name] for name in CONDITIONS if name in measured},
+    }
+
+
+class Latency:
+    """A trial's latency: measured at once, or foretold, and then measured if the trial goes on to be trained.
+
+    A timing has the device for itself, so everybody waits for it; a trial that ends at the first rung does not compete,
+    and a precise prediction tells the searcher as much. What is trained is always measured.
+    """
+
+    def __init__(self, work: Workplace, model: Any) -> None:
+        self._work, self._model = work, model
+        self._measurement: Measurement | None = None
+        settings = work.settings
+        may_be_stopped = settings.epochs > 0 and 0 in settings.rungs
+        self._foretold = work.request.foretold if settings.foretells and may_be_stopped else None
+        if self._foretold is None:
+            self.measure()
+
+    def measure(self) -> None:
+        """Measure it, or begin to, unless that was done."""
+        if self._measurement is None:
+            with self._work.clock.phase("latency"):
+                self._measurement = self._work.tools.start_measure(self._model)
+
+    def costs(self) -> dict[str, float]:
+        """What is known of it by now. A measurement elsewhere is waited for only where latency is bounded."""
+        if self._measurement is None:
+            figures = self.figures()
+        else:
+            unbounded = self._work.settings.bounds.max_latency_ms is None
+            known = self._measurement.known() if unbounded else self._measurement.result()
+            figures = {} if known is None else latency_metrics(known, self._work.settings.baseline_latency_ms)
+        return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
+
+    def figures(self) -> dict[str, Any]:
+        """In a record's words; waits for a measurement elsewhere."""
+        baseline_ms = self._work.settings.baseline_latency_ms
+        if self._measurement is not None:
+            return latency_metrics(self._measurement.result(), baseline_ms)
+        assert self._foretold is not None, "measured at once, else"
+        ratio, low, high = (self._foretold[name] for name in ("ratio", "low", "high"))
+        figures = {"latency_ms": ratio * baseline_ms, "latency_ratio": ratio, "speedup": 1 / ratio}
+        return {**figures, PI95: [1 / high, 1 / low], SOURCE: FORETOLD}
+
+
+def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
+    """The trial; from its beginning once more where the device had no memory for it, with all of ours given back."""
+    try:
+        return _evaluate(work, judge)
+    except Exception as error:
+        from paretoprune.pruning.training.retries import is_out_of_memory
+
+        # the fine-tuning has tried with half the batch by itself
+        if work.clock.current == "finetune" or not is_out_of_memory(error):
+            raise
+        retry = f"{work.clock.current}: again after {one_line(error)}"
+    work.tools.release()
+    record = _evaluate(work, judge)
+    return record.changed(retries=[*record.retries, retry])
+
+
+def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
+    """The whole trial; what its parts raise is contained by :func:`run_trial`."""
+    settings, clock = work.settings, work.clock
+    model, plan = _pruned(work)
+    with clock.phase("stats"), work.gate.using():
+        stats = work.tools.stats(model)
+    latency = Latency(work, model)
+    course = Course(
+        work.request.trial_id, settings.rungs, judge, settings.accuracy, {**stats, **latency.costs()}, clock
+    )
+    worth_training = settings.epochs > 0 and not _violations(settings.bounds, course.costs)
+    with clock.phase("evaluate"):
+        start = work.tools.evaluate(model)
+    tuned = Tuned(model, 0, 0, start, start)
+    if not course.reached(0, start) and worth_training:
+        latency.measure()
+        course.costs = {**stats, **latency.costs()}
+        with clock.phase("finetune"):
+            tuned = work.tools.finetune(model, work.folder, course.reached, start)
+    with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
+        figures = latency.figures()
+    with clock.phase("save"), work.gate.using():
+        work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
+        made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
+        plan.save(work.folder / PLAN_NAME, made_with)
+    metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
+    if tuned.precision:
+        metrics["training_precision"] = tuned.precision
+    cut_short = course.stopped or (settings.epochs > 0 and not worth_training)
+    return TrialRecord(
+        trial_id=work.request.trial_id,
+        state=TrialState.STOPPED if cut_short else TrialState.COMPLETED,
+        plan_hash=plan.hash,
+        ratios=dict(plan.ratios),
+        metrics=metrics,
+        epochs=tuned.epochs,
+        fidelity="epochs" if tuned.epochs else "refit",
+        seconds={name: round(value, 4) for name, value in clock.seconds.items()},
+        device=work.tools.device,
+        node=platform.node(),
+        error=None,
+        finished_at=time.time(),
+        provenance=work.request.provenance,
+        history=course.history,
+        retries=[*work.request.losses, *tuned.retries],
+        violations=_violations(settings.bounds, metrics),
+    )
+
+
+def _refitted(start: Mapping[str, float]) -> dict[str, float]:
+    """The accuracy before any epoch, under a name of its own (``map50_95_refit``)."""
+    return {f"{name}_refit": value for name, value in accuracies(start).items()}
+
+
+def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
+    """The network of the plan, recovered without a gradient step."""
+    with work.clock.phase("prune"):
+        model, plan = work.tools.prune(work.request.ratios)
+    if work.settings.recover:
+        with work.clock.phase("recover"):
+            work.tools.recover(model, plan)
+    return model, plan
+
+
+def _violations(bounds: Bounds, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The bounds that are not kept."""
+    return {name: value for name, value in bounds.violations(metrics, {}).items() if value > 0}
+
+
+def _hash(tools: TrialTools, request: TrialRequest) -> str:
+    """The plan's hash for a failed record; an unusable plan has none, and its failure must still be recorded."""
+    try:
+        return tools.plan_hash(request.ratios)
+    except Exception:  # noqa: BLE001  see above
+        return ""

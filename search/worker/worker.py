@@ -1,0 +1,175 @@
+"""What runs inside a worker process: tools made once and kept, the device's lock, a trial or the baseline.
+
+Plain functions over plain data; the sweep's trainable and `search.finalists.finetune_picks` hand them to Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paretoprune.results.store.objectives import DIRECTIONS
+from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.inputs import check_node, weights_hash
+from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.config.run_config import RunConfig, build_config
+from paretoprune.search.space.constraints import bounds_of_search
+from paretoprune.search.stopping.early_stopper import judge_of
+from paretoprune.search.stopping.rule import StoppingRule, rungs_of
+from paretoprune.search.storage.event_log import PhaseClock
+from paretoprune.search.storage.importance_cache import SCORES_NAME
+from paretoprune.search.storage.request import TrialRequest, left_record
+from paretoprune.search.storage.trial_lock import claimed
+from paretoprune.search.trial.context import DeviceGate, TrialTools
+from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, run_trial
+from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
+from paretoprune.search.worker.file_transfer import carried
+
+ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
+
+# Importing torch and loading the baseline take longer than many a trial: once per process, for all its trials.
+_KEPT: dict[tuple[str, str], tuple[Any, DeviceGate]] = {}
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Everything a worker must know of a run; crosses processes, so plain data and importable functions only."""
+
+    settings: dict[str, Any]
+    run: str
+    cpus: int
+    gpus: float
+    factory: ToolsFactory
+    baseline_latency_ms: float = 0.0
+    courier: Any = None
+    """The actor that carries files, where the workers do not see the run folder (``search.worker.file_transfer``)."""
+    identity: dict[str, Any] | None = None
+    """The dataset's identity as ``baseline.json`` holds it, where the run has one."""
+
+    def at(self, scratch: Path) -> WorkerContext:
+        """The same with another run folder; a model that lies in the run folder moves along."""
+        model = dict(self.settings["model"])
+        if Path(model["path"]).is_relative_to(self.run):
+            model["path"] = str(scratch / Path(model["path"]).relative_to(self.run))
+        return replace(self, run=str(scratch), settings={**self.settings, "model": model})
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return build_config(self.settings)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.run))
+
+
+def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
+    """Run one trial in this process, or take the record of a worker that an earlier driver left behind with it."""
+    with carried(context, [MODEL_FOLDER, SCORES_NAME], [f"trials/{request.trial_id}"]) as here:
+        # What lies in a node's own scratch folder may be of an older run at the same path
+        return _run_trial(here, request, look=context.courier is None)
+
+
+def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> TrialRecord:
+    config, folder = context.config, context.folder.trial_dir(request.trial_id)
+    tools, gate = tools_of(context)
+    tools.recall_scores(context.folder.path)
+    settings = trial_settings(config, context.baseline_latency_ms)
+    judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
+    clock = PhaseClock(folder / "events.jsonl")
+    with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
+        return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
+
+
+def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettings:
+    """What the run's configuration means for one trial."""
+    search, epochs = config.search, config.trial.epochs
+    accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
+    rungs = rungs_of(epochs, search.reduction) if search.rungs is None else search.rungs
+    return TrialSettings(
+        epochs=epochs,
+        recover=config.recover.how != "none",
+        baseline_latency_ms=baseline_latency_ms,
+        rungs=[rung for rung in rungs if rung < epochs] if search.stopping else [],
+        accuracy=accuracies[0] if accuracies else "",
+        ingredients=ingredients(config),
+        bounds=bounds_of_search(search),
+        foretells="energy_j" not in search.objectives and search.max_latency_ms is None,
+    )
+
+
+def stopping_rule(config: RunConfig) -> StoppingRule:
+    """Trials are compared by what the run is to make small."""
+    costs = tuple(name for name in config.search.objectives if DIRECTIONS[name] == "min")
+    return StoppingRule(config.search.reduction, costs)
+
+
+def ingredients(config: RunConfig) -> dict[str, str | bool]:
+    """What a trial's network is made with, as its record says it."""
+    found: dict[str, str | bool] = {"recovery": config.recover.how, "importance": config.recover.importance}
+    return {**found, "distilled": config.trial.distill} if config.trial.epochs else found
+
+
+def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
+    """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
+    with carried(context, [MODEL_FOLDER], ["baseline.log", SCORES_NAME]) as here:
+        return {**_measure_baseline(here), "model": context.folder.inside(context.config.model.path)}
+
+
+def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
+    from paretoprune.cluster.environment import describe_environment
+
+    config = context.config
+    tools, gate = tools_of(context)
+    model = tools.baseline
+    with tools.logging(context.folder.path / "baseline.log"):
+        metrics: dict[str, Any] = dict(tools.evaluate(model))
+        measured = tools.start_measure(model).result()
+        with gate.using():
+            metrics.update(tools.stats(model))
+    metrics.update(latency_metrics({**measured, **ITSELF}, float(measured["median_ms"])))
+    described = tools.describe()
+    tools.keep_scores(context.folder.path)
+    return {
+        "data": config.data.path,
+        "imgsz": config.model.imgsz,
+        "weights_hash": weights_hash(Path(config.model.path)),
+        "metrics": metrics,
+        "device": tools.device,
+        "environment": describe_environment(),
+        **described,
+    }
+
+
+def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
+    """This process's tools for the run, made at the first call."""
+    key = (context.run, repr(sorted(context.settings.items())))
+    if key not in _KEPT:
+        from paretoprune.cluster.device_lock import DeviceLock, DevicesUsed
+        from paretoprune.cluster.devices import device_key
+        from paretoprune.cluster.environment import pin_threads
+
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        pin_threads(context.cpus)
+        device = worker_device(context.config.model.device, context.gpus)
+        own = DeviceLock(device_key(device))
+        both = LatencyTarget.parse(context.config.latency.target).shares_cpu_with(device)
+        gate: DeviceGate = DevicesUsed(own, DeviceLock("cpu")) if both else own
+        _KEPT.clear()  # a worker serves one run at a time
+        if context.identity is not None and is_joined(context.config):
+            check_node(context.config, context.identity)
+        with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds
+            _KEPT[key] = (context.factory(context.config, device, gate), gate)
+    return _KEPT[key]
+
+
+def worker_device(choice: str, gpus: float) -> str:
+    """Ray shows a worker only the GPUs it was given, so the first one visible is its own."""
+    if choice == "cpu" or (choice == "auto" and not gpus):
+        return "cpu"
+    return "cuda:0"

@@ -1,0 +1,78 @@
+"""The geometry against the networks that surgery makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from torch import nn
+
+from paretoprune.pruning.errors import PlanError
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.pruning.graph.geometry_reading import positions, read_geometry
+from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.surgery import prune, resolve
+from paretoprune.pruning.yolo.loading import model_stats
+from tests.pruning.masking import build
+from tests.pruning.tiny import tiny_model
+
+IMGSZ = 128
+# A chunk, a split by size, attention, a second head, a linear layer, a transposed convolution.
+NETWORKS = "yolov8n yolov9t yolov10n yolo12n yolo26n yolo11n-cls yolov8n-seg".split()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_foretells_what_surgery_makes(name: str) -> None:
+    model = build(name)
+    table = build_layer_table(model)
+    geometry = read_geometry(model, table, IMGSZ)
+    widths = resolve(table, {group.name: (0.5, 0.25, 0.0)[group.id % 3] for group in table.groups})
+    pruned, plan = prune(model, table, widths, np.random.default_rng(0).random(table.class_count))
+    shares = geometry.shares([{}, plan.ratios])
+
+    outputs, inputs = geometry.widths(shares)
+    weights, macs = geometry.weights(shares), geometry.macs(shares)
+    for row, network in enumerate((model, pruned)):
+        seen = positions(network, list(table.convs), IMGSZ)
+        for column, conv in enumerate(geometry.convs):
+            module = network.get_submodule(conv.name)
+            assert (outputs[row, column], inputs[row, column]) == (module.out_channels, module.in_channels)
+            assert weights[row, column] == module.weight.numel()  # type: ignore[operator, union-attr]
+            if conv.name in seen:
+                uses = seen[conv.name].read if isinstance(module, nn.ConvTranspose2d) else seen[conv.name].written
+                assert macs[row, column] == module.weight.numel() * uses  # type: ignore[operator, union-attr]
+            else:
+                assert macs[row, column] == 0  # only training reaches it
+
+    params, gflops = geometry.costs(shares)
+    stats = [model_stats(network, IMGSZ) for network in (model, pruned)]
+    assert params == pytest.approx([s.params_m for s in stats], rel=1e-12)
+    assert gflops == pytest.approx([s.gflops for s in stats], rel=3e-3)
+    assert gflops[1] < 0.8 * gflops[0]
+
+
+def test_it_goes_through_json_whole() -> None:
+    model = tiny_model()
+    geometry = read_geometry(model, build_layer_table(model), 64)
+    assert NetworkGeometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
+
+
+def test_what_is_no_geometry_says_so() -> None:
+    with pytest.raises(PlanError, match=r"geometry is not readable.*measure the baseline again"):
+        NetworkGeometry.from_json({"imgsz": 64})
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    model = tiny_model()
+    geometry = read_geometry(model, build_layer_table(model), 64)
+    with pytest.raises(PlanError, match=r"model\.99 is no prunable layer"):
+        geometry.shares([{"model.99": 0.5}])
+
+
+def test_plans_are_judged_without_torch() -> None:
+    """The driver of a search does so."""
+    code = "import sys, paretoprune.pruning.graph.geometry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,102 @@
+"""Ties and standings against their definitions written out pair by pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paretoprune.results.selection.uncertainty import (
+    UNKNOWN,
+    Z95,
+    AccuracyNoise,
+    accuracy_noise,
+    loss_intervals,
+    standings,
+)
+from paretoprune.results.store.records import TrialRecord
+
+Build = Callable[..., TrialRecord]
+BASE_MS = 12.0
+
+
+def measured(record: Build, name: str, accuracy: float, speedup: float, half: float) -> TrialRecord:
+    metrics = {"speedup": speedup, "speedup_ci95": [speedup - half, speedup + half]}
+    return record(name, accuracy, BASE_MS / speedup, metrics=metrics)
+
+
+@pytest.fixture(params=range(5))
+def trials(request: pytest.FixtureRequest, record: Build) -> list[TrialRecord]:
+    rng = np.random.default_rng(request.param)
+    rows = zip(rng.uniform(0.4, 0.6, 30), rng.uniform(1, 2, 30), rng.uniform(0.01, 0.1, 30), strict=True)
+    return [measured(record, f"t{i:02d}", round(a, 2), s, h) for i, (a, s, h) in enumerate(rows)]
+
+
+def clearly_better(a: TrialRecord, b: TrialRecord, std: float) -> list[bool]:
+    """Per objective: accuracy beyond the noise of the difference, latency with intervals that do not meet."""
+    accuracy = a.metrics["map50_95"] - b.metrics["map50_95"] > Z95 * std
+    return [accuracy, a.metrics["speedup_ci95"][0] > b.metrics["speedup_ci95"][1]]
+
+
+@pytest.mark.parametrize("std", [0.0, 0.017, 0.2])
+def test_standings_are_what_every_pair_says(trials: list[TrialRecord], std: float) -> None:
+    found = standings(trials, trials, noise=AccuracyNoise({"map50_95": std}))
+    for a in trials:
+        others = [b for b in trials if b is not a]
+        tied = [b.trial_id for b in others if not any(clearly_better(a, b, std) + clearly_better(b, a, std))]
+        beating = [b.trial_id for b in others if any(clearly_better(b, a, std)) and not any(clearly_better(a, b, std))]
+        assert found[a.trial_id].tied_with == tuple(tied)
+        assert found[a.trial_id].beaten_by == tuple(beating)
+        assert found[a.trial_id].firm == (not tied and not beating)
+
+
+def test_a_front_member_that_leads_by_less_than_the_noise_is_said_to(record: Build) -> None:
+    slow, fast = measured(record, "slow", 0.601, 1.2, 0.01), measured(record, "fast", 0.600, 1.6, 0.01)
+    noise = AccuracyNoise({"map50_95": 0.01})
+    assert standings([slow, fast], [slow, fast], noise=noise)["slow"].beaten_by == ("fast",)
+    assert standings([slow, fast], [slow, fast], noise=AccuracyNoise())["slow"].beaten_by == ()
+
+
+def test_a_predicted_latency_ties_by_the_predictions_interval(record: Build) -> None:
+    a = measured(record, "a", 0.6, 1.50, 0.03)
+    metrics = {"speedup": 1.6, "latency_source": "foretold"}
+    for half, tied in ((0.08, ("a",)), (0.06, ())):
+        b = record("b", 0.6, BASE_MS / 1.6, metrics={**metrics, "speedup_pi95": [1.6 - half, 1.6 + half]})
+        assert standings([b], [a])["b"].tied_with == tied
+
+
+def test_overlapping_latencies_of_equal_accuracy_tie(record: Build) -> None:
+    a, b = measured(record, "a", 0.6, 1.50, 0.03), measured(record, "b", 0.6, 1.54, 0.03)
+    assert standings([a], [a, b])["a"].tied_with == ("b",)
+    c = measured(record, "c", 0.6, 1.60, 0.03)
+    assert standings([a], [a, c])["a"].tied_with == ()
+
+
+def test_intervals_hold_the_loss_and_are_exact_without_measurements(record: Build) -> None:
+    rows = [measured(record, "a", 0.6, 1.5, 0.1), record("bare", 0.5, 8.0)]
+    low, high = loss_intervals(rows, noise=AccuracyNoise({"map50_95": 0.02}))
+    assert low.shape == high.shape == (2, 2)
+    assert low[0] == pytest.approx([-0.6 - Z95 * 0.01, BASE_MS / 1.6])
+    assert high[0] == pytest.approx([-0.6 + Z95 * 0.01, BASE_MS / 1.4])
+    assert low[1, 1] == high[1, 1] == 8.0
+    params = record("p", metrics={"params_m": 2.0})
+    assert loss_intervals([params], ("map50_95", "params_m"))[0][0, 1] == 2.0
+
+
+def test_noise_comes_from_the_run_or_from_the_number_of_images(baseline: dict[str, Any]) -> None:
+    assert accuracy_noise(baseline).source == UNKNOWN
+    assert accuracy_noise(baseline).text == UNKNOWN
+    counted = accuracy_noise({**baseline, "noise": {"images": 100}})
+    assert counted.std["map50_95"] == pytest.approx(math.sqrt(2 * 0.612 * 0.388 / 100))
+    assert "number of validation images (100)" in counted.source
+    own = accuracy_noise({**baseline, "noise": {"map50_95_std": 0.01, "images": 100, "source": "bootstrap"}})
+    assert own.std == {"map50_95": 0.01}
+    assert own.text == "differences of mAP50-95 up to 0.020 may be luck (bootstrap)"
+
+
+def test_nobody_to_compare_with(record: Build) -> None:
+    assert standings([], []) == {}
+    assert standings([record("a")], [])["a"].firm

@@ -1,0 +1,50 @@
+"""Expected hypervolume improvement against counting, and the free cells against the box they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paretoprune.results.selection.pareto import hypervolume
+from paretoprune.search.samplers.acquisition import expected_improvement, free_cells
+
+
+def a_front(objectives: int, points: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((points, objectives))
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_are_the_box_without_what_is_dominated(objectives: int, seed: int) -> None:
+    front, reference = a_front(objectives, seed=seed), np.full(objectives, 0.8)
+    lower, upper = free_cells(front, reference)
+    free = np.prod(upper - np.maximum(lower, 0.0), axis=1).sum()
+    assert free == pytest.approx(0.8**objectives - hypervolume(front, reference))
+    middles = np.random.default_rng(seed).random((300, objectives)) * 0.8
+    inside = ((middles[:, None] > lower) & (middles[:, None] < upper)).all(axis=2).sum(axis=1)
+    dominated = (front[None] <= middles[:, None]).all(axis=2).any(axis=1)
+    assert (inside == np.where(dominated, 0, 1)).all()
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_the_expectation_is_the_mean_of_many_draws(objectives: int) -> None:
+    front, reference = a_front(objectives), np.ones(objectives)
+    random = np.random.default_rng(1)
+    means, spreads = random.random((4, objectives)), 0.05 + 0.3 * random.random((4, objectives))
+    found = expected_improvement(means, spreads, *free_cells(front, reference))
+    base = hypervolume(front, reference)
+    for index in range(4):
+        draws = random.normal(means[index], spreads[index], (3000, objectives))
+        gains = [hypervolume(np.vstack([front, draw]), reference) - base for draw in draws]
+        assert found[index] == pytest.approx(np.mean(gains), abs=4 * np.std(gains) / np.sqrt(3000) + 1e-9)
+
+
+def test_without_a_front_everything_below_the_reference_counts() -> None:
+    lower, upper = free_cells(np.empty((0, 2)), np.array([1.0, 2.0]))
+    sure = expected_improvement(np.array([[0.5, 0.5]]), np.full((1, 2), 1e-9), lower, upper)
+    assert sure[0] == pytest.approx(0.5 * 1.5)
+
+
+def test_a_certainly_dominated_point_promises_nothing() -> None:
+    lower, upper = free_cells(np.array([[0.2, 0.2]]), np.ones(2))
+    assert expected_improvement(np.array([[0.5, 0.5]]), np.full((1, 2), 1e-3), lower, upper)[0] < 1e-12

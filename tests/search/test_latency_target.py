@@ -1,0 +1,66 @@
+"""Where latency is measured: the setting, what it decides, what is said where it cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.config.run_config import build_config
+from paretoprune.search.errors import ConfigError
+from paretoprune.search.sweep.preflight import check_runtime_here
+
+BASE = {"model": {"path": "m.pt"}, "data": {"path": "d.yaml"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("own", LatencyTarget()),
+        ("cpu:4", LatencyTarget(threads=4)),
+        ("node:edge", LatencyTarget(resource="edge")),
+        ("node:jetson-orin.2", LatencyTarget(resource="jetson-orin.2")),
+    ],
+)
+def test_targets(text: str, target: LatencyTarget) -> None:
+    assert LatencyTarget.parse(text) == target
+    assert build_config({**BASE, "latency": {"target": text}}).latency.target == text
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cpu", "cpu:0", "cpu:two", "node:", "node:a b", "own:1"])
+def test_what_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"`latency.target`: a latency target must be own .* cpu:N .*") as caught:
+        build_config({**BASE, "latency": {"target": text}})
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_numbers_of_threads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="`target` asks for 4 threads and `threads` for 2"):
+        build_config({**BASE, "latency": {"target": "cpu:4", "threads": 2}})
+    build_config({**BASE, "latency": {"target": "cpu:4", "threads": 4}})
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "here", "both"),
+    [
+        ("own", "cpu", True, False),
+        ("own", "cuda:0", True, False),
+        ("cpu:2", "cpu", True, False),
+        ("cpu:2", "cuda:0", False, True),
+        ("node:edge", "cpu", False, False),
+        ("node:edge", "cuda:0", False, False),
+    ],
+)
+def test_what_a_target_means_for_a_trial(text: str, device: str, here: bool, both: bool) -> None:
+    target = LatencyTarget.parse(text)
+    assert target.is_device(device) is here
+    assert target.shares_cpu_with(device) is both
+
+
+def test_a_runtime_that_cannot_is_said_before_a_run() -> None:
+    def config(**latency: object) -> object:
+        return build_config({**BASE, "latency": latency})
+
+    with pytest.raises(ValueError, match="tensorrt runs on a CUDA device"):
+        check_runtime_here(config(runtime="tensorrt", target="cpu:1"))  # type: ignore[arg-type]
+    check_runtime_here(config(runtime="tensorrt", target="node:edge"))  # type: ignore[arg-type]  # it may have one

@@ -1,0 +1,101 @@
+"""What the proposer promises: new plans, equal ones for equal evidence, and good ones on a problem that is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from benchmarks.synthetic import accuracy_of, exact_front, make_problem, volume
+from paretoprune.results.selection.pareto import non_dominated
+from paretoprune.search.samplers import candidates as module
+from paretoprune.search.samplers.candidates import Evidence, Proposer, reference_of
+from paretoprune.search.samplers.features import PlanFeatures
+
+FEATURES = PlanFeatures.of_widths([(tuple(range(64, 16, -8)), 64)] * 4)
+NONE = np.empty((0, 4), dtype=np.int64)
+
+
+def evidence(count: int = 12, seed: int = 0, bounds: int = 0) -> Evidence:
+    random = np.random.default_rng(seed)
+    levels = random.integers(0, 6, (count, 4))
+    losses = np.stack([(levels**2).sum(axis=1) / 100.0, 20.0 - levels.sum(axis=1)], axis=1).astype(float)
+    return Evidence(levels, losses, np.zeros_like(losses), np.zeros((count, bounds)), NONE)
+
+
+def test_equal_evidence_and_seed_give_the_equal_plan() -> None:
+    assert Proposer(FEATURES, 3).propose(evidence(), set()) == Proposer(FEATURES, 3).propose(evidence(), set())
+
+
+def test_a_taken_plan_is_never_proposed_again() -> None:
+    features = PlanFeatures.of_widths([((32, 24, 16), 32)] * 3)
+    everything = set(product(range(3), repeat=3))
+    last = (2, 0, 1)
+    levels = np.array([(0, 0, 0), (1, 1, 1), (2, 2, 2)])
+    losses = levels[:, :2] * [1.0, -1.0]
+    known = Evidence(levels, losses, np.zeros((3, 2)), np.zeros((3, 0)), levels[:0])
+    assert Proposer(features, 0).propose(known, everything - {last}) == last
+
+
+def test_a_plan_under_way_is_not_the_best_idea_once_more() -> None:
+    first = Proposer(FEATURES, 0).propose(evidence(), set())
+    again = Proposer(FEATURES, 0).propose(replace(evidence(), pending=np.array([first])), {first})
+    assert sum(abs(a - b) for a, b in zip(first, again, strict=True)) > 1
+
+
+def test_bounds_turn_the_search_to_where_they_are_kept() -> None:
+    free = evidence(20)
+    slack = 14.0 - (20.0 - free.losses[:, 1])  # violated above 0: latency must fall by 14 or more
+    bounded = replace(free, violations=slack[:, None])
+    plan = Proposer(FEATURES, 0).propose(bounded, set())
+    assert sum(plan) >= 13
+
+
+def test_many_trials_are_thinned_and_the_front_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_POINTS", 10)
+    known = evidence(40)
+    thin = Proposer(FEATURES, 0)._thinned(known)
+    assert len(thin.levels) == 10
+    front = {tuple(row) for row in known.losses[non_dominated(known.losses)]}
+    kept = {tuple(row) for row in thin.losses}
+    assert front <= kept or len(front) > 10
+
+
+def test_three_objectives() -> None:
+    known = evidence()
+    losses = np.column_stack([known.losses, known.losses.sum(axis=1)])
+    plan = Proposer(FEATURES, 0).propose(replace(known, losses=losses, variances=np.zeros_like(losses)), set())
+    assert all(0 <= level < 6 for level in plan)
+
+
+def test_the_reference_lies_beyond_every_loss() -> None:
+    losses = np.array([[1.0, 5.0], [3.0, 5.0]])
+    assert (reference_of(losses) > losses.max(axis=0)).all()
+
+
+def test_the_exact_front_of_the_synthetic_problem_is_brute_forces() -> None:
+    problem = make_problem(layers=4, seed=2)
+    front = exact_front(problem)
+    plans = product(*(range(size) for size in problem.space.sizes.values()))
+    truth = [problem.truth(plan) for plan in plans]
+    assert volume(front.tolist()) == pytest.approx(volume(truth), rel=1e-3)
+    assert accuracy_of(0.0) == pytest.approx(front[:, 0].max())
+
+
+def test_it_beats_chance_by_far_on_the_synthetic_problem() -> None:
+    problem = make_problem(layers=12, seed=1)
+    front, random = exact_front(problem), np.random.default_rng(0)
+    features = PlanFeatures.of(problem.space)
+    tops = np.array(features.sizes)
+    drawn = [tuple(int(x) for x in random.integers(0, tops)) for _ in range(40)]
+    tried = drawn[:6]
+    proposer = Proposer(features, 0)
+    while len(tried) < 40:
+        seen = [problem.observe(plan, random) for plan in tried]
+        losses = np.array([[-metrics["map50_95"], metrics["latency_ms"]] for metrics in seen])
+        levels = np.array(tried)
+        known = Evidence(levels, losses, np.zeros_like(losses), np.zeros((len(tried), 0)), levels[:0])
+        tried.append(proposer.propose(known, set(tried)))
+    assert problem.share(tried, front) > problem.share(drawn, front) + 0.2

@@ -1,0 +1,163 @@
+"""The space: widths, bounds, exclusion, no dead axes, and the way back from ratios to levels."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from paretoprune.search.config.sections import SpaceSection
+from paretoprune.search.errors import SpaceError
+from paretoprune.search.samplers.warm_start import ladder_plans, ladder_ratios, warm_start
+from paretoprune.search.space.space import build_space
+from tests.search.fakes import FakeGroup, FakeTable, make_space, make_table
+
+
+def test_levels_are_the_widths_between_the_bounds() -> None:
+    space = build_space(make_table(), SpaceSection(round_to=8, min_ratio=0.1, max_ratio=0.5))
+    # 64 channels: ratio 0.1 to 0.5 is width 57.6 to 32
+    assert [axis.groups[0].widths for axis in space.axes] == [(56, 48, 40, 32)] * 6
+    assert space.ratios((0,) * 6)["model.0.c0"] == pytest.approx(1 - 56 / 64)
+
+
+def test_every_level_vector_is_another_plan() -> None:
+    space = build_space(make_table(2, channels=40), SpaceSection())
+    plans = {
+        tuple(sorted(space.ratios((a, b)).items()))
+        for a in range(space.axes[0].size)
+        for b in range(space.axes[1].size)
+    }
+    assert len(plans) == space.count() == space.axes[0].size * space.axes[1].size
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block"])
+def test_ratios_lead_back_to_their_levels(granularity: str) -> None:
+    groups = tuple(
+        FakeGroup(i, f"model.{i // 2}.c{i % 2}", i // 2, (f"model.{i // 2}.c{i % 2}",), 40 + 24 * i) for i in range(6)
+    )
+    space = build_space(FakeTable(groups), SpaceSection(granularity=granularity))
+    generator = random.Random(0)
+    for _ in range(200):
+        levels = space.random(generator)
+        assert space.levels_of(space.ratios(levels)) == levels
+
+
+def test_ratios_of_another_space_are_not_mistaken() -> None:
+    table = make_table()
+    wide, narrow = build_space(table, SpaceSection()), build_space(table, SpaceSection(max_ratio=0.3))
+    assert narrow.levels_of(wide.ratios((5,) * 6)) is None
+
+
+def test_one_axis_per_block() -> None:
+    groups = (
+        FakeGroup(0, "model.0.a", 0, ("model.0.a",), 32),
+        FakeGroup(1, "model.0.b", 0, ("model.0.b",), 128),
+        FakeGroup(2, "model.1.a", 1, ("model.1.a",), 64),
+    )
+    space = build_space(FakeTable(groups), SpaceSection(granularity="block"))
+    assert [axis.name for axis in space.axes] == ["model.0", "model.1"]
+    ratios = space.ratios(space.uniform(0.5))
+    assert ratios == {"model.0.a": 0.5, "model.0.b": 0.5, "model.1.a": 0.5}
+    assert space.axes[0].groups[0].name == "model.0.b"  # the widest leads, so no level repeats a plan
+
+
+def test_an_axis_with_one_width_does_not_exist() -> None:
+    groups = (FakeGroup(0, "model.0", 0, ("model.0",), 16), FakeGroup(1, "model.1", 1, ("model.1",), 128))
+    space = build_space(FakeTable(groups), SpaceSection(round_to=16))
+    assert [axis.name for axis in space.axes] == ["model.1"]
+    assert "no two widths in steps of 16" in space.left_out["model.0"]
+
+
+def test_blocks_exclusion_and_bounds() -> None:
+    bounds = {"model.1.c0": (0.2, 0.4), "model.*": (0.0, 0.5), "*": (0.0, 0.1)}
+    space = build_space(make_table(), SpaceSection(blocks=[0, 1], exclude=["model.0.d1"], bounds=bounds))
+    # model.0.c1 loses channels together with model.0.d1, so it is excluded too; a name beats a pattern
+    assert {axis.name: axis.groups[0].widths for axis in space.axes} == {
+        "model.0.c0": (64, 56, 48, 40, 32),
+        "model.1.c0": (48, 40),
+        "model.1.c1": (64, 56, 48, 40, 32),
+    }
+    assert space.left_out["model.0.c1"] == "excluded by model.0.d1"
+    assert space.left_out["model.2.c0"] == "its block is not in space.blocks"
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        (
+            SpaceSection(exclude=["model.77.*"]),
+            r"space.exclude: the pattern 'model.77.\*' matches no layer",
+        ),
+        (SpaceSection(bounds={"nothing": (0, 0.5)}), "space.bounds: the pattern 'nothing' matches no layer"),
+        (SpaceSection(blocks=[9]), "space.blocks: block 9 has nothing to prune; blocks that have are 0, 1, 2"),
+        (
+            SpaceSection(exclude=["model.*"]),
+            r"nothing is left to prune: all 6 groups are left out \(6 because excluded by",
+        ),
+        (SpaceSection(round_to=64), "6 because no two widths in steps of 64"),
+    ],
+)
+def test_what_matches_nothing_is_an_error(section: SpaceSection, line: str) -> None:
+    with pytest.raises(SpaceError, match=line):
+        build_space(make_table(), section)
+
+
+def test_a_pattern_that_matches_only_what_cannot_be_pruned_is_fine() -> None:
+    assert len(build_space(make_table(), SpaceSection(exclude=["model.9.*"])).axes) == 6
+
+
+@pytest.mark.parametrize(("trials", "steps"), [(1, 1), (2, 2), (4, 2), (12, 3), (20, 5), (40, 5), (400, 5)])
+def test_ladder_takes_a_quarter_of_the_trials(trials: int, steps: int) -> None:
+    ratios = ladder_ratios(trials)
+    assert len(ratios) == steps
+    assert ratios == sorted(set(ratios))
+    assert all(0.1 <= ratio <= 0.6 + 1e-9 for ratio in ratios)
+
+
+def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
+    space = build_space(make_table(), SpaceSection(max_ratio=0.3))
+    plans = ladder_plans(space, 40)
+    assert len(plans) == len(set(plans)) == 2  # ten ratios, but only widths 56 and 48 lie below the bound
+    assert all(any(plan) for plan in plans)
+
+
+def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
+    space = build_space(make_table(channels=512), SpaceSection())
+    rows = [{"keep": 1 - k / 20, "ratios": {"model.0.c0": 0.1 + k / 20, "model.2.c1": k / 40}} for k in range(12)]
+    starts = warm_start(space, 20, rows)
+    kinds = [start.provenance for start in starts]
+    assert kinds.count("sensitivity") == 8
+    assert kinds.count("ladder") == len(ladder_plans(space, 20))
+    assert kinds == sorted(kinds, reverse=True)  # what promises more comes first
+    assert len({start.levels for start in starts}) == len(starts)
+    assert space.uniform(0.0) not in {start.levels for start in starts}
+    assert space.nearest(rows[-1]["ratios"]) in {start.levels for start in starts}
+
+
+@pytest.mark.parametrize(("trials", "order"), [(12, [2, 4, 1, 3, 0]), (20, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [1, 0])])
+def test_a_warm_start_that_is_cut_off_has_the_front_in_outline(trials: int, order: list[int]) -> None:
+    """The middle, then the middles of what it leaves, the heavier half first: `order` counts from the lightest."""
+    space = build_space(make_table(channels=512), SpaceSection())
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 30)]
+    starts = warm_start(space, trials, rows)
+    by_kind = {
+        kind: [start.levels for start in starts if start.provenance == kind] for kind in ("sensitivity", "ladder")
+    }
+    assert [sorted(by_kind["sensitivity"]).index(levels) for levels in by_kind["sensitivity"]] == order
+    ladder = by_kind["ladder"]
+    assert sorted(ladder).index(ladder[0]) == len(ladder) // 2
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_warm_start_never_takes_more_than_the_trials(trials: int) -> None:
+    assert 1 <= len(warm_start(make_space(), trials, [{"keep": 0.5, "ratios": {"model.0.c0": 0.5}}])) <= trials
+
+
+def test_nearest_plan_is_the_nearest_level_of_every_axis() -> None:
+    space = make_space()
+    ratios = {"model.0.c0": 0.31, "model.1.c1": 0.9, "model.2.c0": 0.02}
+    for axis, level in zip(space.axes, space.nearest(ratios), strict=True):
+        leader = axis.groups[0]
+        wanted = next((ratios[name] for name in leader.layers if name in ratios), 0.0)
+        distances = [abs(leader.ratio(width) - wanted) for width in leader.widths]
+        assert distances[level] == min(distances)
