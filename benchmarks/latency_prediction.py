@@ -78,8 +78,8 @@ def measure(names: Sequence[str], plans: int, seconds: float, path: Path) -> Non
     import torch
 
     from paretoprune.cluster.environment import describe_environment
-    from paretoprune.pruning.graph.layers import build_layer_table
     from paretoprune.pruning.latency.pair import measure_pair
+    from paretoprune.pruning.surgery.layer_table import build_layer_table
     from paretoprune.pruning.surgery.surgery import prune, resolve
 
     end = time.monotonic() + seconds
@@ -105,7 +105,7 @@ def measure(names: Sequence[str], plans: int, seconds: float, path: Path) -> Non
 
 def geometry_of(name: str) -> NetworkGeometry:
     from paretoprune.pruning.graph.geometry_reading import read_geometry
-    from paretoprune.pruning.graph.layers import build_layer_table
+    from paretoprune.pruning.surgery.layer_table import build_layer_table
 
     model = network(name)
     return read_geometry(model, build_layer_table(model), NETWORKS[name])

@@ -107,7 +107,8 @@ def train(data: str, folder: Path, locks: Path, counter: Path) -> None:
     import torch
 
     from paretoprune.pruning.builtin import BASELINE, IMGSZ
-    from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+    from paretoprune.pruning.training.finetune import finetune
+    from paretoprune.pruning.training.settings import FinetuneSettings
     from paretoprune.pruning.yolo.loading import load_model
 
     torch.set_num_threads(1)

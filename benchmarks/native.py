@@ -36,7 +36,8 @@ from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.latency.group import measure_group
 from paretoprune.pruning.latency.pair import measure_pair
 from paretoprune.pruning.plan import Plan
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.training.stock_baseline import train_native
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model, model_stats

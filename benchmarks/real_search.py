@@ -92,7 +92,7 @@ def _tools(settings: Mapping[str, Any]) -> tuple[Any, Any, RunConfig]:
     if key not in _TOOLS:
         from paretoprune.cluster.device_lock import DeviceLock
         from paretoprune.cluster.environment import pin_threads
-        from paretoprune.search.trial.operations import make_tools
+        from paretoprune.search.trial.factory import make_tools
 
         pin_threads(1)
         _TOOLS.clear()
@@ -195,7 +195,7 @@ def _prepared(root: Path, settings: Settings, pool: ProcessPoolExecutor) -> Comp
     """Build the dataset and look at the baseline, unless that was done."""
     from paretoprune.pruning.builtin import BASELINE
     from paretoprune.pruning.builtin.dataset import build_dataset
-    from paretoprune.pruning.graph.layers import build_layer_table
+    from paretoprune.pruning.surgery.layer_table import build_layer_table
     from paretoprune.pruning.yolo.loading import load_model
 
     dataset = build_dataset(root / "data", train=settings.train_images, val=settings.val_images).resolve()

@@ -20,7 +20,8 @@ from paretoprune.pruning.importance import Evidence, score
 from paretoprune.pruning.importance.allocation import share_left
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.surgery.surgery import prune, resolve
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.saving import plain_copy
 from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state, quiet_ultralytics

@@ -28,7 +28,8 @@ from torch import nn
 from benchmarks.graph_surgery import FAMILIES as GRAPH_FAMILIES
 from benchmarks.graph_surgery import remove_by_graph
 from paretoprune.cluster.environment import describe_environment
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, kept_indices, prune
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from paretoprune.pruning.evaluation.evaluator import evaluate
     from paretoprune.pruning.export.check import check_export, measure_export
     from paretoprune.pruning.export.exporter import export_model
-    from paretoprune.pruning.graph.layers import build_layer_table
     from paretoprune.pruning.latency.group import measure_group
     from paretoprune.pruning.latency.pair import measure_pair
     from paretoprune.pruning.plan import Plan
+    from paretoprune.pruning.surgery.layer_table import build_layer_table
     from paretoprune.pruning.workbench import Workbench
     from paretoprune.pruning.yolo.saving import save_checkpoint
     from paretoprune.results.analysis.frames import front_frame, front_rows, trials_frame
@@ -81,10 +81,10 @@ _HOMES = {
     "pruning.evaluation.evaluator": ("evaluate",),
     "pruning.export.check": ("check_export", "measure_export"),
     "pruning.export.exporter": ("export_model",),
-    "pruning.graph.layers": ("build_layer_table",),
     "pruning.latency.group": ("measure_group",),
     "pruning.latency.pair": ("measure_pair",),
     "pruning.plan": ("Plan",),
+    "pruning.surgery.layer_table": ("build_layer_table",),
     "pruning.workbench": ("Workbench",),
     "pruning.yolo.saving": ("save_checkpoint",),
     "results.analysis.frames": ("front_frame", "front_rows", "trials_frame"),

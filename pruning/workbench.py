@@ -15,16 +15,17 @@ from paretoprune.pruning.device import Gate, NullGate, Turn, device_finisher, to
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.importance import Evidence, known_criterion, score
 from paretoprune.pruning.importance.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
 from paretoprune.pruning.training.distillation import distil
-from paretoprune.pruning.training.finetune import inherited_arguments
+from paretoprune.pruning.training.single_device import inherited_arguments
 from paretoprune.pruning.training.teacher import check_teacher
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model

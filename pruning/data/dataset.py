@@ -14,7 +14,7 @@ from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.labels import read_labels
 from paretoprune.pruning.data.reading import image_paths, label_paths, one_line, places_of, read_dataset
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.latency.runtimes.base import image_channels
+from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.saving import task_of
 from paretoprune.pruning.yolo.tasks import is_single_class
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
@@ -59,10 +59,10 @@ def check_dataset(data: str | Path, model: nn.Module) -> list[str]:
     task = task_of(model)
     if task == "classify":
         class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
-        if image_channels(model) != 3:
+        if input_channels(model) != 3:
             raise PruningError(
                 "Ultralytics reads a classifier's images in colours, 3 channels, but the model takes "
-                f"{image_channels(model)}: train one for colours"
+                f"{input_channels(model)}: train one for colours"
             )
         return class_folders.remarks(data)
     path = dataset_file(data)
@@ -161,7 +161,7 @@ def _check_classes(path: Path, content: dict[str, Any], model: nn.Module) -> lis
 
 def _check_channels(path: Path, content: Mapping[str, Any], model: nn.Module) -> None:
     """By `channels` (3 where the yaml says nothing) Ultralytics reads images in grey, in colours, or as they are."""
-    takes, has = image_channels(model), int(content["channels"])
+    takes, has = input_channels(model), int(content["channels"])
     if has != takes:
         how = {1: " (its images are then read in grey)", 3: " (its images are then read in colours)"}.get(takes, "")
         raise PruningError(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.pruning.data.dataset import dataset_file
-from paretoprune.pruning.data.label_cache import load_labels
 from paretoprune.pruning.data.reading import image_paths, label_paths, read_dataset
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.label_cache import load_labels
 
 _SAYS = "ignoring corrupt"
 

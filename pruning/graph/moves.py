@@ -2,7 +2,7 @@
 
 A view, slice, concatenation or shuffle is run a second time, on the atoms themselves: where they end up is what the
 result's elements belong to. Numbers in its arguments (the places of a slice, the sizes of a view) may be stored ones
-that a narrower network would get wrong; `trace_check` finds that out.
+that a narrower network would get wrong; `surgery.layer_table` finds that out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from paretoprune.pruning.graph.labels import FIXED, ZEROS, Label, State, compact
-from paretoprune.pruning.graph.operations import Call, freeze_all, register, tensors
+from paretoprune.pruning.graph.operations import Call, elementwise, freeze_all, register, tensors
 
 _REDUCING = (
     "sum mean amax amin max min std var prod median nanmean nansum softmax log_softmax softmin logsumexp argmax "
@@ -228,8 +228,6 @@ def _reduce(what: Call) -> None:
     elif what.name in ("sort", "argsort") and not isinstance(dims, int):
         dims = what.kwargs.get("dim", -1)
     if isinstance(dims, torch.Tensor):  # max(x, y)
-        from paretoprune.pruning.graph.operations import elementwise
-
         return elementwise(what)
     if label is None:
         return freeze_all(what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from ultralytics.nn.modules.conv import Conv, ConvTranspose
 
 from paretoprune.pruning.graph.elementwise import value_at_zero
 from paretoprune.pruning.graph.labels import FIXED, ZEROS, Label, State
-
-if TYPE_CHECKING:  # the tracer imports this table; only the annotation looks back
-    from paretoprune.pruning.graph.tracer import ChannelTracer
+from paretoprune.pruning.graph.tracer import ChannelTracer, ConvTrace, Step
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 # Read only what a tensor looks like, not what it holds.
@@ -80,8 +78,6 @@ def register(names: str, moves: bool = False) -> Callable[[Handler], Handler]:
 
 def call(t: ChannelTracer, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a function and note what it did to the channels."""
-    from paretoprune.pruning.graph import moves  # noqa: F401  fills the table
-
     name, below = _name_of(func)
     handler = HANDLERS.get(name, unlisted)
     inputs = tensors((args, tuple(kwargs.values())))
@@ -154,9 +150,7 @@ def _alike(a: Label, b: Label) -> bool:
     return a.state >= b.state and np.array_equal(a.atoms, b.atoms)
 
 
-def _step(what: Call) -> Any:
-    from paretoprune.pruning.graph.tracer import Step
-
+def _step(what: Call) -> Step:
     # its number of groups follows (as an attribute), or it was frozen
     sized = what.name in MOVES or what.name in ("conv2d", "conv_transpose2d", "group_norm")
     sized = sized or what.name.startswith(("empty", "zeros", "ones", "new", "rand"))
@@ -256,8 +250,6 @@ def _convolution(what: Call) -> None:
 
 
 def _depthwise(t: ChannelTracer, name: str, atoms: np.ndarray) -> np.ndarray:
-    from paretoprune.pruning.graph.tracer import ConvTrace
-
     known = t.convs.setdefault(name, ConvTrace(name, atoms, atoms, depthwise=True))
     known.outputs = known.inputs = t.atoms.couple(known.outputs, atoms, f"{name} is shared between unequal inputs")
     return known.outputs

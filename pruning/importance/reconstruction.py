@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.graph.patches import gather_patches, output_size, padded_rows
 from paretoprune.pruning.importance.base import Evidence, criterion
 from paretoprune.pruning.importance.elimination import Reader, removal_losses
 from paretoprune.pruning.importance.gradients import loss_model
 from paretoprune.pruning.importance.output_fisher import curvature_at, output_probe, position_weights
-from paretoprune.pruning.recovery.refit import gather_patches, output_size, padded_rows
 
 _CHUNK = 8  # images per pass
 _POSITIONS = 20_000  # sampled positions per tensor, over all calibration images

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.latency.runtimes import image_channels
 from paretoprune.pruning.yolo.image_size import stride_of
+from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.saving import plain_copy
 from paretoprune.pruning.yolo.ultralytics_logging import _replaced
 
@@ -32,7 +32,7 @@ def lone_norm(model: nn.Module, imgsz: int) -> str:
                 lambda norm, inputs, name=name: found.append(name) if inputs[0].numel() == norm.num_features else None  # type: ignore[misc]
             )
     with torch.inference_mode():
-        copy(torch.zeros(1, image_channels(copy), imgsz, imgsz))
+        copy(torch.zeros(1, input_channels(copy), imgsz, imgsz))
     return found[0] if found else ""
 
 

@@ -24,8 +24,9 @@ from torch import nn
 
 from paretoprune.pruning.device import Gate, torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, saved_remedies
 from paretoprune.pruning.training.retries import Listener, Remedies
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
+from paretoprune.pruning.training.single_device import saved_remedies
 from paretoprune.pruning.yolo.saving import plain_copy
 
 JOB, RESULT, MEETING, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
@@ -82,7 +83,7 @@ def finetune_on_group(
 
     The first device's process enters the gate around its batches, and the others wait for it at every step. Batch
     statistics are each process's own, the saved ones the first's. What one process tries by itself (see
-    `finetune_remedies`), a new group of all tries.
+    `retries`), a new group of all tries.
 
     Raises:
         PruningError, NonFiniteError: as `finetune`; `batch` is no multiple of the devices; a process died (naming it).

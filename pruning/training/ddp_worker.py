@@ -24,8 +24,8 @@ from ultralytics.utils.torch_utils import init_seeds
 
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.training.ddp import JOB, MEETING, RESULT, GroupJob
-from paretoprune.pruning.training.finetune import train_here
 from paretoprune.pruning.training.retries import first_line, is_out_of_memory
+from paretoprune.pruning.training.single_device import train_here
 
 _TIMEOUT = timedelta(hours=3)  # the others wait while the first validates
 

@@ -14,7 +14,9 @@ from torch import nn
 from paretoprune.pruning.data.dataset import class_counts, dataset_file
 from paretoprune.pruning.device import Gate
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune, stock_amp
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
+from paretoprune.pruning.training.single_device import stock_amp
 from paretoprune.pruning.yolo.loading import checked_file, load_model
 from paretoprune.pruning.yolo.saving import stock_args, task_of
 from paretoprune.pruning.yolo.tasks import accuracy_name, kind_of, metric_keys

@@ -109,8 +109,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
     - nothing is unpickled but by Ultralytics' restricted loader, and a yaml's `activation` is not evaluated, unless
       `trusting` says so;
-    - a dataset's labels are kept in a file of our own, which no pickle is in (`pruning.data.label_cache`);
-    - a dataset is read from any folder, without a download and without a change to its images (`dataset_reading`);
+    - a dataset's labels are kept in a file of our own, which no pickle is in (`pruning.yolo.label_cache`);
+    - a dataset is read from any folder, without a download and without a change to its images (`dataset_patches`);
     - a file that exists is read under the name that was given, whatever official one it is like;
     - no look on the network for a plotting font each time a dataset is read (offline mode does not stop that; behind a
       firewall it waits three seconds);
@@ -133,8 +133,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     from ultralytics.nn import tasks
     from ultralytics.utils import callbacks, checks, downloads, torch_utils
 
-    from paretoprune.pruning.data import reading as reading
-    from paretoprune.pruning.data.label_cache import load_labels, save_labels
+    from paretoprune.pruning.yolo import dataset_patches
+    from paretoprune.pruning.yolo.label_cache import load_labels, save_labels
 
     path = None if log_path is None else Path(log_path)
     with ExitStack() as stack:
@@ -149,10 +149,12 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(data_sets, "save_dataset_cache_file", save_labels))
         for trainers in (of_worlds, of_prompts):
             stack.enter_context(_replaced(trainers, "torch_load", _load_tensors))
-        stack.enter_context(_replaced(data_utils, "YAML", reading.DatasetYaml))
-        stack.enter_context(_replaced(data_utils, "_replace_image", reading.leave_image))
-        stack.enter_context(_replaced(data_utils, "check_image", reading.image_checker(data_utils.check_image)))
-        stack.enter_context(_replaced(BaseDataset, "get_img_files", reading.list_reader(BaseDataset.get_img_files)))
+        stack.enter_context(_replaced(data_utils, "YAML", dataset_patches.DatasetYaml))
+        stack.enter_context(_replaced(data_utils, "_replace_image", dataset_patches.leave_image))
+        stack.enter_context(_replaced(data_utils, "check_image", dataset_patches.image_checker(data_utils.check_image)))
+        stack.enter_context(
+            _replaced(BaseDataset, "get_img_files", dataset_patches.list_reader(BaseDataset.get_img_files))
+        )
         stack.enter_context(_replaced(torch_utils, "NUM_THREADS", torch.get_num_threads()))
         _ACTIVE.append(path)
         stack.callback(_ACTIVE.pop)

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.run_files import Selected
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.commands.output import echo
-from paretoprune.search.monitoring.progress import note
 
 # Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo about five minutes.
 TRIAL_EPOCHS = 1

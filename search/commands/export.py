@@ -96,7 +96,7 @@ def checked(
     from paretoprune.pruning.export.check import check_export, measure_export
     from paretoprune.pruning.export.exporter import export_model
     from paretoprune.pruning.yolo.loading import load_model
-    from paretoprune.search.sweep.preflight import measuring_threads
+    from paretoprune.search.trial.exclusive_device import measuring_threads
 
     lock = DeviceLock(device_key(device))
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:

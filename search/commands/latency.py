@@ -65,8 +65,7 @@ def _measured(
     from paretoprune.pruning.latency.pair import measure_pair
     from paretoprune.pruning.latency.runtimes import check_runtime
     from paretoprune.pruning.yolo.loading import load_model
-    from paretoprune.search.sweep.preflight import measuring_threads
-    from paretoprune.search.trial.exclusive_device import alone_on
+    from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
 
     place = device or default_device()
     for runtime in runtimes:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from paretoprune.search.commands.output import command_line, echo
+from paretoprune.base.messages import note
+from paretoprune.search.commands.output import echo
 from paretoprune.search.commands.overwriting import check_output
 from paretoprune.search.errors import ConfigError
+from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import interruptible
-from paretoprune.search.monitoring.progress import note
 
 if TYPE_CHECKING:
     from paretoprune.cluster.launch.request import LaunchRequest

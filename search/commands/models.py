@@ -40,7 +40,8 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     from paretoprune.search.sweep.preflight import check_model_file
 
     check_model_file(model)
-    from paretoprune.pruning.graph.layers import build_layer_table, prunable_share
+    from paretoprune.pruning.graph.layers import prunable_share
+    from paretoprune.pruning.surgery.layer_table import build_layer_table
     from paretoprune.pruning.yolo.loading import load_model
 
     network = load_model(model, trust_checkpoint)

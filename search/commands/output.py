@@ -8,7 +8,6 @@ import functools
 import io
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,13 +171,6 @@ def stdout_width() -> int | None:
     """Columns of the terminal that data goes to; None where it goes elsewhere."""
     stream = _DATA[-1] if _DATA else sys.stdout
     return shutil.get_terminal_size().columns if stream.isatty() else None
-
-
-def command_line(*words: object) -> str:
-    """``paretoprune WORDS`` to be printed: pasted into a shell, it is these words whatever signs a path holds."""
-    from paretoprune.search.storage.object_store import address_of
-
-    return shlex.join(["paretoprune", *(address_of(word) if isinstance(word, Path) else str(word) for word in words)])
 
 
 def unbroken(text: str) -> str:

@@ -197,9 +197,9 @@ def report(runs: tuple[Path, ...], model: str | None, data: str | None) -> None:
 
 def _check_run(run: Path, model: str | None, data: str | None) -> None:
     """A run's model and dataset are still its own; where they are not at hand, a report is written all the same."""
+    from paretoprune.base.messages import note
     from paretoprune.search.config.inputs import check_dataset_same, check_weights, missing, placed
     from paretoprune.search.config.stored import save_run_config
-    from paretoprune.search.monitoring.progress import note
     from paretoprune.search.sweep.preflight import existing_run
 
     folder, before = existing_run(run)

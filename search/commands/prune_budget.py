@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from paretoprune.base.messages import note, speaking
 from paretoprune.search.commands.output import as_table
 from paretoprune.search.commands.prune_estimate import Measured, by_measuring, from_run, latency_row
-from paretoprune.search.monitoring.progress import note, speaking
 
 if TYPE_CHECKING:
     from paretoprune.pruning.budget.budget import Budget, Cut

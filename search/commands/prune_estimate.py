@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paretoprune.base.messages import note
 from paretoprune.search.errors import SearchError
-from paretoprune.search.monitoring.progress import note
 
 if TYPE_CHECKING:
     from paretoprune.pruning.graph.geometry import NetworkGeometry
@@ -132,8 +132,7 @@ def by_measuring(bench: Any, wanted: Any, count: int, device: str) -> Measured:
     """Measure ``count`` plans scattered about the wanted one beside the unpruned network, each alone on the device."""
     from paretoprune.pruning.latency.model import MeasuredPlan
     from paretoprune.pruning.latency.pair import measure_pair
-    from paretoprune.search.sweep.preflight import measuring_threads
-    from paretoprune.search.trial.exclusive_device import alone_on
+    from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
 
     ratios = bench.prune(wanted)[1].ratios
     by_group = {group.layers[0]: ratios[group.layers[0]] for group in bench.table.groups if group.layers[0] in ratios}

@@ -16,7 +16,6 @@ from paretoprune.search.commands.output import (
     RUN,
     SIZE,
     address_option,
-    command_line,
     echo,
     emit,
     emit_one,
@@ -26,6 +25,7 @@ from paretoprune.search.commands.output import (
     trust_option,
     with_objectives,
 )
+from paretoprune.search.monitoring.command_line import command_line
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
@@ -149,8 +149,8 @@ def status(run: Path, form: str) -> None:
 
 def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str]) -> RunConfig:
     """Defaults, then the file, then options that were given, then ``--set``."""
+    from paretoprune.search.config.paths import resolve_paths
     from paretoprune.search.config.run_config import build_config, merge, nest, parse_assignments, read_yaml
-    from paretoprune.search.sweep.preflight import resolve_paths
 
     values: dict[str, Any] = {}
     if file is not None:

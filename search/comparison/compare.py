@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.messages import note
 from paretoprune.results.analysis.strategy_comparison import (
     Comparison,
     ComparisonFolder,
@@ -35,18 +36,13 @@ from paretoprune.search.comparison.operations import (
 )
 from paretoprune.search.errors import ConfigError, RunFolderError, SearchError
 from paretoprune.search.monitoring.interrupts import interruptible
-from paretoprune.search.monitoring.progress import duration, note
+from paretoprune.search.monitoring.progress import duration
 from paretoprune.search.storage.driver_lock import DriverLock
-from paretoprune.search.sweep.preflight import (
-    check_batches,
-    check_device,
-    check_files,
-    check_writable,
-    measuring_threads,
-)
+from paretoprune.search.sweep.preflight import check_batches, check_device, check_files, check_writable
+from paretoprune.search.trial.exclusive_device import measuring_threads
 from paretoprune.search.trial.trial import one_line
+from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.ray_output import quiet_ray
-from paretoprune.search.worker.worker import ToolsFactory, WorkerContext
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig

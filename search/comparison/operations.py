@@ -16,7 +16,8 @@ from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.trial.context import DeviceGate, TrialTools
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.trial import ITSELF, latency_metrics
-from paretoprune.search.worker.worker import WorkerContext, tools_of
+from paretoprune.search.worker.context import WorkerContext
+from paretoprune.search.worker.worker import tools_of
 
 if TYPE_CHECKING:
     from paretoprune.pruning.strategies.base import Outcome

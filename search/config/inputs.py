@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from paretoprune.base.atomic import write_bytes
+from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
-from paretoprune.search.monitoring.progress import note
 
 if TYPE_CHECKING:
     from paretoprune.pruning.data.identity import DatasetIdentity, Rows
@@ -62,7 +62,7 @@ def weights_hash(model: Path) -> str:
 
 def placed(config: RunConfig, model: str | None, data: str | None) -> RunConfig:
     """``config`` with the model and the dataset at the places given, if any."""
-    from paretoprune.search.sweep.preflight import absolute_path
+    from paretoprune.search.config.paths import absolute_path
 
     for section, given in (("model", model), ("data", data)):
         if given is not None:

@@ -20,8 +20,9 @@ from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
 from paretoprune.search.trial.trial import latency_metrics
 from paretoprune.search.worker.cluster import MODEL_FOLDER
+from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
-from paretoprune.search.worker.worker import WorkerContext, tools_of
+from paretoprune.search.worker.worker import tools_of
 
 TUNED = "tuned.json"
 

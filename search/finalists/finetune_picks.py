@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.messages import note
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
 from paretoprune.results.selection.picks import pick_trials
@@ -32,20 +33,20 @@ from paretoprune.search.finalists.final_evaluation import (
     needs_session,
 )
 from paretoprune.search.monitoring.interrupts import interruptible
-from paretoprune.search.monitoring.progress import note
 from paretoprune.search.monitoring.trackers import write_finetuning
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.event_log import PhaseClock, read_events
 from paretoprune.search.storage.object_store import published
 from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.sweep.preflight import trusts_native
+from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.joint_evaluation import NATIVE
-from paretoprune.search.trial.operations import make_tools
 from paretoprune.search.trial.trial import one_line
 from paretoprune.search.worker.cluster import MODEL_FOLDER
+from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import carried
 from paretoprune.search.worker.ray_output import quiet_ray
-from paretoprune.search.worker.worker import ToolsFactory, WorkerContext, tools_of
+from paretoprune.search.worker.worker import tools_of
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.results.store.run_folder import RunFolder
-from paretoprune.search.commands.output import command_line
+from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.progress import Progress, progress_of, summary_line, trial_line
 from paretoprune.search.storage.driver_lock import Driver, alive_driver
 from paretoprune.search.storage.event_log import last_phase

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import ConfigError
-from paretoprune.search.monitoring.progress import note
 from paretoprune.search.storage.event_log import read_events
 from paretoprune.search.storage.request import TrialRequest
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
@@ -14,8 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from paretoprune.search.samplers.candidates import Evidence, Proposer
 from paretoprune.search.samplers.features import PlanFeatures
-from paretoprune.search.samplers.study import VARIANCES
-from paretoprune.search.space.space import Space
+from paretoprune.search.samplers.observations import VARIANCES
 
 FEWEST = 2  # finished trials; on the synthetic problem the model does as well from the start as after random plans
 
@@ -77,24 +75,3 @@ class FrontSampler(BaseSampler):
         if trial.number not in self._known:
             self._known[trial.number] = tuple(trial.params[name] for name in self._distributions)
         return self._known[trial.number]
-
-
-def make_sampler(
-    name: str, distributions: Mapping[str, IntDistribution], space: Space, seed: int, startup: int
-) -> optuna.samplers.BaseSampler:
-    """A sampler by name. ``startup``: finished trials before a model-based one stops drawing randomly."""
-    samplers = optuna.samplers
-    if name == "gp":
-        return FrontSampler(distributions, PlanFeatures.of(space), seed)
-    if name == "optuna-gp":
-        return samplers.GPSampler(seed=seed, n_startup_trials=startup)
-    if name == "tpe":
-        return samplers.TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-        )
-    if name == "nsga2":
-        return samplers.NSGAIISampler(seed=seed, population_size=20)
-    if name == "nsga3":
-        return samplers.NSGAIIISampler(seed=seed, population_size=20)
-    assert name == "random", name
-    return samplers.RandomSampler(seed=seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import (
@@ -18,7 +19,6 @@ from paretoprune.search.config.inputs import (
     weights_hash,
 )
 from paretoprune.search.errors import ConfigError
-from paretoprune.search.monitoring.progress import note
 from paretoprune.search.samplers.warm_start import Start, warm_start
 from paretoprune.search.space.constraints import bounds_of_search
 from paretoprune.search.space.space import Space

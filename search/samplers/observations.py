@@ -12,6 +12,8 @@ from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.samplers.extrapolation import LearningCurves
 
 MAXIMIZED = "max"  # results' word for it
+VARIANCES = "variances"
+"""User attribute of a trial: variance of each told value beyond a measurement's own (a value that was estimated)."""
 
 
 @dataclass(frozen=True)

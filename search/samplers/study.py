@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.initial_plans import PLAN
-from paretoprune.search.samplers.observations import MAXIMIZED, Told
+from paretoprune.search.samplers.observations import MAXIMIZED, VARIANCES, Told
 from paretoprune.search.samplers.warm_start import Start
 from paretoprune.search.space.space import Levels, Space
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 STUDY_NAME = "paretoprune"
 MOST_REFUSALS = 20  # then a plan near the last one is tried all the same; it is measured, and not trained if too slow
 RE_ASKS = 3  # a sampler that has converged repeats itself: after this many repeats a neighbour is taken instead
-VARIANCES = "variances"
-"""User attribute of a trial: variance of each told value beyond a measurement's own (a value that was estimated)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class SearchStudy:
         """
         import optuna
 
-        from paretoprune.search.samplers.gp_sampler import make_sampler
+        from paretoprune.search.samplers.factory import make_sampler
 
         self._space = space
         self._objectives = dict(objectives)

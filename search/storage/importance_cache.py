@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from paretoprune.base.arrays import read_arrays
 from paretoprune.base.atomic import write_bytes
-from paretoprune.pruning.data.arrays import read_arrays
 
 SCORES_NAME = "importance.npz"
 """Below the run folder: ``scores`` (class_count,) and ``made_from``, the settings they follow from, as JSON."""

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paretoprune.base.atomic import write_bytes, write_json
+from paretoprune.base.messages import note
 from paretoprune.search.errors import RunFolderError
-from paretoprune.search.monitoring.progress import note
 
 CACHE_VARIABLE = "PARETOPRUNE_CACHE"
 MARK = ".remote.json"

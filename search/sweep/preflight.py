@@ -9,22 +9,23 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.config.sections import SEQUENTIAL
 from paretoprune.search.errors import ConfigError, RunFolderError
-from paretoprune.search.monitoring.progress import note
 from paretoprune.search.monitoring.trackers import check_loggers
 from paretoprune.search.samplers.initial_plans import check_other_dataset, check_other_run, check_plans
 from paretoprune.search.space.space import Space, build_space, check_patterns
 from paretoprune.search.storage.driver_lock import alive_driver
+from paretoprune.search.trial.exclusive_device import measuring_threads
 from paretoprune.search.worker.cluster import is_joined, with_model_brought_along
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _NO_ENERGY = (
     "search.objectives: energy_j needs a GPU that counts its energy, but trials would run on the CPU; take energy_j out"
 )
 
-MOST_THREADS = 8  # small detectors gain nothing from more
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -49,30 +48,6 @@ class Prepared:
     space: Space
     identity: RunIdentity | None = None
     """Of the dataset; None: not asked for."""
-
-
-def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the model's and the dataset's paths made absolute where they exist.
-
-    A run must be resumable from any working directory.
-    """
-    resolved = dict(values)
-    search = resolved.get("search")
-    if isinstance(search, Mapping):
-        plans = [absolute_path(plan) for plan in search.get("plans") or []]
-        other = {"from_run": absolute_path(search["from_run"])} if search.get("from_run") else {}
-        resolved["search"] = {**search, **({"plans": plans} if plans else {}), **other}
-    for section in ("model", "data"):
-        content = resolved.get(section)
-        if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
-            resolved[section] = {**content, "path": absolute_path(content["path"])}
-    return resolved
-
-
-def absolute_path(given: object) -> str:
-    """A path that exists made absolute; anything else as it is. A link stays one: a dataset may lie around it."""
-    path = Path(str(given)).expanduser()
-    return str(path.parent.resolve() / path.name if path.name else path.resolve()) if path.exists() else str(given)
 
 
 def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
@@ -357,17 +332,6 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
             f"run folder {folder.path} already holds another configuration: `{key}` is {before!r} there, got {after!r}"
             f"{more}; choose another --run, or go on with `paretoprune resume` (--model, --data: where they lie now)"
         )
-
-
-def measuring_threads() -> int:
-    """CPU threads for latency where nobody says: all usable cores but one, at most 8.
-
-    With a thread on every core, each inference waits for the thread that any other process of the machine displaces:
-    on two busy cores that made a latency of 6 ms read 700 ms, and the speed-up useless.
-    """
-    from paretoprune.cluster.environment import usable_cpus
-
-    return max(1, min(MOST_THREADS, usable_cpus() - 1))
 
 
 def _decided(config: RunConfig) -> RunConfig:

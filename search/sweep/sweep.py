@@ -18,17 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
-from paretoprune.search.commands.output import command_line
 from paretoprune.search.config.inputs import IDENTITY, RunIdentity, keep_identity
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.config.stored import save_run_config
 from paretoprune.search.errors import RunFolderError, SearchError
+from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import died, end_where_stuck, interruptible
-from paretoprune.search.monitoring.progress import Reporter, make_reporter, note
+from paretoprune.search.monitoring.progress import Reporter, make_reporter
 from paretoprune.search.monitoring.trackers import integrations, write_missing
 from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, read_other_run, starts_of
 from paretoprune.search.samplers.observations import Teller
@@ -42,7 +43,7 @@ from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
 from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.exclusive_device import note_lock_place
-from paretoprune.search.trial.operations import make_tools
+from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.remote_latency import check_target
 from paretoprune.search.trial.trial import TRIAL_LOG, one_line
 from paretoprune.search.worker.cluster import (
@@ -52,9 +53,10 @@ from paretoprune.search.worker.cluster import (
     newcomers_of,
     with_model_brought_along,
 )
+from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import start_courier
 from paretoprune.search.worker.ray_output import quiet_ray
-from paretoprune.search.worker.worker import ToolsFactory, WorkerContext, work_on_baseline
+from paretoprune.search.worker.worker import work_on_baseline
 
 if TYPE_CHECKING:
     from paretoprune.cluster.device_lock import DeviceLock

@@ -15,7 +15,8 @@ from paretoprune.search.monitoring.trackers import numbers, write_trial
 from paretoprune.search.storage.request import CONTACT_LOST, MEMORY_RAN_OUT, NODE_LOST, WORKER_DIED, TrialRequest
 from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.sweep.tune_searcher import Transient
-from paretoprune.search.worker.worker import WorkerContext, work_on_trial
+from paretoprune.search.worker.context import WorkerContext
+from paretoprune.search.worker.worker import work_on_trial
 
 _NODE_DEATH = re.compile(r"NODE_DIED|node (was terminated|has died|is dead|died)", re.IGNORECASE)
 

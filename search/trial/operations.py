@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
-from paretoprune.search.config.sections import STRUCTURAL
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
 from paretoprune.search.trial.context import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.joint_evaluation import evaluate_together, measure_together
@@ -135,7 +134,7 @@ class PruningTools:
         self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False
     ) -> tuple[Tuned, str]:
         """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
-        from paretoprune.pruning.training.finetune import FinetuneSettings
+        from paretoprune.pruning.training.settings import FinetuneSettings
         from paretoprune.pruning.training.stock_baseline import train_native
         from paretoprune.pruning.yolo.tasks import is_single_class
 
@@ -289,7 +288,8 @@ class PruningTools:
         start: Mapping[str, float] | None = None,
         device: str | None = None,
     ) -> Tuned:
-        from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+        from paretoprune.pruning.training.finetune import finetune
+        from paretoprune.pruning.training.settings import FinetuneSettings
 
         settings = FinetuneSettings(
             epochs=section.epochs,
@@ -323,12 +323,3 @@ class PruningTools:
             result.retries,
             result.precision,
         )
-
-
-def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
-    """The tools of one worker; loads the baseline."""
-    if config.trial.strategy != STRUCTURAL:
-        from paretoprune.search.trial.strategy_trial import StrategyTrialTools
-
-        return StrategyTrialTools(config, device, gate)
-    return PruningTools(config, device, gate)

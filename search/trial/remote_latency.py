@@ -58,7 +58,7 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
     from paretoprune.cluster.device_lock import DeviceLock
     from paretoprune.cluster.devices import default_device, device_key
     from paretoprune.cluster.environment import pin_threads
-    from paretoprune.search.sweep.preflight import measuring_threads
+    from paretoprune.search.trial.exclusive_device import measuring_threads
 
     device = "cpu" if job.cpu else default_device()
     lock = DeviceLock(device_key(device))

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
-from paretoprune.search.monitoring.progress import note
 from paretoprune.search.storage.object_store import remote_of
 
 if TYPE_CHECKING:

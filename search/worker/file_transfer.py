@@ -23,7 +23,7 @@ from paretoprune.search.storage.request import RECORD_NAME
 from paretoprune.search.worker.cluster import MODEL_FOLDER
 
 if TYPE_CHECKING:
-    from paretoprune.search.worker.worker import WorkerContext
+    from paretoprune.search.worker.context import WorkerContext
 
 SCRATCH_PREFIX = "paretoprune-work-"
 LOOK_SECONDS = 2.0

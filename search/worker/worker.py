@@ -6,17 +6,14 @@ Plain functions over plain data; the sweep's trainable and `search.finalists.fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import TrialRecord
-from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import check_node, weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
-from paretoprune.search.config.run_config import RunConfig, build_config
+from paretoprune.search.config.run_config import RunConfig
 from paretoprune.search.space.constraints import bounds_of_search
 from paretoprune.search.stopping.early_stopper import judge_of
 from paretoprune.search.stopping.rule import StoppingRule, rungs_of
@@ -24,48 +21,14 @@ from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.importance_cache import SCORES_NAME
 from paretoprune.search.storage.request import TrialRequest, left_record
 from paretoprune.search.storage.trial_lock import claimed
-from paretoprune.search.trial.context import DeviceGate, TrialTools
+from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, run_trial
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
+from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
-
-ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
 
 # Importing torch and loading the baseline take longer than many a trial: once per process, for all its trials.
 _KEPT: dict[tuple[str, str], tuple[Any, DeviceGate]] = {}
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """Everything a worker must know of a run; crosses processes, so plain data and importable functions only."""
-
-    settings: dict[str, Any]
-    run: str
-    cpus: int
-    gpus: float
-    factory: ToolsFactory
-    baseline_latency_ms: float = 0.0
-    courier: Any = None
-    """The actor that carries files, where the workers do not see the run folder (``search.worker.file_transfer``)."""
-    identity: dict[str, Any] | None = None
-    """The dataset's identity as ``baseline.json`` holds it, where the run has one."""
-
-    def at(self, scratch: Path) -> WorkerContext:
-        """The same with another run folder; a model that lies in the run folder moves along."""
-        model = dict(self.settings["model"])
-        if Path(model["path"]).is_relative_to(self.run):
-            model["path"] = str(scratch / Path(model["path"]).relative_to(self.run))
-        return replace(self, run=str(scratch), settings={**self.settings, "model": model})
-
-    @property
-    def config(self) -> RunConfig:
-        """The run's configuration."""
-        return build_config(self.settings)
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        return RunFolder(Path(self.run))
 
 
 def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import PlanError
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.importance.allocation import (
     Cost,
     _cheapest,
@@ -21,6 +21,7 @@ from paretoprune.pruning.importance.allocation import (
     parameter_costs,
     share_left,
 )
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune
 from paretoprune.pruning.yolo.loading import model_stats
 from tests.pruning.masking import build

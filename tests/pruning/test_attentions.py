@@ -12,9 +12,10 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel, WorldModel
 
 from paretoprune.pruning.errors import NotEquivalentError
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table, prunable_share
+from paretoprune.pruning.graph.layers import LayerTable, prunable_share
 from paretoprune.pruning.strategies.mask import apply_mask, embed
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, prune, remove, resolve
 from tests.pruning.masking import randomise_batch_norm, relative_error
 

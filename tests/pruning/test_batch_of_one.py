@@ -14,7 +14,8 @@ from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 from paretoprune.pruning.data.dataset import check_dataset
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.training.batch_of_one import check_batch, lone_norm
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.search.cli import run
 from tests.pruning.recovery_material import shapes_dataset

@@ -11,9 +11,9 @@ import torch
 from paretoprune.pruning.budget.budget import Budget, Cut, budget_for_speedup, cut_to, predicted_at
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.importance.allocation import Unit
 from paretoprune.pruning.latency.model import LatencyModel, MeasuredPlan, fit_latency_model
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.workbench import Workbench
 from tests.pruning.recovery_material import shapes_dataset
 

@@ -16,10 +16,11 @@ from torch import nn
 from paretoprune.pruning.data.calibration import load_calibration
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import check_dataset, evaluate
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.importance import CRITERIA, Evidence, score
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import save_checkpoint

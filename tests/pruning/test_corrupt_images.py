@@ -10,7 +10,8 @@ from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.data.ignored_images import ignored_images
 from paretoprune.pruning.evaluation.evaluator import Evaluator
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model
 
 QUICK = FinetuneSettings(epochs=1, imgsz=64, batch=4)

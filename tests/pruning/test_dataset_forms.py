@@ -16,7 +16,8 @@ from paretoprune.pruning.data.dataset import check_dataset, dataset_file, datase
 from paretoprune.pruning.data.reading import image_paths, read_dataset
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import Evaluator
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from tests.pruning.recovery_material import NAMES, shapes_dataset
 from tests.pruning.tiny import tiny_model
 

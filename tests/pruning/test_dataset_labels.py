@@ -16,7 +16,8 @@ from paretoprune.pruning.data.calibration import load_calibration
 from paretoprune.pruning.data.dataset import check_dataset, has_split
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import Evaluator
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model
 from tests.pruning.recovery_material import shapes_dataset
 from tests.pruning.tiny import tiny_model

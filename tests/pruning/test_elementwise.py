@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paretoprune.pruning.graph.elementwise import is_activation, value_at_zero
-from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from tests.pruning.masking import relative_error
 from tests.pruning.tiny import tiny_model

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import ModelError, NotEquivalentError
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck, channel_error
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from tests.pruning.tiny import tiny_model
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import evaluate
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.schedule import averaging, epochs_with_mosaic, learning_rate, rate_factor
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.yolo.precision import training_precision
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.recovery_material import (

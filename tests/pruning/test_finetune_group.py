@@ -14,8 +14,9 @@ from torch import nn
 
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.training.ddp import split_devices
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.resume_state import STATE_NAME
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from tests.pruning.recovery_material import (
     fresh_yolov8n,
     halve_bottlenecks,

@@ -12,9 +12,10 @@ from torch import nn
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.errors import NonFiniteError
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.resume_state import STATE_NAME
 from paretoprune.pruning.training.retries import LOWER_RATE, Remedies, is_out_of_memory
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model
 from tests.pruning.recovery_material import (
     files_below,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.training.finetune import FinetuneResult, FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.training.teacher import STEPS, TaughtModel, check_teacher
 from paretoprune.pruning.yolo.output_distribution import output_divergence, raw_outputs
 from paretoprune.pruning.yolo.saving import plain_copy

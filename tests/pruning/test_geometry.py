@@ -13,7 +13,7 @@ from torch import nn
 from paretoprune.pruning.errors import PlanError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import positions, read_geometry
-from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from paretoprune.pruning.yolo.loading import model_stats
 from tests.pruning.masking import build

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.graph_surgery import FAMILIES, remove_by_graph
 from benchmarks.surgery import main, random_widths
-from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune
 from tests.pruning.masking import build
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from paretoprune.pruning.data.calibration import Calibration, load_calibration
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.graph.layers import ALWAYS, LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import ALWAYS, LayerTable
 from paretoprune.pruning.importance import CRITERIA, Evidence, score
 from paretoprune.pruning.importance.base import criterion
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, prune, remove, resolve
 from tests.pruning.masking import build
 from tests.pruning.recovery_material import shapes_dataset

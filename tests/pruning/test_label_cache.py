@@ -13,8 +13,8 @@ import torch
 from ultralytics.data import dataset as stock
 
 from paretoprune.pruning.data.calibration import load_calibration
-from paretoprune.pruning.data.label_cache import load_labels, own_file, save_labels
 from paretoprune.pruning.evaluation.evaluator import evaluate
+from paretoprune.pruning.yolo.label_cache import load_labels, own_file, save_labels
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 from tests.pruning.recovery_material import shapes_dataset
 from tests.pruning.tiny import tiny_model

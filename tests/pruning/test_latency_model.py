@@ -12,8 +12,8 @@ import pytest
 from paretoprune.pruning.errors import PlanError, PruningError
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.latency.model import MeasuredPlan, fit_latency_model
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from tests.pruning.masking import build
 
 Law = Callable[[NetworkGeometry, FloatArray], FloatArray]

@@ -11,7 +11,7 @@ from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.data.dataset import class_counts, has_split
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.training.finetune import FinetuneSettings
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.training.stock_baseline import AS_PICKS, AS_ULTRALYTICS, check_native, train_native
 from paretoprune.pruning.yolo.loading import load_model
 

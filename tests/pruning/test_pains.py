@@ -17,10 +17,11 @@ from torch import nn
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import evaluate
 from paretoprune.pruning.export.exporter import export_model
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model, model_stats
 from paretoprune.pruning.yolo.saving import save_checkpoint

@@ -22,7 +22,7 @@ from ultralytics.utils import IterableSimpleNamespace
 
 from paretoprune.pruning.errors import ModelError, RefusedNameError
 from paretoprune.pruning.export.exporter import export_model
-from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.pickle_check import check_bounds

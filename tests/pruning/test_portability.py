@@ -13,9 +13,10 @@ from torch import nn
 from ultralytics.nn import tasks
 
 from paretoprune.pruning.export.exporter import export_model
-from paretoprune.pruning.graph.layers import build_layer_table
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model, model_stats
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build, relative_error, tensors

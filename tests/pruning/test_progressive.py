@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from paretoprune.pruning.budget.progressive import Removal, removals
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.importance.allocation import share_left
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, remove
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.saving import save_checkpoint

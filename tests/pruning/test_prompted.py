@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import NotEquivalentError
-from paretoprune.pruning.graph.layers import build_layer_table, prunable_share
+from paretoprune.pruning.graph.layers import prunable_share
 from paretoprune.pruning.graph.passes import passes_of
 from paretoprune.pruning.importance import Evidence, score
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build, relative_error

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.graph.patches import gather_patches
 from paretoprune.pruning.recovery.least_squares import Moments, solve_ridge
-from paretoprune.pruning.recovery.refit import RefitSettings, Targets, gather_patches, recalibrate_batch_norm, refit
+from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from paretoprune.pruning.workbench import Workbench
 from tests.pruning.masking import build

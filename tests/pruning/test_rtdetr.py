@@ -13,7 +13,8 @@ from torch import nn
 from paretoprune.pruning.evaluation.evaluator import evaluate
 from paretoprune.pruning.export.exporter import export_model
 from paretoprune.pruning.export.outputs import differences, layout_of
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import save_checkpoint

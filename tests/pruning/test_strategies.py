@@ -18,7 +18,8 @@ from paretoprune.pruning.errors import PlanError, PruningError
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.strategies import STRATEGIES, Outcome, get_strategy
 from paretoprune.pruning.strategies.common import touched
-from paretoprune.pruning.training.finetune import FinetuneSettings, finetune
+from paretoprune.pruning.training.finetune import finetune
+from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import model_stats
 from paretoprune.pruning.yolo.saving import save_checkpoint

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from paretoprune.pruning.graph.layers import build_layer_table
 from paretoprune.pruning.strategies.adapter import plan_cuts
 from paretoprune.pruning.strategies.mapping import Cut, fold, insert, reconstruct, renamed
 from paretoprune.pruning.strategies.readers import sole_readers
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import model_stats
 from paretoprune.pruning.yolo.saving import plain_copy

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import PlanError
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table, prunable_share
+from paretoprune.pruning.graph.layers import LayerTable, prunable_share
 from paretoprune.pruning.importance import Evidence, score
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.strategies.common import touched
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
 from tests.pruning.masking import build, relative_error
 

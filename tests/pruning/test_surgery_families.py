@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table, prunable_share
+from paretoprune.pruning.graph.layers import LayerTable, prunable_share
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from tests.pruning.masking import build, relative_error
 

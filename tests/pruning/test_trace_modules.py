@@ -16,8 +16,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from paretoprune.pruning.errors import ModelError
 from paretoprune.pruning.graph.geometry_reading import read_geometry
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, kept_indices, nearest_width, remove
 from paretoprune.pruning.yolo.loading import model_stats
 from tests.pruning.masking import randomise_batch_norm
@@ -339,7 +340,7 @@ def test_a_fault_of_the_tracer_is_not_said_to_be_the_networks(monkeypatch: pytes
     def fails(*_: object) -> None:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("paretoprune.pruning.graph.tracer.call", fails)
+    monkeypatch.setattr("paretoprune.pruning.graph.trace.call", fails)
     with pytest.raises(ModelError, match=r"in model\.0\.conv \(Conv2d\) .*IndexError.*the network runs") as error:
         build_layer_table(network(Between(lambda m, x: x)))
     assert "\n" not in str(error.value)

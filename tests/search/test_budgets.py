@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from paretoprune.base.messages import speaking
 from paretoprune.pruning.budget.budget import Cut, cut_to
 from paretoprune.pruning.builtin import BASELINE, IMGSZ
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.search.cli import run
 from paretoprune.search.commands import prune_budget
-from paretoprune.search.monitoring.progress import speaking
 from tests.pruning.recovery_material import stock_model, write_yaml
 from tests.search.test_dry_run import run_of, true_ratio
 

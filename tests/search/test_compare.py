@@ -21,7 +21,7 @@ from paretoprune.search.comparison.operations import StrategyJob, StrategyTools,
 from paretoprune.search.errors import RunFolderError, SearchError
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.trial.trial import Tuned
-from paretoprune.search.worker.worker import WorkerContext
+from paretoprune.search.worker.context import WorkerContext
 from tests.search.fakes import NoGate, make_config
 from tests.search.strategy_fakes import FIRST_SESSION, FakeStrategyTools, fake_strategies
 

@@ -13,7 +13,7 @@ from paretoprune.search.config.run_config import build_config
 from paretoprune.search.errors import SearchError
 from paretoprune.search.finalists.finetune_picks import _recipe, _with_gpus
 from paretoprune.search.trial.operations import PruningTools
-from paretoprune.search.worker.worker import WorkerContext
+from paretoprune.search.worker.context import WorkerContext
 from tests.search.fakes import FakeTools, NoGate
 
 MODEL = {"model": {"path": "m.pt"}, "data": {"path": "d.yaml"}}

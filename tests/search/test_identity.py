@@ -26,7 +26,8 @@ from paretoprune.search.config.inputs import (
 from paretoprune.search.config.run_config import RunConfig, load_config
 from paretoprune.search.errors import ConfigError, RunFolderError, SearchError
 from paretoprune.search.samplers.initial_plans import read_other_run
-from paretoprune.search.sweep.preflight import measuring_threads, prepare
+from paretoprune.search.sweep.preflight import prepare
+from paretoprune.search.trial.exclusive_device import measuring_threads
 from tests.search.fakes import make_config
 
 METRICS = {"map50_95": 0.6, "latency_ms": 10.0, "latency_ratio": 1.0, "params_m": 1.0, "gflops": 1.0, "speedup": 1.0}

@@ -16,8 +16,9 @@ from paretoprune.search.storage.importance_cache import SCORES_NAME, keep_scores
 from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.worker import worker
+from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried, start_courier
-from paretoprune.search.worker.worker import WorkerContext, work_on_baseline, work_on_trial
+from paretoprune.search.worker.worker import work_on_baseline, work_on_trial
 from tests.pruning.recovery_material import shapes_dataset
 from tests.search.fakes import FakeTools, NoGate, make_config, quick_tools
 

@@ -10,12 +10,13 @@ import pytest
 from torch import nn
 
 import paretoprune.pruning.workbench
-from paretoprune.pruning.graph.layers import LayerTable, build_layer_table
+from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.results.store.records import TrialState
 from paretoprune.search.cli import run
 from paretoprune.search.storage.request import TrialRequest
-from paretoprune.search.trial.operations import make_tools
+from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.trial import TrialSettings, run_trial
 from tests.pruning.recovery_material import shapes_dataset
 from tests.pruning.tiny import tiny_model

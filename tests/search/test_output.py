@@ -16,8 +16,9 @@ import pytest
 
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.search.cli import cli, run
-from paretoprune.search.commands.output import command_line, data_alone_on_stdout, echo
+from paretoprune.search.commands.output import data_alone_on_stdout, echo
 from paretoprune.search.errors import InterruptedRunError
+from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import interruptible
 from tests.search.fakes import make_prepared
 

@@ -12,6 +12,7 @@ from paretoprune.cluster.devices import CudaDriver
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.paths import resolve_paths
 from paretoprune.search.errors import ConfigError, RunFolderError, SpaceError
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.sweep.preflight import (
@@ -24,7 +25,6 @@ from paretoprune.search.sweep.preflight import (
     check_writable,
     existing_run,
     prepare,
-    resolve_paths,
 )
 from tests.search.fakes import make_config
 

@@ -16,15 +16,15 @@ from click.testing import CliRunner
 from paretoprune.base.atomic import write_bytes
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.cli import cli
-from paretoprune.search.commands.output import command_line
 from paretoprune.search.config.run_config import RunConfig
 from paretoprune.search.errors import RunFolderError
+from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.storage.object_store import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
 from paretoprune.search.sweep.preflight import Prepared, check_run_folder, existing_run
 from paretoprune.search.sweep.sweep import run_sweep
 from paretoprune.search.worker.cluster import with_model_brought_along
+from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import Courier, carried, start_courier
-from paretoprune.search.worker.worker import WorkerContext
 from tests.search.fakes import make_config, make_prepared, make_space, quick_tools
 
 

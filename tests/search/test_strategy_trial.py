@@ -22,7 +22,8 @@ from paretoprune.search.space.prediction import NoPredictor
 from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.sweep.preflight import prepare
 from paretoprune.search.sweep.state import SweepState
-from paretoprune.search.trial.operations import PruningTools, make_tools
+from paretoprune.search.trial.factory import make_tools
+from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.strategy_trial import STRATEGY_FOLDER
 from paretoprune.search.trial.trial import TrialSettings, run_trial
 from tests.pruning.recovery_material import shapes_dataset, widths

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import TrialError
-from paretoprune.search.samplers.observations import Told
-from paretoprune.search.samplers.study import MOST_REFUSALS, STUDY_NAME, VARIANCES, SearchStudy
+from paretoprune.search.samplers.observations import VARIANCES, Told
+from paretoprune.search.samplers.study import MOST_REFUSALS, STUDY_NAME, SearchStudy
 from paretoprune.search.samplers.warm_start import Start, ladder_plans, warm_start
 from paretoprune.search.space.space import Levels, Space, build_space
 from tests.search.fakes import accuracy_of, make_space, make_table

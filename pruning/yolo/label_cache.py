@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from paretoprune.base.arrays import read_arrays
 from paretoprune.base.atomic import whole_file
-from paretoprune.pruning.data.arrays import read_arrays
 
 _TEXT = "text"
 _ARRAY, _TUPLE, _PATH = "array", "tuple", "path"

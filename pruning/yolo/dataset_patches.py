@@ -1,0 +1,84 @@
+"""What Ultralytics does otherwise with a dataset: any folder, offline, the user's files left as they are.
+
+`quiet_ultralytics` puts these in place while it is open, so that evaluation, training, calibration and this project's
+own checks, in whatever process, see the same images.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import YAML
+
+
+class DatasetYaml(YAML):
+    """Ultralytics' YAML reader for data.yaml files: their `path` is made absolute, their `download` is dropped.
+
+    Ultralytics takes a relative `path` from the working directory, which is another one in a worker or at the next
+    start, and runs `download` where images are missing.
+    """
+
+    @classmethod
+    def load(cls, file: Any = "data.yaml", append_filename: bool = False) -> Any:
+        content = super().load(file, append_filename)
+        if isinstance(content, dict):
+            content.pop("download", None)
+            root = content.get("path")
+            if isinstance(root, str) and root and not Path(root).is_absolute():
+                content["path"] = _absolute_root(Path(file).absolute().parent, root, content)
+        return content
+
+
+def _absolute_root(home: Path, root: str, content: dict[str, Any]) -> str:
+    """The first folder that holds the images: `root` seen from the yaml's folder `home`, from the working directory,
+    from Ultralytics' folder of datasets, and from the folders above `home`; `root` itself where none does."""
+    from ultralytics.utils import DATASETS_DIR
+
+    val = content.get("val") or content.get("validation") or ()
+    places = [str(place) for place in (val if isinstance(val, list) else [val])]
+    for folder in (home, Path.cwd(), Path(DATASETS_DIR), *home.parents):
+        found = folder / root
+        # "../" as Ultralytics has it: from the root, or from beside it
+        if places and all((found / p).exists() or (found / p.removeprefix("../")).exists() for p in places):
+            return str(found)
+    return root
+
+
+def list_reader(stock: Callable[[Any, Any], list[str]]) -> Callable[[Any, Any], list[str]]:
+    """Ultralytics' `get_img_files`, whose relative lines of image lists are also found from other working directories.
+
+    Ultralytics takes a line that does not begin with "./" from the working directory. Where there is no such image, it
+    is taken from the nearest folder at or above the list's own that has it.
+    """
+
+    def get_img_files(self: Any, img_path: Any) -> list[str]:
+        files = stock(self, img_path)
+        lists = [Path(place) for place in (img_path if isinstance(img_path, list) else [img_path])]
+        folders = [folder for place in lists if place.is_file() for folder in place.absolute().parents]
+        return [_found(name, folders) for name in files] if folders else files
+
+    return get_img_files
+
+
+def _found(name: str, folders: Sequence[Path]) -> str:
+    if Path(name).is_absolute() or Path(name).is_file():
+        return name
+    return next((str(folder / name) for folder in folders if (folder / name).is_file()), name)
+
+
+def leave_image(_image: Any, write: Callable[[Any], None]) -> None:
+    """In place of Ultralytics' rewriting of a JPEG that has bytes after its end: only see whether it can be decoded."""
+    write(io.BytesIO())
+
+
+def image_checker(stock: Callable[[str], tuple[str, Any]]) -> Callable[[str], tuple[str, Any]]:
+    """Ultralytics' `check_image`, which would say of such a JPEG that it was restored and saved."""
+
+    def check_image(im_file: str) -> tuple[str, Any]:
+        message, shape = stock(im_file)
+        return (f"{im_file}: does not end as a JPEG should; read as it is" if message else ""), shape
+
+    return check_image

@@ -1,0 +1,31 @@
+"""Paths in the settings, made such that a run can be resumed from any working directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with the model's and the dataset's paths made absolute where they exist.
+
+    A run must be resumable from any working directory.
+    """
+    resolved = dict(values)
+    search = resolved.get("search")
+    if isinstance(search, Mapping):
+        plans = [absolute_path(plan) for plan in search.get("plans") or []]
+        other = {"from_run": absolute_path(search["from_run"])} if search.get("from_run") else {}
+        resolved["search"] = {**search, **({"plans": plans} if plans else {}), **other}
+    for section in ("model", "data"):
+        content = resolved.get(section)
+        if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
+            resolved[section] = {**content, "path": absolute_path(content["path"])}
+    return resolved
+
+
+def absolute_path(given: object) -> str:
+    """A path that exists made absolute; anything else as it is. A link stays one: a dataset may lie around it."""
+    path = Path(str(given)).expanduser()
+    return str(path.parent.resolve() / path.name if path.name else path.resolve()) if path.exists() else str(given)

@@ -1,0 +1,33 @@
+"""Samplers by name: ours and Optuna's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import optuna
+from optuna.distributions import IntDistribution
+
+from paretoprune.search.samplers.features import PlanFeatures
+from paretoprune.search.samplers.gp_sampler import FrontSampler
+from paretoprune.search.space.space import Space
+
+
+def make_sampler(
+    name: str, distributions: Mapping[str, IntDistribution], space: Space, seed: int, startup: int
+) -> optuna.samplers.BaseSampler:
+    """A sampler by name. ``startup``: finished trials before a model-based one stops drawing randomly."""
+    samplers = optuna.samplers
+    if name == "gp":
+        return FrontSampler(distributions, PlanFeatures.of(space), seed)
+    if name == "optuna-gp":
+        return samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    if name == "tpe":
+        return samplers.TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+        )
+    if name == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=20)
+    if name == "nsga3":
+        return samplers.NSGAIIISampler(seed=seed, population_size=20)
+    assert name == "random", name
+    return samplers.RandomSampler(seed=seed)

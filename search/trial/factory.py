@@ -1,0 +1,20 @@
+"""What does a trial's work, by the run's strategy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paretoprune.search.config.sections import STRUCTURAL
+from paretoprune.search.trial.context import DeviceGate
+from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.strategy_trial import StrategyTrialTools
+
+if TYPE_CHECKING:
+    from paretoprune.search.config.run_config import RunConfig
+
+
+def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
+    """The tools of one worker; loads the baseline."""
+    if config.trial.strategy != STRUCTURAL:
+        return StrategyTrialTools(config, device, gate)
+    return PruningTools(config, device, gate)

@@ -1,0 +1,47 @@
+"""What a worker is told of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.run_config import RunConfig, build_config
+from paretoprune.search.trial.context import DeviceGate, TrialTools
+
+ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Everything a worker must know of a run; crosses processes, so plain data and importable functions only."""
+
+    settings: dict[str, Any]
+    run: str
+    cpus: int
+    gpus: float
+    factory: ToolsFactory
+    baseline_latency_ms: float = 0.0
+    courier: Any = None
+    """The actor that carries files, where the workers do not see the run folder (``search.worker.file_transfer``)."""
+    identity: dict[str, Any] | None = None
+    """The dataset's identity as ``baseline.json`` holds it, where the run has one."""
+
+    def at(self, scratch: Path) -> WorkerContext:
+        """The same with another run folder; a model that lies in the run folder moves along."""
+        model = dict(self.settings["model"])
+        if Path(model["path"]).is_relative_to(self.run):
+            model["path"] = str(scratch / Path(model["path"]).relative_to(self.run))
+        return replace(self, run=str(scratch), settings={**self.settings, "model": model})
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return build_config(self.settings)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.run))
