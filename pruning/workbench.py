@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +30,7 @@ from paretoprune.pruning.training.single_device import inherited_arguments
 from paretoprune.pruning.training.teacher import check_teacher
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model
+from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy
 
 RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
@@ -110,10 +112,19 @@ class Workbench:
         return self.calibration.spread(_SCORED)
 
     @cached_property
+    def class_weights(self) -> torch.Tensor | None:
+        """What an error of each class counts, shape (classes,); None: all alike (`output_distribution`)."""
+        if self._first is not None:
+            return self._first.class_weights
+        with self.turn:
+            return class_weights(copy.deepcopy(self.model).to(self.device), self.calibration.images)
+
+    @cached_property
     def evidence(self) -> Evidence:
         """What the criterion looks at."""
         images = self.scored_images if known_criterion(self.importance).needs_data else None
-        return Evidence(self.model, self.table, images, self.seed, self.device)
+        classes = None if images is None else self.class_weights
+        return Evidence(self.model, self.table, images, self.seed, self.device, classes)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -126,7 +137,8 @@ class Workbench:
         """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
         if self.importance == self.loss_criterion:
             return self.scores
-        evidence = Evidence(self.model, self.table, self.scored_images, self.seed, self.device)
+        images, classes = self.scored_images, self.class_weights
+        evidence = Evidence(self.model, self.table, images, self.seed, self.device, classes)
         with self.turn:
             return score(self.loss_criterion, evidence)
 
@@ -169,8 +181,8 @@ class Workbench:
     @cached_property
     def targets(self) -> Targets:
         """The baseline's answers that refits aim at, with the images that it answered."""
-        settings, pause = self.refit_settings, self.turn.pause
-        return record_targets(self.model, self.table, self.images, settings, self.seed, pause, self.device)
+        settings, pause, classes = self.refit_settings, self.turn.pause, self.class_weights
+        return record_targets(self.model, self.table, self.images, settings, self.seed, pause, self.device, classes)
 
     @cached_property
     def equivalence(self) -> EquivalenceCheck:

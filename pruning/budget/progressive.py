@@ -34,11 +34,12 @@ _GONE = -1.0  # below every score: what has left does not come back
 class Removal:
     """Which channels stay, and what each was estimated to cost at the step that it left, nats per image.
 
-    `stays`: bool, `losses`: zero where it stays, shapes (class_count,).
+    `stays`: bool, `losses`: zero where it stays, `scores`: the last ones of what stays; shapes (class_count,).
     """
 
     stays: np.ndarray
     losses: np.ndarray
+    scores: np.ndarray
 
     def plan(self, bench: Workbench) -> Plan:
         """The plan of this network, with its kept channels."""
@@ -71,7 +72,29 @@ def removals(bench: Workbench, goals: Sequence[float], costs: tuple[Cost, ...], 
             with bench.turn:
                 network = remove(network, table.left(stays), chosen).eval()
             stays, share = chosen, at
-        yield Removal(stays, losses.copy())
+        yield Removal(stays, losses.copy(), scores)
+
+
+def path_scores(bench: Workbench, report: Report = lambda line: None, lowest: float = 0.2) -> np.ndarray:
+    """One array of scores that says in which order a progressive removal gives the channels up, shape (class_count,).
+
+    What a class was estimated to cost at the step that it left, made to rise within each part of a group along the
+    steps; of what stays at last, the last scores. So whoever chooses widths and channels by these scores for any share
+    above `lowest` gets, without another look at an image, about what the steps towards that share would choose.
+    """
+    table = bench.table
+    scores, order = bench.loss_scores.copy(), np.full(table.class_count, np.inf)
+    before = np.ones(table.class_count, dtype=bool)
+    goals = [1 - _STEP * k for k in range(1, int((1 - lowest) / _STEP + 1e-9) + 1)]
+    for number, removal in enumerate(removals(bench, goals, bench.conv_costs, report)):
+        left = before & ~removal.stays
+        scores[left], order[left] = removal.losses[left], number
+        scores[removal.stays], before = removal.scores[removal.stays], removal.stays
+    tiny = 1e-9 * scores.max()  # equal losses: in the order in which they left
+    for part in (part for group in table.groups for part in group.parts):
+        ranked = part[np.lexsort((scores[part], order[part]))]
+        scores[ranked] = np.maximum.accumulate(scores[ranked]) + tiny * np.arange(len(ranked))
+    return scores
 
 
 def _scored(bench: Workbench, network: nn.Module, stays: np.ndarray) -> np.ndarray:
@@ -82,5 +105,5 @@ def _scored(bench: Workbench, network: nn.Module, stays: np.ndarray) -> np.ndarr
         network.to(bench.device)
         refit(network, bench.table, kept_indices(bench.table, stays), targets, bench.refit_settings, pause)
         network.to("cpu")
-        evidence = Evidence(network, bench.table.left(stays), images, bench.seed, bench.device)
+        evidence = Evidence(network, bench.table.left(stays), images, bench.seed, bench.device, bench.class_weights)
         return score(bench.loss_criterion, evidence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import read_dataset
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.output_distribution import raw_outputs
+from paretoprune.pruning.yolo.output_distribution import class_probabilities
 from paretoprune.pruning.yolo.saving import task_of
 from paretoprune.pruning.yolo.tasks import is_single_class, kind_of
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
@@ -140,14 +140,10 @@ def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Te
     """Highest probability of each class over an image's anchors, shape (images, classes); None without anchors."""
     device, found = next(model.parameters()).device, []
     for batch in calibration.spread(_LOOKED_AT).chunks(8):
-        with torch.no_grad():
-            raw = raw_outputs(model, batch["img"].to(device))
-        scores = (raw.get("one2one") or raw).get("scores") if isinstance(raw, Mapping) else None
-        if scores is None:
+        seen = class_probabilities(model, batch["img"].to(device))
+        if seen is None:
             return None
-        scores = scores.float().sigmoid()
-        classes = 2 if kind_of(model) == "rtdetr" else 1
-        found.append(scores.movedim(classes, 1).amax(2).cpu())
+        found.append(seen.amax(2).cpu())
     return torch.cat(found)
 
 

@@ -16,13 +16,17 @@ from paretoprune.pruning.graph.layers import ALWAYS, LayerTable
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given."""
+    """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given.
+
+    `classes`: what an error of each class counts, shape (classes,) (`output_distribution.class_weights`).
+    """
 
     model: nn.Module
     table: LayerTable
     calibration: Calibration | None = None
     seed: int = 0
     device: str = "cpu"
+    classes: torch.Tensor | None = None
 
 
 CriterionFunction = Callable[[Evidence], np.ndarray]

@@ -29,20 +29,24 @@ from paretoprune.pruning.yolo.output_distribution import Term, draw_indices, out
 _BOUNDS = (0.02, 20.0)  # of what a position counts
 
 
-def output_probe(model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def output_probe(
+    model: nn.Module, images: torch.Tensor, generator: torch.Generator, classes: torch.Tensor | None = None
+) -> torch.Tensor:
     """The scalar s of the module's docstring, summed over images (N, C, H, W) that do not touch each other (eval mode).
 
     F is p (1 - p) for a Bernoulli variable, diag(q) - q q' for a categorical one, 1 for a normal one, times the term's
-    weight. `generator`: on the CPU; equal seeds give equal probes on every device. Raises TypeError for a head that
-    gives something unknown.
+    weight. `generator`: on the CPU; equal seeds give equal probes on every device. `classes`: what each class
+    counts (`class_weights`). Raises TypeError for a head that gives something unknown.
     """
     head: Any = model.model[-1]  # type: ignore[index]
-    return probe_of(head, raw_outputs(model, images), generator)
+    return probe_of(head, raw_outputs(model, images), generator, classes)
 
 
-def probe_of(head: nn.Module, raw: Any, generator: torch.Generator) -> torch.Tensor:
+def probe_of(
+    head: nn.Module, raw: Any, generator: torch.Generator, classes: torch.Tensor | None = None
+) -> torch.Tensor:
     """`output_probe` of `raw_outputs`."""
-    return torch.stack([_drawn(term, generator) for term in output_terms(head, (raw,), generator)]).sum()
+    return torch.stack([_drawn(term, generator) for term in output_terms(head, (raw,), generator, classes)]).sum()
 
 
 def _drawn(term: Term, generator: torch.Generator) -> torch.Tensor:

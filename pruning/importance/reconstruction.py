@@ -150,7 +150,7 @@ def observe(evidence: Evidence) -> tuple[list[_Read], dict[str, torch.Tensor]]:
     for name in reading:
         model.get_submodule(name).register_forward_hook(partial(see, name))
     for batch in evidence.calibration.chunks(_CHUNK):
-        output_probe(model, batch["img"].to(evidence.device), generator).backward()
+        output_probe(model, batch["img"].to(evidence.device), generator, evidence.classes).backward()
         model.zero_grad(set_to_none=True)
         for call in calls:
             if call.slope is not None:

@@ -61,6 +61,7 @@ def record_targets(
     seed: int = 0,
     pause: Callable[[], None] = nothing,
     device: str = "cpu",
+    classes: torch.Tensor | None = None,
 ) -> Targets:
     """Run the unpruned network over the images and keep its layers' answers at random positions.
 
@@ -73,6 +74,7 @@ def record_targets(
     Args:
         baseline: not touched; `images` (N, C, H, W) are moved to `device` chunk by chunk.
         pause: called between two chunks, where others may use the device.
+        classes: what an error of each class counts (`output_distribution.class_weights`).
     """
     model = copy.deepcopy(baseline).to(device)
     # What a head of the user's own gives may be unknown: then all positions count alike
@@ -112,7 +114,7 @@ def record_targets(
                 hooks.watch(module, partial(see, name, start))
             chunk = images[start : start + _CHUNK].to(device)
             if weighted:
-                output_probe(model, chunk, generator).backward()
+                output_probe(model, chunk, generator, classes).backward()
                 model.zero_grad(set_to_none=True)
             else:
                 model(chunk)

@@ -48,7 +48,7 @@ class PruningTools:
             trust_checkpoint=config.model.trust_checkpoint,
             gate=gate,
         )
-        self._recalled = False
+        self._scored = False
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         target = LatencyTarget.parse(config.latency.target)
         self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
@@ -75,6 +75,7 @@ class PruningTools:
 
     def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
         """A pruned copy of the baseline and its plan."""
+        self._score()
         return self._bench.prune(ratios)
 
     def recover(self, model: Any, plan: Any) -> None:
@@ -174,12 +175,19 @@ class PruningTools:
 
     def recall_scores(self, run: Path) -> None:
         """Take over what :meth:`keep_scores` left; without it, this worker computes them when it first prunes."""
-        if self._recalled:
+        if self._scored:
             return
-        self._recalled = True
         found = kept_scores(run, self._scores_made_from())
         if found is not None:
-            self._bench.scores = found
+            self._bench.scores, self._scored = found, True
+
+    def _score(self) -> None:
+        """Score the channels, if they are not yet: once a run, so in the order in which steps give them up."""
+        from paretoprune.pruning.budget.progressive import path_scores
+
+        if not self._scored and self._bench.importance == self._bench.loss_criterion:
+            self._bench.scores = path_scores(self._bench, lambda line: None)
+        self._scored = True
 
     def _scores_made_from(self) -> dict[str, Any]:
         config = self._config
@@ -190,10 +198,13 @@ class PruningTools:
             "images": config.recover.calibration_images,
             "importance": config.recover.importance,
             "seed": config.search.seed,
+            "round_to": config.space.round_to,
+            "order": "of removal in steps",
         }
 
     def describe(self) -> dict[str, Any]:
         """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``."""
+        self._score()
         table = self._bench.table
         groups = [
             {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}

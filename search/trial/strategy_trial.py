@@ -37,6 +37,7 @@ class StrategyTrialTools(PruningTools):
     def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
         """The strategy's network without an epoch, recovered already, and the plan that it realised."""
         self._asked = dict(ratios)
+        self._score()
         with tempfile.TemporaryDirectory(prefix="paretoprune-untuned-") as scratch:
             outcome = self._run(0, Path(scratch), lambda network, epochs, place: network)
         return outcome.model, outcome.plan

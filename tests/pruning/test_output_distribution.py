@@ -11,7 +11,12 @@ from torch import nn
 from ultralytics.nn.tasks import DepthModel
 
 from paretoprune.pruning.importance.output_fisher import probe_of
-from paretoprune.pruning.yolo.output_distribution import output_divergence, raw_outputs
+from paretoprune.pruning.yolo.output_distribution import (
+    class_probabilities,
+    class_weights,
+    output_divergence,
+    raw_outputs,
+)
 from tests.pruning.output_oracle import CASES, drawn_outputs, replaced
 
 DRAWS = 100  # of masks: their mean is off by 3 %
@@ -55,6 +60,54 @@ def test_the_second_derivative_is_the_fisher_information_that_the_probe_samples(
         ends = [replaced(raw, {**values, name: value + sign * 1e-3 * step}) for sign in (-1, 1)]
         apart = [float(output_divergence(head, replaced(raw, values), end, generator)) for end in ends]
         assert squares == pytest.approx(sum(apart) / 1e-6, rel=0.3), name
+
+
+def test_classes_that_count_differently_are_weighed_so_by_divergence_and_probe() -> None:
+    """Two classes' divergences taken apart by weights, boxes by the class that makes their anchor a detection."""
+    model, raw, values = drawn_outputs("boxes with bins")
+    head, generator = head_of(model), torch.Generator().manual_seed(1)
+    there = {name: value + 0.3 * torch.randn_like(value) for name, value in values.items()}
+    teacher, student = replaced(raw, values), replaced(raw, there)
+    counts = torch.linspace(0.2, 3, teacher["scores"].shape[1], dtype=teacher["scores"].dtype)
+    found = float(output_divergence(head, teacher, student, generator, counts))
+    p, q = teacher["scores"].sigmoid(), student["scores"].sigmoid()
+    apart = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    sides = [part["boxes"].unflatten(1, (4, -1)).log_softmax(2) for part in (teacher, student)]
+    boxes = (sides[0].exp() * (sides[0] - sides[1])).sum((1, 2))
+    reach = (counts[:, None] * p).amax(1)
+    assert found == pytest.approx(float((counts[:, None] * apart).sum() + (reach * boxes).sum()), rel=1e-6)
+
+    leaf = {name: value.clone().requires_grad_(True) for name, value in values.items()}
+    probe = probe_of(head, replaced(raw, leaf), generator, counts)
+    (u,) = torch.autograd.grad(probe, [value for name, value in leaf.items() if "scores" in name])
+    assert torch.allclose(u.square(), counts[:, None] * p * (1 - p))  # signs are all that is drawn
+
+
+def test_all_classes_together_count_alike() -> None:
+    kind, yaml, _ = CASES["boxes with bins"]
+    torch.manual_seed(0)
+    model: Any = kind(yaml, verbose=False).eval()
+    with torch.no_grad():
+        for branch in head_of(model).cv3:  # type: ignore[union-attr]
+            branch[-1].bias[0] += 2.0  # a class that is seen all the time
+            branch[-1].bias[1] -= 1.0
+            branch[-1].bias[2] = -30.0  # one that no image shows
+    images = torch.rand(5, 3, 64, 64)
+    p = class_probabilities(model, images)
+    weights = class_weights(model, images)
+    assert p is not None
+    assert weights is not None
+    mass = (p * (1 - p)).sum((0, 2))
+    share = weights * mass
+    assert float(share.sum()) == pytest.approx(float(mass.sum()), rel=1e-4)
+    common = [k for k in range(len(mass)) if k != 2]
+    assert torch.allclose(share[common], share[common].mean().expand(len(common)), rtol=1e-4)
+    assert weights[2] == weights.max()
+    assert float(weights[2]) <= 31 * float((weights * mass).sum() / mass.sum())  # bounded: nothing is known of it
+    single = kind(yaml, nc=1, verbose=False).eval()
+    assert class_weights(single, images) is None
+    classifier = CASES["classes"][0](CASES["classes"][1], verbose=False).eval()
+    assert class_weights(classifier, images) is None
 
 
 def perturbed(model: nn.Module) -> nn.Module:

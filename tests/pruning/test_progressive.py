@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paretoprune.pruning.budget.progressive import Removal, removals
+from paretoprune.pruning.budget.progressive import Removal, path_scores, removals
 from paretoprune.pruning.importance.allocation import share_left
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import choose_kept, remove
@@ -97,6 +97,20 @@ def test_images_are_spread_with_their_labels(bench: Workbench) -> None:
         assert torch.equal(two.batch["bboxes"][mine], whole.batch["bboxes"][theirs])
     assert whole.spread(9) is whole
     assert np.isfinite(bench.loss_scores).all()
+
+
+def test_one_array_of_scores_holds_the_whole_path(bench: Workbench) -> None:
+    """Channels chosen by it, for the widths of any step, are those that the step chose."""
+    scores = path_scores(bench, lowest=0.4)
+    steps = list(removals(bench, (0.85, 0.7, 0.55, 0.4), bench.conv_costs, lambda line: None))
+    for step in steps:
+        widths = {g.id: int(step.stays[g.parts[0]].sum()) for g in bench.table.groups}
+        assert (choose_kept(bench.table, widths, scores) == step.stays).all()
+    for part in (part for group in bench.table.groups for part in group.parts):
+        last = scores[part[steps[-1].stays[part]]]
+        gone = scores[part[~steps[-1].stays[part]]]
+        assert not len(gone) or not len(last) or gone.max() < last.min()
+    assert scores.max() <= max(bench.loss_scores.max(), max(s.scores.max() for s in steps)) * 1.001  # still losses
 
 
 def test_a_folder_is_not_touched(bench: Workbench) -> None:
