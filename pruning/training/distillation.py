@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from paretoprune.pruning.data.calibration import SPACING
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.training.schedule import rate_factor, taught_rate
 from paretoprune.pruning.training.teacher import TaughtModel
@@ -20,7 +21,6 @@ from paretoprune.pruning.yolo.precision import training_precision
 STEPS = 300  # at most
 _BATCH = 16
 _PASSES = 10  # over the images, at most: more would learn them by heart
-_HELD_OUT = 8  # one image in so many
 _LOOKS = 6  # at the held-out images
 
 
@@ -50,7 +50,7 @@ def distil(
     """
     device = next(student.parameters()).device
     order = torch.arange(len(images))
-    held, seen = images[order % _HELD_OUT == 0], images[order % _HELD_OUT != 0]
+    held, seen = images[order % SPACING == 0], images[order % SPACING != 0]
     taught = TaughtModel(copy.deepcopy(teacher), student)
     before = best = _mean_divergence(taught, held, device)
     if not len(seen) or best == 0:

@@ -13,7 +13,8 @@ probability, called its reach. Classes may count differently (`class_weights`): 
 over images is one over objects, in which a rare class goes first.
 
 `output_divergence` is KL(P(z) || P(z')) of two networks on the same images, what a student is to minimise (Hinton,
-Vinyals, Dean 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531, for classes); its second derivative at z' = z is the Fisher information that `importance.output_fisher` samples.
+Vinyals, Dean 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531, for classes); its second
+derivative at z' = z is the Fisher information that `importance.output_fisher` samples.
 """
 
 from __future__ import annotations
@@ -235,8 +236,9 @@ def output_divergence(
 ) -> torch.Tensor:
     """KL(P(teacher) || P(student)) of two networks' `raw_outputs` for the same images, nats, summed over the images.
 
-    `head`: the teacher's. `classes`: as `output_terms` has it. Only `student` gets a gradient, and exactly none where its
-    outputs are the teacher's up to rounding: an optimiser that normalises its steps would make full ones of that. Computed in 32 bits at least.
+    `head`: the teacher's. `classes`: as `output_terms` has it. Only `student` gets a gradient, and exactly none where
+    its outputs are the teacher's up to rounding: an optimiser that normalises its steps would make full ones of that.
+    Computed in 32 bits at least.
     """
     terms = output_terms(head, (teacher, student), generator, classes)
     return torch.stack([_apart(term) for term in terms]).sum()
