@@ -171,6 +171,7 @@ class PruningTools:
 
     def keep_scores(self, run: Path) -> None:
         """Leave the channels' importance in the run folder, for the run's other workers."""
+        self._score()
         keep_scores(run, self._scores_made_from(), self._bench.scores)
 
     def recall_scores(self, run: Path) -> None:
