@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
+from paretoprune.base.errors import first_line
 from paretoprune.cluster.environment import usable_cpus
 from paretoprune.cluster.errors import ClusterError, RayUnreachableError
 from paretoprune.cluster.packages import import_root, package_directories
@@ -278,11 +279,6 @@ def check_answers(address: str) -> None:
         socket.create_connection((match.group(1).strip("[]"), int(match.group(2))), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise RayUnreachableError(address, first_line(error), _remedy(address)) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message without its full stop, its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _remedy(address: str) -> str:

@@ -31,12 +31,3 @@ class RefusedNameError(ModelError):
     def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
         self.name = name
-
-
-_LONGEST_REASON = 200
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of anybody's error, blanks joined, not longer than a table's cell can bear."""
-    line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
-    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"

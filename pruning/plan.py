@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 
+from paretoprune.base.atomic import write_json
 from paretoprune.pruning.errors import PlanError
 
 SCHEMA_VERSION = 1
@@ -94,15 +94,8 @@ class Plan:
         return plan
 
     def save(self, path: str | Path, made_with: Mapping[str, Any] | None = None) -> None:
-        """Write as JSON under a temporary name, then rename. `made_with`: how the network beside it was made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json() | ({"made_with": dict(made_with)} if made_with else {}), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        """Write as JSON, whole or not at all. `made_with`: how the network beside it was made."""
+        write_json(Path(path), self.to_json() | ({"made_with": dict(made_with)} if made_with else {}))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

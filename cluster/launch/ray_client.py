@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.errors import first_line
 from paretoprune.cluster.errors import RayUnreachableError
 from paretoprune.cluster.packages import package_directories
-from paretoprune.cluster.ray_connection import TOKEN_REMEDY, WORKER_ENVIRONMENT, check_answers, first_line, muted
+from paretoprune.cluster.ray_connection import TOKEN_REMEDY, WORKER_ENVIRONMENT, check_answers, muted
 
 NAMESPACE = "paretoprune"
 POLL_SECONDS = 0.5

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.errors import one_line
 from paretoprune.cluster.errors import ClusterError, RayUnreachableError
 from paretoprune.cluster.packages import package_directories
 from paretoprune.cluster.ray_connection import WORKER_ENVIRONMENT
@@ -66,7 +67,7 @@ def connect(address: str) -> Any:
 
 
 def _why(error: BaseException) -> tuple[str, str]:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if "token" in text.lower() or "401" in text or "403" in text or "uthenticat" in text:
         return (
             "its job server wants the cluster's token",

@@ -1,4 +1,4 @@
-"""The base of all errors that are for people: one line that says condition, what was got, and the remedy."""
+"""Errors for people: one line that says condition, what was got, and the remedy; and anybody's errors as one line."""
 
 from __future__ import annotations
 
@@ -17,3 +17,22 @@ def _restored(kind: type[UserError], args: tuple[object, ...], state: dict[str, 
     error.args = args
     vars(error).update(state)
     return error
+
+
+def one_line(said: object, most: int | None = None) -> str:
+    """A text, or what an error says, on one line of at most `most` characters, without Ultralytics' marks."""
+    return " ".join(str(said).replace("❌", " ").replace("\N{VARIATION SELECTOR-16}", " ").split())[:most]
+
+
+def first_line(error: BaseException | None, most: int = 200) -> str:
+    """The first line of what an error says, its type's name where it says nothing; "…" where it is cut."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = one_line(lines[0]).rstrip(".")
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def typed_line(error: BaseException, most: int = 300, whole: bool = False) -> str:
+    """``Type: first line`` of an error (``whole``: all its lines as one), the type alone where it says nothing."""
+    lines = str(error).strip().splitlines()
+    said = one_line(error if whole else lines[0]) if lines else ""
+    return (f"{type(error).__name__}: {said}" if said else type(error).__name__)[:most]

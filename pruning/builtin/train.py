@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from paretoprune.base.atomic import whole_file
 from paretoprune.pruning.builtin import BASELINE, BASELINE_YAML, IMGSZ
 from paretoprune.pruning.builtin.dataset import build_dataset
 
@@ -104,10 +105,8 @@ def export_baseline(trained: Path, out: Path) -> None:
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.tmp")
-    torch.save(checkpoint, unfinished)
-    os.replace(unfinished, out)
+    with whole_file(out) as file:
+        torch.save(checkpoint, file)
 
 
 def portable_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.labels import read_labels
-from paretoprune.pruning.data.reading import image_paths, label_paths, one_line, places_of, read_dataset
+from paretoprune.pruning.data.reading import image_paths, label_paths, places_of, read_dataset
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.saving import task_of
@@ -185,7 +186,7 @@ def read_image(path: Path, channels: int) -> tuple[Any, str]:
     try:
         image = imread(path, flags)
     except (cv2.error, OSError, ValueError) as error:
-        return None, f"cannot be read ({' '.join(str(error).split())[:80]})"
+        return None, f"cannot be read ({one_line(error, 80)})"
     if image is None:
         return None, "cannot be read as an image"
     has = image.shape[2]

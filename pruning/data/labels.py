@@ -9,7 +9,8 @@ from typing import Any
 
 from ultralytics.data import utils as data_utils
 
-from paretoprune.pruning.data.reading import label_paths, one_line
+from paretoprune.base.errors import one_line
+from paretoprune.pruning.data.reading import label_paths
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 
 _OUTLINED = {"segment", "obb"}  # tasks whose labels are outlines

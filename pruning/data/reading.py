@@ -11,6 +11,7 @@ from typing import Any
 from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 
@@ -62,8 +63,3 @@ def label_paths(images: Sequence[str]) -> list[str]:
 def places_of(split: Any) -> Iterator[Path]:
     """The folders and lists that a split is made of."""
     return (Path(place) for place in (split if isinstance(split, list) else [split]) if place)
-
-
-def one_line(message: str) -> str:
-    """`message` on one line, without the marks Ultralytics decorates its errors with."""
-    return " ".join(message.replace("❌", " ").replace("️", " ").split())

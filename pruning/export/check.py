@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
 from paretoprune.pruning.errors import PruningError
@@ -107,7 +108,7 @@ class Backend:
             except ImportError as error:
                 raise PruningError(f"'{network}' cannot be run here ({error}); install its runtime") from error
             except Exception as error:  # whatever a runtime raises
-                line = " ".join(str(error).split())[:200]
+                line = one_line(error, 200)
                 what = "the network" if isinstance(network, nn.Module) else f"'{network}'"
                 raise PruningError(
                     f"{what} cannot be run here on images of {size_text(imgsz)} ({type(error).__name__}: {line}); "

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, height_width, stride_of, trained_size
 from paretoprune.pruning.yolo.loading import load_model
@@ -49,7 +50,7 @@ def export_model(
         try:
             written = Path(str(Exporter(overrides=settings)(model=copy)))
         except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
-            line = " ".join(str(error).split())[:200]
+            line = one_line(error, 200)
             raise PruningError(
                 f"'{path}' cannot be exported to {target} ({type(error).__name__}: {line}); "
                 "install what the format needs, then try again"

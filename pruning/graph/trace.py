@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paretoprune.base.errors import typed_line
 from paretoprune.pruning.errors import ModelError
 from paretoprune.pruning.graph import moves  # noqa: F401  its handlers join the table of operations
 from paretoprune.pruning.graph.elementwise import is_activation
@@ -66,7 +67,7 @@ def trace(model: nn.Module) -> ChannelTracer:
         except Exception as error:  # anybody's layers may say anything about themselves
             if left == 0:
                 tried = ", ".join(f"{c} channels of {size} pixels" for c, size in attempts)
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                why = typed_line(error, 200, whole=True)
                 where = tracer.described(tracer.failed_in or "")
                 if _runs(model, attempts):  # a fault of the tracer's, not of the network
                     raise ModelError(

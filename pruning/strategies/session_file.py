@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.atomic import write_json
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.workbench import Workbench
@@ -88,12 +88,7 @@ class Sessions:
                 for number, s in enumerate(sessions, 1)
             ],
         }
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_json(self.path, content)
 
 
 def finished_epochs(folder: Path) -> int:

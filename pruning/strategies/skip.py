@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paretoprune.pruning.errors import first_line
+from paretoprune.base.errors import first_line
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.strategies.base import Outcome, Tune

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from paretoprune.pruning.errors import ModelError, NotEquivalentError, first_line
+from paretoprune.base.errors import first_line
+from paretoprune.pruning.errors import ModelError, NotEquivalentError
 from paretoprune.pruning.graph.elementwise import value_at_zero
 from paretoprune.pruning.graph.passes import Pass, passes_of
 from paretoprune.pruning.surgery.cloning import clone

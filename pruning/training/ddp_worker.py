@@ -22,9 +22,10 @@ import torch
 from torch import distributed, nn
 from ultralytics.utils.torch_utils import init_seeds
 
+from paretoprune.base.errors import first_line
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.training.ddp import JOB, MEETING, RESULT, GroupJob
-from paretoprune.pruning.training.retries import first_line, is_out_of_memory
+from paretoprune.pruning.training.retries import is_out_of_memory
 from paretoprune.pruning.training.single_device import train_here
 
 _TIMEOUT = timedelta(hours=3)  # the others wait while the first validates

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from paretoprune.base.errors import first_line
 from paretoprune.pruning.errors import NonFiniteError
 
 OnEpoch = Callable[[int, dict[str, float]], bool]
@@ -79,8 +80,3 @@ def free_memory() -> None:
 def _short(error: Exception) -> str:
     """`Type: first line` without the remedy that the line ends with."""
     return f"{type(error).__name__}: {first_line(error).split(';')[0]}"[:200]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [""])[0]

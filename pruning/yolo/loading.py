@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.base.errors import typed_line
 from paretoprune.pruning.errors import ModelError, RefusedNameError
 from paretoprune.pruning.yolo.pickle_check import REMEDY, check_bounds
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics, trusting
@@ -45,7 +46,9 @@ def model_file(name: str | Path) -> Path:
             try:
                 found = Path(attempt_download_asset(path.name))
             except Exception as error:  # noqa: BLE001  whatever the network and its libraries raise; all mean the same to the user
-                raise ModelError(f"'{name}' is not here and could not be fetched ({_first_line(error)}).") from None
+                raise ModelError(
+                    f"'{name}' is not here and could not be fetched ({typed_line(error, 200, whole=True)})."
+                ) from None
         if found.is_file():
             return found.absolute()
     raise ModelError(f"the model must be an existing .pt file, but there is no '{name}'; check the path.")
@@ -101,7 +104,9 @@ def _unusable(path: str | Path, error: Exception) -> ModelError:
             f"'{path}' needs the module '{error.name}', which cannot be imported here; put its folder on PYTHONPATH, "
             "on every machine that works on it"
         )
-    return ModelError(f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {_first_line(error)}")
+    return ModelError(
+        f"'{path}' must be an Ultralytics checkpoint, but it cannot be loaded: {typed_line(error, 200, whole=True)}"
+    )
 
 
 def model_stats(model: nn.Module, imgsz: int) -> ModelStats:
@@ -119,8 +124,3 @@ def input_channels(model: nn.Module) -> int:
     yaml = getattr(model, "yaml", None)
     stated = (yaml.get("channels") or yaml.get("ch")) if isinstance(yaml, dict) else None
     return int(stated or next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3))
-
-
-def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).replace("❌", "").replace("️", "").split())
-    return f"{type(error).__name__}: {text[:160]}"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.errors import typed_line
 from paretoprune.pruning.errors import RefusedNameError
 
 REMEDY = "do not load it; if you made it yourself, give --trust-checkpoint"
@@ -102,7 +103,7 @@ def check_bounds(path: Path) -> None:
             f"a checkpoint may hold a network and plain data, but '{path}' {deed}; {REMEDY}", refused.name
         ) from None
     except Exception as error:  # noqa: BLE001  a hostile stream breaks the machine in any way it likes
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        why = typed_line(error, 140, whole=True)
         raise RefusedNameError(f"'{path}' must be a whole checkpoint, but is not ({why}); get it anew") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.errors import one_line
 from paretoprune.results.errors import RunFolderError
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, check_objectives
 from paretoprune.results.store.records import SCHEMA_VERSION, RecordStore, TrialRecord
@@ -169,7 +170,7 @@ class RunFolder:
         try:
             content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            detail = " ".join(str(error).split())
+            detail = one_line(error)
             raise RunFolderError(f"{self.config} must be YAML, but it is not ({detail}): correct it") from error
         return self.with_places(content) if isinstance(content, dict) else {}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.errors import typed_line
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.strategy_comparison import (
     Comparison,
@@ -40,7 +41,6 @@ from paretoprune.search.monitoring.progress import duration
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.sweep.preflight import check_batches, check_device, check_files, check_writable
 from paretoprune.search.trial.exclusive_device import measuring_threads
-from paretoprune.search.trial.trial import one_line
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.ray_output import quiet_ray
 
@@ -247,9 +247,9 @@ def _run_all(context: WorkerContext, prepared: Prepared, names: Sequence[str], a
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failed[name] = one_line(error.cause)
+                failed[name] = typed_line(error.cause)
             except ray.exceptions.RayError as error:
-                failed[name] = one_line(error)
+                failed[name] = typed_line(error)
             _show(name, feeds[name])
             if name in failed:
                 note(f"{name}: failed: {failed[name]}; see {prepared.folder.strategy_dir(name)}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from paretoprune.base.atomic import write_text
+from paretoprune.base.errors import one_line
 from paretoprune.search.config.sections import (
     DataSection,
     FinetuneSection,
@@ -63,13 +64,8 @@ class RunConfig(Section):
         return _flatten(self.model_dump(mode="json"))
 
     def save(self, path: Path) -> None:
-        """Write as YAML, atomically (temporary name, fsync, rename)."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as stream:
-            yaml.safe_dump(self.model_dump(mode="json"), stream, sort_keys=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        """Write as YAML, whole or not at all."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
 class _DoubleKeyError(yaml.MarkedYAMLError):
@@ -136,7 +132,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"configuration {path} must give every key once, got {error.problem} again in {place}; keep one"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:  # RecursionError: nested too deep
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise ConfigError(f"configuration {path} is not valid YAML ({detail}); correct it") from error
     if values is None:
         return {}

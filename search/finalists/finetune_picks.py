@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.errors import typed_line
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
@@ -41,7 +42,6 @@ from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.sweep.preflight import trusts_native
 from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.joint_evaluation import NATIVE
-from paretoprune.search.trial.trial import one_line
 from paretoprune.search.worker.cluster import MODEL_FOLDER
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import carried
@@ -234,9 +234,9 @@ def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: Finetun
             try:
                 ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                failed[name] = one_line(error.cause)
+                failed[name] = typed_line(error.cause)
             except ray.exceptions.RayError as error:
-                failed[name] = one_line(error)
+                failed[name] = typed_line(error)
     return failed
 
 

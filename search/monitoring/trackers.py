@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.errors import one_line
 from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.records import TrialRecord
@@ -101,7 +102,7 @@ def check_loggers(names: Sequence[str], title: str = "paretoprune") -> None:
                 if name == "wandb" and os.environ.get("WANDB_MODE") not in OFFLINE:
                     importlib.import_module(name).Api(timeout=SECONDS_TO_ANSWER).viewer  # noqa: B018 - asks the server
             except Exception as error:  # whatever a tracker and its libraries raise; all mean that it cannot be used
-                line = " ".join(str(error).split())[:200]
+                line = one_line(error, 200)
                 raise ConfigError(
                     f"search.loggers names {name}, which cannot be used ({type(error).__name__}: {line}); "
                     f"{_REMEDIES[name]}, or leave it out"

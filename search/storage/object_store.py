@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paretoprune.base.atomic import write_bytes, write_json
+from paretoprune.base.errors import one_line
 from paretoprune.base.messages import note
 from paretoprune.search.errors import RunFolderError
 
@@ -61,7 +62,9 @@ class RemoteRun:
         try:
             self._store, path = fs.FileSystem.from_uri(_patient(uri))
         except ValueError as error:
-            raise RunFolderError(f"--run {uri} must be an address that pyarrow knows ({_line(error)})") from error
+            raise RunFolderError(
+                f"--run {uri} must be an address that pyarrow knows ({one_line(error, 200)})"
+            ) from error
         except OSError as error:  # an S3 address without a region is asked for it
             raise _unreachable(uri, error) from error
         self.uri, self._path = uri, path.rstrip("/")
@@ -178,7 +181,9 @@ class RemoteRun:
             with self._store.open_output_stream(path) as stream:
                 stream.write(content)
         except OSError as error:
-            raise RunFolderError(f"{self.uri} must be writable, but {_line(error)}; check your rights") from error
+            raise RunFolderError(
+                f"{self.uri} must be writable, but {one_line(error, 200)}; check your rights"
+            ) from error
 
 
 @contextmanager
@@ -200,7 +205,7 @@ def published(run: Path) -> Iterator[bool]:
                 remote.push()
                 remote.renew()
             except (RunFolderError, OSError) as error:
-                note(f"not sent yet: {_line(error)}")
+                note(f"not sent yet: {one_line(error, 200)}")
 
     thread = threading.Thread(target=keep_sending, daemon=True)
     thread.start()
@@ -225,8 +230,6 @@ def _patient(uri: str) -> str:
 
 
 def _unreachable(uri: str, error: OSError) -> RunFolderError:
-    return RunFolderError(f"{uri} must be readable, but {_line(error)}; check the network, the address and your rights")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return RunFolderError(
+        f"{uri} must be readable, but {one_line(error, 200)}; check the network, the address and your rights"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from paretoprune.base.errors import typed_line
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import TrialError
@@ -25,7 +26,7 @@ from paretoprune.search.storage.request import (
 )
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import FaultCounter, fault_of
-from paretoprune.search.trial.trial import TRIAL_LOG, failed_record, one_line
+from paretoprune.search.trial.trial import TRIAL_LOG, failed_record
 
 # So many trials failing for one reason, the first of this driver or later in a row: the fault is the run's, not the
 # plans'. Later the bar is higher: a sampler may well walk along the edge of what can be pruned.
@@ -230,4 +231,4 @@ class SweepState:
         try:
             return left_record(self.folder.trial_dir(trial_id))
         except ValueError as error:
-            return failed_record(self._running[trial_id], f"unreadable record: {one_line(error)}", "")
+            return failed_record(self._running[trial_id], f"unreadable record: {typed_line(error)}", "")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.errors import typed_line
 from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.objectives import DIRECTIONS
@@ -45,7 +46,7 @@ from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.exclusive_device import note_lock_place
 from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.remote_latency import check_target
-from paretoprune.search.trial.trial import TRIAL_LOG, one_line
+from paretoprune.search.trial.trial import TRIAL_LOG
 from paretoprune.search.worker.cluster import (
     FollowingSlots,
     check_cluster,
@@ -166,7 +167,7 @@ def _complain(state: SweepState, interrupted: bool) -> None:
     path = state.folder.path
     if state.broken is not None:
         raise RunFolderError(
-            f"run folder {path} cannot be written any more ({one_line(state.broken)}), so the sweep ended after "
+            f"run folder {path} cannot be written any more ({typed_line(state.broken)}), so the sweep ended after "
             f"{len(state.records)} trials, which are kept; make room, then `{command_line('resume', path)}`"
         )
     fault = state.systematic_fault()

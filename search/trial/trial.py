@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.errors import typed_line
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
@@ -96,7 +97,7 @@ def run_trial(
     except Exception as error:  # noqa: BLE001  contained: see above
         with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
             traceback.print_exc(file=log)
-        record = failed_record(request, f"{clock.current}: {one_line(error)}", _hash(tools, request), clock.seconds)
+        record = failed_record(request, f"{clock.current}: {typed_line(error)}", _hash(tools, request), clock.seconds)
     finally:
         tools.release()
     # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start. Where
@@ -127,13 +128,6 @@ def failed_record(
         provenance=request.provenance,
         retries=list(request.losses),
     )
-
-
-def one_line(error: BaseException) -> str:
-    """``Type: first line`` of an exception, at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text[:300]
 
 
 def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> dict[str, Any]:
@@ -211,7 +205,7 @@ def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
         # the fine-tuning has tried with half the batch by itself
         if work.clock.current == "finetune" or not is_out_of_memory(error):
             raise
-        retry = f"{work.clock.current}: again after {one_line(error)}"
+        retry = f"{work.clock.current}: again after {typed_line(error)}"
     work.tools.release()
     record = _evaluate(work, judge)
     return record.changed(retries=[*record.retries, retry])

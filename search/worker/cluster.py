@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.atomic import write_bytes
 from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
@@ -45,18 +46,10 @@ def with_model_brought_along(config: RunConfig, folder: RunFolder, copy: bool) -
                 f"run folder {folder.path} was begun with another {given.name} than {given}; choose another --run"
             )
     elif copy:
-        _copy(given, kept)
+        write_bytes(kept, given.read_bytes())  # a torn checkpoint would be taken for the model at the next start
     else:
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(kept)})})
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all: a torn checkpoint would be taken for the model at the next start."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
 
 
 def check_cluster(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> int:

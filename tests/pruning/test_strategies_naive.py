@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from paretoprune.pruning.errors import first_line
+from paretoprune.base.errors import first_line
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.strategies import get_strategy
 from paretoprune.pruning.strategies.mask import apply_mask

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from paretoprune.base.errors import typed_line
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.records import TrialRecord, TrialState
@@ -19,7 +20,7 @@ from paretoprune.search.config.run_config import build_config
 from paretoprune.search.stopping.rungs import RungReport
 from paretoprune.search.storage.event_log import last_phase
 from paretoprune.search.storage.request import TrialRequest
-from paretoprune.search.trial.trial import TrialSettings, latency_metrics, one_line, run_trial
+from paretoprune.search.trial.trial import TrialSettings, latency_metrics, run_trial
 from paretoprune.search.worker.worker import ingredients
 from tests.search.fakes import FakeTools, NoGate, accuracy_of
 
@@ -296,7 +297,7 @@ def test_an_impossible_speedup_is_refused(speedup: float) -> None:
         latency_metrics(measured, 10.0)
 
 
-def test_one_line_is_one_line() -> None:
-    assert one_line(ValueError("first\nsecond")) == "ValueError: first"
-    assert one_line(ValueError()) == "ValueError"
-    assert len(one_line(ValueError("x" * 1000))) == 300
+def test_one_line_is_typed_line() -> None:
+    assert typed_line(ValueError("first\nsecond")) == "ValueError: first"
+    assert typed_line(ValueError()) == "ValueError"
+    assert len(typed_line(ValueError("x" * 1000))) == 300

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import ImageSize, height_width
@@ -96,7 +97,7 @@ class NeedsPackage:
         try:
             importlib.import_module(cls.package)
         except ImportError as error:
-            line = " ".join(str(error).split())[:120]
+            line = one_line(error, 120)
             raise PruningError(f"this runtime needs the package {cls.package}, but {line}; {cls.remedy}") from error
 
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from paretoprune.base.errors import one_line
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.runtimes.base import Network, OnnxFile, SessionSpec, on_gpu
 from paretoprune.pruning.yolo.image_size import ImageSize, height_width
@@ -75,7 +76,7 @@ class ExportCache:
             try:
                 return Path(str(Exporter(overrides=settings)(model=copy))).read_bytes()
             except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
-                line = " ".join(str(error).split())[:200]
+                line = one_line(error, 200)
                 raise PruningError(
                     f"the model cannot be exported to {target} for timing ({type(error).__name__}: {line}); "
                     "use another runtime, or install what the format needs"
