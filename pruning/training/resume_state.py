@@ -19,17 +19,16 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from paretoprune.base.atomic import whole_file
+from paretoprune.base.file_names import FINETUNE_STATE
 from paretoprune.pruning.yolo.pickle_check import check_bounds
 from paretoprune.pruning.yolo.saving import plain_copy
-
-STATE_NAME = "finetune_state.pt"
 
 
 class StateFile:
     """`finetune_state.pt` of one fine-tuning. `identity`: what must be equal for a state to be its own."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.path = folder / STATE_NAME
+        self.path = folder / FINETUNE_STATE
         self._identity = dict(identity)
 
     def load(self) -> dict[str, Any] | None:
@@ -58,7 +57,7 @@ class StateFile:
     def remove(self) -> None:
         """The fine-tuning is done. Also what a killed writer left."""
         with contextlib.suppress(OSError):
-            for path in [self.path, *self.path.parent.glob(f".{STATE_NAME}.*.tmp")]:
+            for path in [self.path, *self.path.parent.glob(f".{FINETUNE_STATE}.*.tmp")]:
                 path.unlink(missing_ok=True)
 
 

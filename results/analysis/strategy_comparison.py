@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json, write_text
+from paretoprune.base.file_names import BEST, PLAN
 from paretoprune.results.errors import RecordError
 from paretoprune.results.store.accuracy import accuracy_name
 from paretoprune.results.store.records import SCHEMA_VERSION
@@ -56,11 +57,11 @@ class ComparisonFolder:
 
     def checkpoint(self, name: str) -> Path:
         """A strategy's final network."""
-        return self.strategy_dir(name) / "best.pt"
+        return self.strategy_dir(name) / BEST
 
     def plan(self, name: str) -> Path:
         """The ratios a strategy realised, and which channels it kept."""
-        return self.strategy_dir(name) / "plan.json"
+        return self.strategy_dir(name) / PLAN
 
     def write_result(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write a strategy's result.json atomically; the schema version is added."""

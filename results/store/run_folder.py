@@ -12,6 +12,7 @@ import yaml
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.errors import one_line
+from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, METRICS, PLAN, PRUNED, SESSION, STUDY, TRIALS
 from paretoprune.results.errors import RunFolderError
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, check_objectives
 from paretoprune.results.store.records import SCHEMA_VERSION, RecordStore, TrialRecord
@@ -30,22 +31,22 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved configuration (YAML)."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def baseline(self) -> Path:
         """The unpruned model's metrics, layers and environment."""
-        return self.path / "baseline.json"
+        return self.path / BASELINE_RECORD
 
     @property
     def trials_file(self) -> Path:
         """The records of all finished trials."""
-        return self.path / "trials.jsonl"
+        return self.path / TRIALS
 
     @property
     def study(self) -> Path:
         """Optuna's journal storage."""
-        return self.path / "study.journal"
+        return self.path / STUDY
 
     @property
     def trials_dir(self) -> Path:
@@ -69,7 +70,7 @@ class RunFolder:
     @property
     def session(self) -> Path:
         """The last comparison of all finished networks with each other."""
-        return self.path / "session.json"
+        return self.path / SESSION
 
     @property
     def report_dir(self) -> Path:
@@ -107,11 +108,11 @@ class RunFolder:
 
     def trial_plan(self, trial_id: str) -> Path:
         """The plan a trial applied."""
-        return self.trial_dir(trial_id) / "plan.json"
+        return self.trial_dir(trial_id) / PLAN
 
     def trial_checkpoint(self, trial_id: str) -> Path:
         """A trial's network."""
-        return self.trial_dir(trial_id) / "pruned.pt"
+        return self.trial_dir(trial_id) / PRUNED
 
     def selected_dir(self, trial_id: str) -> Path:
         """best.pt, plan.json and metrics.json of one pick."""
@@ -119,7 +120,7 @@ class RunFolder:
 
     def selected_checkpoint(self, trial_id: str) -> Path:
         """The fully fine-tuned network of a pick."""
-        return self.selected_dir(trial_id) / "best.pt"
+        return self.selected_dir(trial_id) / BEST
 
     @cached_property
     def store(self) -> RecordStore:
@@ -183,7 +184,7 @@ class RunFolder:
     def write_selected(self, trial_id: str, content: Mapping[str, Any]) -> Path:
         """Write selected/<trial_id>/metrics.json atomically; written last, it says that the pick is ready."""
         return write_json(
-            self.selected_dir(trial_id) / "metrics.json",
+            self.selected_dir(trial_id) / METRICS,
             {"schema_version": SCHEMA_VERSION, "trial_id": trial_id, "fidelity": "full", **content},
         )
 

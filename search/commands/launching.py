@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from paretoprune.base.file_names import CONFIG
 from paretoprune.base.messages import note
 from paretoprune.search.commands.output import echo
 from paretoprune.search.commands.overwriting import check_output
@@ -27,8 +28,6 @@ from paretoprune.search.monitoring.interrupts import interruptible
 if TYPE_CHECKING:
     from paretoprune.cluster.launch.request import LaunchRequest
     from paretoprune.search.config.run_config import RunConfig
-
-CONFIG_NAME = "config.yaml"
 
 
 class Launch:
@@ -102,13 +101,11 @@ class Launch:
         address = self._options["address"] or os.environ.get("RAY_API_SERVER_ADDRESS") or ray_jobs.DEFAULT_ADDRESS
         with tempfile.TemporaryDirectory(prefix="paretoprune-job-") as scratch:
             folder = Path(scratch)
-            (folder / CONFIG_NAME).write_text(self._config_text(), encoding="utf-8")
+            (folder / CONFIG).write_text(self._config_text(), encoding="utf-8")
             model = Path(self._config.model.path)
             if model.is_file():  # small enough to travel; the sweep keeps it in the run folder
                 shutil.copyfile(model, folder / model.name)
-            command = self._command(
-                ("python", "-m", "paretoprune"), CONFIG_NAME, model.name if model.is_file() else None
-            )
+            command = self._command(("python", "-m", "paretoprune"), CONFIG, model.name if model.is_file() else None)
             job = ray_jobs.RayJob(command, folder, f"paretoprune-{Path(self._options['run']).name}")
             if self._options["dry_run"]:
                 echo(json.dumps(job.describe(address), indent=2))
@@ -147,12 +144,12 @@ class Launch:
 
         if not self._options["image"]:
             raise click.UsageError("--on kuberay needs --image, a container image that holds paretoprune")
-        request = self._request(self._command(("paretoprune",), f"{kuberay.CONFIG_FOLDER}/{CONFIG_NAME}"))
+        request = self._request(self._command(("paretoprune",), f"{kuberay.CONFIG_FOLDER}/{CONFIG}"))
         text = kuberay.as_yaml(
             kuberay.manifest(
                 request,
                 self._options["image"],
-                {CONFIG_NAME: self._config_text()},
+                {CONFIG: self._config_text()},
                 {path: claim for claim, path in self._options["claims"]},
                 metadata.version("ray"),
                 self._options["namespace"],

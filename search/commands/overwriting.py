@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-_NAMES = frozenset({"pruned.pt", "best.pt", "plan.json"})  # a run writes these once it gets there
+from paretoprune.base.file_names import BEST, PLAN, PRUNED
+
+_NAMES = frozenset({PRUNED, BEST, PLAN})  # a run writes these once it gets there
 _SUFFIXES = frozenset({".pt", ".json", ".jsonl", ".yaml", ".journal", ".csv", ".parquet", ".html", ".md", ".log"})
 
 

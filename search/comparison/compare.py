@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.errors import typed_line
+from paretoprune.base.file_names import EVENTS
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.strategy_comparison import (
     Comparison,
@@ -28,13 +29,7 @@ from paretoprune.results.report.report import write_report
 from paretoprune.results.store.accuracy import accuracies, accuracy_text
 from paretoprune.results.store.persisted import parse_json
 from paretoprune.results.store.run_folder import RunFolder
-from paretoprune.search.comparison.operations import (
-    EVENTS,
-    StrategyJob,
-    make_strategy_tools,
-    measure_strategies,
-    run_strategy,
-)
+from paretoprune.search.comparison.operations import StrategyJob, make_strategy_tools, measure_strategies, run_strategy
 from paretoprune.search.errors import ConfigError, RunFolderError, SearchError
 from paretoprune.search.monitoring.interrupts import interruptible
 from paretoprune.search.monitoring.progress import duration

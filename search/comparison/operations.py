@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paretoprune.base.file_names import EVENTS
 from paretoprune.results.analysis.strategy_comparison import ComparisonFolder
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.search.storage.event_log import PhaseClock
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from paretoprune.pruning.strategies.base import Outcome
     from paretoprune.search.config.run_config import RunConfig
 
-EVENTS = "events.jsonl"
 LOG = "strategy.log"
 
 OnStage = Callable[[str, int, int, Mapping[str, float]], None]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, METRICS, SESSION, TRIALS, TUNED
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
@@ -23,8 +24,6 @@ from paretoprune.search.worker.cluster import MODEL_FOLDER
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
 from paretoprune.search.worker.worker import tools_of
-
-TUNED = "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Finished:
     @property
     def checkpoint(self) -> Path:
         """The network."""
-        return self.directory / "best.pt"
+        return self.directory / BEST
 
     @property
     def trust(self) -> bool | None:
@@ -55,7 +54,7 @@ def finished_networks(folder: RunFolder) -> list[Finished]:
     """Every pick and native rival whose fine-tuning ended, picks first; also those of older runs."""
     found = []
     for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE)):
-        for directory in sorted(path for path in root.glob("*") if (path / "best.pt").is_file()):
+        for directory in sorted(path for path in root.glob("*") if (path / BEST).is_file()):
             content = finished_content(directory)
             if content is not None:
                 found.append(Finished(prefix + directory.name, directory, content))
@@ -64,7 +63,7 @@ def finished_networks(folder: RunFolder) -> list[Finished]:
 
 def finished_content(directory: Path) -> dict[str, Any] | None:
     """tuned.json, or what metrics.json held before there was one; None while the fine-tuning goes on."""
-    for name in (TUNED, "metrics.json"):
+    for name in (TUNED, METRICS):
         path = directory / name
         if path.is_file():
             return read_object(path)
@@ -87,8 +86,8 @@ def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
 
     places: their folders below the run's.
     """
-    needs = [MODEL_FOLDER, "baseline.json", "trials.jsonl", "config.yaml"]
-    with carried(context, needs, [*places, "session.json", "session.log"]) as here:
+    needs = [MODEL_FOLDER, BASELINE_RECORD, TRIALS, CONFIG]
+    with carried(context, needs, [*places, SESSION, "session.log"]) as here:
         _compare(here)
 
 
@@ -121,7 +120,7 @@ def _compare(context: WorkerContext) -> None:
         content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
         if item.is_native:
             name = item.directory.name
-            write_json(item.directory / "metrics.json", {"schema_version": SCHEMA_VERSION, "name": name, **content})
+            write_json(item.directory / METRICS, {"schema_version": SCHEMA_VERSION, "name": name, **content})
         else:
             folder.write_selected(item.name, {"before": records[item.name].metrics, **content})
     over = {name: times[name].get("over", {}) for name in models}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.errors import typed_line
+from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
@@ -27,7 +28,6 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import IDENTITY
 from paretoprune.search.errors import SearchError
 from paretoprune.search.finalists.final_evaluation import (
-    TUNED,
     compare_finished,
     finished_content,
     finished_networks,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection
 
-EVENTS = "events.jsonl"
 DEFAULT_PICKS = "3"
 START = "start.pt"
 
@@ -187,7 +186,7 @@ def _finetune(context: WorkerContext, job: Job) -> None:
     with claimed(target):
         if _is_tuned(context.folder, job, settings):
             return
-        for name in (EVENTS, TUNED, "metrics.json"):  # of an earlier attempt, or of other settings
+        for name in (EVENTS, TUNED, METRICS):  # of an earlier attempt, or of other settings
             (target / name).unlink(missing_ok=True)
         clock = PhaseClock(target / EVENTS)
 
@@ -203,8 +202,8 @@ def _finetune(context: WorkerContext, job: Job) -> None:
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
                 tuned = tools.finetune_fully(model, target, on_epoch)
-                shutil.copyfile(context.folder.trial_plan(job.name), target / "plan.json")
-            tools.save(tuned.model, target / "best.pt")
+                shutil.copyfile(context.folder.trial_plan(job.name), target / PLAN)
+            tools.save(tuned.model, target / BEST)
         facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
         facts |= {**({"precision": tuned.precision} if tuned.precision else {}), **extra}
         said = {"settings": settings, **facts, "seconds": clock.seconds, "tuned_at": time.time()}
@@ -278,14 +277,14 @@ def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
     """Whether a network was finished under the same settings, and from the same checkpoint."""
     target = folder.path / job.place
     said = finished_content(target)
-    if said is None or not (target / "best.pt").is_file():
+    if said is None or not (target / BEST).is_file():
         return False
     return said.get("settings") == dict(settings) and said.get("model", "") == job.native
 
 
 def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
     target = folder.path / job.place
-    content = read_json(target / "metrics.json")
+    content = read_json(target / METRICS)
     wanted = [
         suffixed for name in LABELS for suffixed in (name, f"{name}_change", f"{name}_change_ci95", f"test_{name}")
     ]
@@ -295,6 +294,6 @@ def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
         "chosen_as": content.get("chosen_as") or content.get("recipe", ""),
         **{name: content["after"].get(name) for name in wanted},
         "epochs": content.get("epochs"),
-        "plan": None if job.native else str(target / "plan.json"),
-        "checkpoint": str(target / "best.pt"),
+        "plan": None if job.native else str(target / PLAN),
+        "checkpoint": str(target / BEST),
     }

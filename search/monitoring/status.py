@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.file_names import EVENTS
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.progress import Progress, progress_of, summary_line, trial_line
@@ -42,7 +43,7 @@ def run_status(folder: RunFolder, total: int, objectives: Sequence[str]) -> RunS
         run=folder.path,
         driver=driver,
         progress=progress_of(records, total, running, driver.slots if driver else 1, objectives),
-        phases={name: last_phase(folder.trial_dir(name) / "events.jsonl") for name in open_trials},
+        phases={name: last_phase(folder.trial_dir(name) / EVENTS) for name in open_trials},
         last_trials=tuple(trial_line(record) for record in records[-5:]),
     )
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.file_names import EVENTS, RECORD
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.stopping.rule import StoppingRule
 from paretoprune.search.stopping.rungs import RUNG_EVENT, Judge, RungReport
 from paretoprune.search.storage.event_log import read_events
-from paretoprune.search.storage.request import RECORD_NAME
-
-EVENTS_NAME = "events.jsonl"
 
 
 class FolderJudge:
@@ -39,8 +37,8 @@ class FolderJudge:
         found = []
         for folder in sorted(self._trials.iterdir()):
             if folder.name not in self._finished:
-                done = (folder / RECORD_NAME).is_file()  # before reading: what is written meanwhile counts next time
-                reports = rung_reports(folder / EVENTS_NAME, folder.name)
+                done = (folder / RECORD).is_file()  # before reading: what is written meanwhile counts next time
+                reports = rung_reports(folder / EVENTS, folder.name)
                 if done:
                     self._finished[folder.name] = reports
                 found += reports
@@ -61,8 +59,8 @@ class CarriedJudge:
         """See :class:`search.stopping.rungs.Judge`. Where the driver's machine does not answer, the trial goes on."""
         import ray
 
-        name = f"{self._folder.trials_dir.name}/{report.trial_id}/{EVENTS_NAME}"
-        events = (self._folder.trial_dir(report.trial_id) / EVENTS_NAME).read_bytes()
+        name = f"{self._folder.trials_dir.name}/{report.trial_id}/{EVENTS}"
+        events = (self._folder.trial_dir(report.trial_id) / EVENTS).read_bytes()
         try:
             ray.get(self._courier.deliver.remote({name: events}))
             return bool(ray.get(self._courier.stops.remote(report, self._rule)))

@@ -21,6 +21,7 @@ from typing import Any
 
 from paretoprune.base.atomic import write_bytes, write_json
 from paretoprune.base.errors import one_line
+from paretoprune.base.file_names import STUDY, TRIALS
 from paretoprune.base.messages import note
 from paretoprune.search.errors import RunFolderError
 
@@ -30,7 +31,7 @@ LEASE = "driver.json"
 SEND_EVERY_SECONDS = 5.0
 LEASE_SECONDS = 120.0
 RETRY_SECONDS = 30
-_LAST = ("trials.jsonl", "study.journal")
+_LAST = (TRIALS, STUDY)
 _STAY = {MARK, LEASE, "driver.lock"}
 _GROWING = (".jsonl", ".journal", ".log")  # append-only: of two versions the longer one is the newer
 

@@ -13,15 +13,12 @@ from typing import cast
 from pydantic import Field
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.file_names import RECORD, REQUEST
 from paretoprune.results.errors import RecordError
 from paretoprune.results.store.persisted import Number, Persisted, Ratio, parse_json
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
-
-REQUEST_NAME = "request.json"
-RECORD_NAME = "record.json"
-
 
 WORKER_DIED = "worker: its process died (killed, or its machine ran out of memory)"
 MEMORY_RAN_OUT = "worker: killed, because its machine ran out of memory"
@@ -65,7 +62,7 @@ class TrialRequest(Persisted):
 
     def save(self, folder: RunFolder) -> None:
         """Write to the trial's folder, atomically."""
-        write_json(folder.trial_dir(self.trial_id) / REQUEST_NAME, self.model_dump())
+        write_json(folder.trial_dir(self.trial_id) / REQUEST, self.model_dump())
 
 
 def trial_number(trial_id: str) -> int:
@@ -81,7 +78,7 @@ def trial_name(number: int) -> str:
 
 def requested(folder: RunFolder, trial_id: str) -> TrialRequest | None:
     """What was asked under this id; None where nothing was, or the file is torn."""
-    path = folder.trial_dir(trial_id) / REQUEST_NAME
+    path = folder.trial_dir(trial_id) / REQUEST
     try:
         return TrialRequest.from_text(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -91,8 +88,8 @@ def requested(folder: RunFolder, trial_id: str) -> TrialRequest | None:
 def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
     """Requests that have no record, in the order of their ids; a torn request was never started and is ignored."""
     requests = []
-    for path in sorted(folder.trials_dir.glob(f"*/{REQUEST_NAME}")):
-        if path.parent.name in finished or (path.parent / RECORD_NAME).is_file():
+    for path in sorted(folder.trials_dir.glob(f"*/{REQUEST}")):
+        if path.parent.name in finished or (path.parent / RECORD).is_file():
             continue
         try:
             requests.append(TrialRequest.from_text(path.read_text(encoding="utf-8")))
@@ -103,7 +100,7 @@ def unfinished(folder: RunFolder, finished: set[str]) -> list[TrialRequest]:
 
 def left_record(trial_dir: Path) -> TrialRecord | None:
     """The record that a worker wrote to the trial's folder, None where there is none; ValueError: it is unreadable."""
-    path = trial_dir / RECORD_NAME
+    path = trial_dir / RECORD
     return TrialRecord.from_json(read_object(path)) if path.is_file() else None
 
 
@@ -114,7 +111,7 @@ def adopt_records(folder: RunFolder) -> list[TrialRecord]:
     """
     records = folder.read_records()
     known = {record.trial_id for record in records}
-    folders = [path.parent for path in folder.trials_dir.glob(f"*/{RECORD_NAME}") if path.parent.name not in known]
+    folders = [path.parent for path in folder.trials_dir.glob(f"*/{RECORD}") if path.parent.name not in known]
     found = [record for record in map(left_record, folders) if record is not None]
     for record in sorted(found, key=lambda record: record.finished_at):
         folder.store.append(record)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from paretoprune.base.errors import typed_line
+from paretoprune.base.file_names import TRIAL_LOG
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import TrialError
@@ -26,7 +27,7 @@ from paretoprune.search.storage.request import (
 )
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import FaultCounter, fault_of
-from paretoprune.search.trial.trial import TRIAL_LOG, failed_record
+from paretoprune.search.trial.trial import failed_record
 
 # So many trials failing for one reason, the first of this driver or later in a row: the fault is the run's, not the
 # plans'. Later the bar is higher: a sampler may well walk along the edge of what can be pruned.

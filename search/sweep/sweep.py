@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.errors import typed_line
+from paretoprune.base.file_names import TRIAL_LOG
 from paretoprune.base.messages import note
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.objectives import DIRECTIONS
@@ -46,7 +47,6 @@ from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.exclusive_device import note_lock_place
 from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.remote_latency import check_target
-from paretoprune.search.trial.trial import TRIAL_LOG
 from paretoprune.search.worker.cluster import (
     FollowingSlots,
     check_cluster,

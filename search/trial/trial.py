@@ -21,18 +21,16 @@ from typing import Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.errors import typed_line
+from paretoprune.base.file_names import EVENTS, PLAN, PRUNED, RECORD, TRIAL_LOG
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
 from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, Everyone, Judge
 from paretoprune.search.storage.event_log import PhaseClock
-from paretoprune.search.storage.request import RECORD_NAME, TrialRequest
+from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.trial.context import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
 
-TRIAL_LOG = "trial.log"
-CHECKPOINT_NAME = "pruned.pt"
-PLAN_NAME = "plan.json"
 ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
 
@@ -89,7 +87,7 @@ def run_trial(
     ``judge`` decides at the rungs; None: every trial goes to its end. Any exception of a phase becomes a failed record
     with a one-line reason, its traceback goes to the trial's log: otherwise one bad plan would end the sweep.
     """
-    clock = PhaseClock(folder / "events.jsonl")
+    clock = PhaseClock(folder / EVENTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tools.logging(folder / TRIAL_LOG):
@@ -103,7 +101,7 @@ def run_trial(
     # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start. Where
     # the disk is full, the driver still gets it from Ray, and decides.
     with suppress(OSError):
-        write_json(folder / RECORD_NAME, record.to_json())
+        write_json(folder / RECORD, record.to_json())
         clock.event("finished", state=record.state.value)
     return record
 
@@ -233,9 +231,9 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
         figures = latency.figures()
     with clock.phase("save"), work.gate.using():
-        work.tools.save(tuned.model, work.folder / CHECKPOINT_NAME)
+        work.tools.save(tuned.model, work.folder / PRUNED)
         made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
-        plan.save(work.folder / PLAN_NAME, made_with)
+        plan.save(work.folder / PLAN, made_with)
     metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
     if tuned.precision:
         metrics["training_precision"] = tuned.precision

@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import is_temporary, write_bytes
+from paretoprune.base.file_names import METRICS, RECORD, SESSION, TUNED
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.stopping.early_stopper import judge_of
 from paretoprune.search.stopping.rule import StoppingRule
 from paretoprune.search.stopping.rungs import RungReport
 from paretoprune.search.storage.importance_cache import SCORES_NAME
-from paretoprune.search.storage.request import RECORD_NAME
 from paretoprune.search.worker.cluster import MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCRATCH_PREFIX = "paretoprune-work-"
 LOOK_SECONDS = 2.0
-LAST = (RECORD_NAME, "tuned.json", "metrics.json", "session.json")
+LAST = (RECORD, TUNED, METRICS, SESSION)
 """What says that something is done."""
 
 

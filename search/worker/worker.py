@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.file_names import EVENTS
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.search.config.inputs import check_node, weights_hash
@@ -44,7 +45,7 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
     tools.recall_scores(context.folder.path)
     settings = trial_settings(config, context.baseline_latency_ms)
     judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
-    clock = PhaseClock(folder / "events.jsonl")
+    clock = PhaseClock(folder / EVENTS)
     with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
         return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
 

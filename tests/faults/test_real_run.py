@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paretoprune.base.file_names import FINETUNE_STATE
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
-from paretoprune.pruning.training.resume_state import STATE_NAME
 from paretoprune.results.store.records import TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from tests.faults.drivers import ROOT
@@ -77,7 +77,7 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     assert not folder.baseline.exists()
 
     resumed = command("resume", run)
-    wait_until((trial / STATE_NAME).exists, resumed)  # one epoch is done
+    wait_until((trial / FINETUNE_STATE).exists, resumed)  # one epoch is done
     worker = psutil.Process(json.loads((trial / "worker.lock").read_text())["pid"])
     resumed.kill()
     worker.kill()
@@ -92,11 +92,11 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     (record,) = folder.read_records()
     assert (record.state, record.epochs) == (TrialState.COMPLETED, 4)
     assert [row["epochs"] for row in record.history] == list(range(5))
-    assert not (trial / STATE_NAME).exists()
+    assert not (trial / FINETUNE_STATE).exists()
 
     pick = run / "selected" / "t0000"
     finetune = command("finetune", run, "--pick", 1)
-    wait_until((pick / STATE_NAME).exists, finetune)
+    wait_until((pick / FINETUNE_STATE).exists, finetune)
     assert ctrl_c(finetune).startswith("error: interrupted while fine-tuning the picks; what is done is kept")
     finished(command("finetune", run, "--pick", 1))
     assert "going on after epoch" in (pick / "train.log").read_text()

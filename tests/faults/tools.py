@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.file_names import RECORD
 from paretoprune.search.config.run_config import RunConfig
-from paretoprune.search.storage.request import RECORD_NAME
 from paretoprune.search.trial.context import DeviceGate
 from tests.search.fakes import FakeTools
 
@@ -32,7 +32,7 @@ class MarkingTools(FakeTools):
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """The first thing a trial calls, and the only one that says where it lives."""
         self.folder = path.parent
-        self.mark(AGAIN if (self.folder / RECORD_NAME).exists() else BEGIN)
+        self.mark(AGAIN if (self.folder / RECORD).exists() else BEGIN)
         return super().logging(path)
 
     def evaluate(self, model: Any) -> dict[str, float]:

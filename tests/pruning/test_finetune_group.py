@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from paretoprune.base.file_names import FINETUNE_STATE
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.training.ddp import split_devices
 from paretoprune.pruning.training.finetune import finetune
-from paretoprune.pruning.training.resume_state import STATE_NAME
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from tests.pruning.recovery_material import (
     fresh_yolov8n,
@@ -132,8 +132,8 @@ def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         tune()
-    state = torch.load(tmp_path / "tune" / STATE_NAME, weights_only=True)
-    torch.save({**state, "seconds": 5000.0}, tmp_path / "tune" / STATE_NAME)
+    state = torch.load(tmp_path / "tune" / FINETUNE_STATE, weights_only=True)
+    torch.save({**state, "seconds": 5000.0}, tmp_path / "tune" / FINETUNE_STATE)
     result = tune()
     assert heard == [1, 2, 1, 2, 3]
     assert [row["epoch"] for row in result.history] == [1.0, 2.0, 3.0]
@@ -141,7 +141,7 @@ def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> Non
     assert result.seconds > 5000
     logs = [(tmp_path / "tune" / name).read_text() for name in ("train.log", "train.rank1.log")]
     assert all("going on after epoch 1/3" in log for log in logs)
-    assert not (tmp_path / "tune" / STATE_NAME).exists()
+    assert not (tmp_path / "tune" / FINETUNE_STATE).exists()
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from paretoprune.base.file_names import FINETUNE_STATE
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.errors import NonFiniteError
 from paretoprune.pruning.training.finetune import finetune
-from paretoprune.pruning.training.resume_state import STATE_NAME
 from paretoprune.pruning.training.retries import LOWER_RATE, Remedies, is_out_of_memory
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model
@@ -87,7 +87,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             finetune(trained, digits, TEN, tmp_path / "cut", on_epoch=listener)
         assert listener.heard == list(range(1, dies_at + 1))
-        assert (tmp_path / "cut" / STATE_NAME).is_file()
+        assert (tmp_path / "cut" / FINETUNE_STATE).is_file()
     listener = Dies()
     resumed = finetune(trained, digits, TEN, tmp_path / "cut", on_epoch=listener)
     assert listener.heard == list(range(1, whole.epochs + 1))
@@ -116,7 +116,7 @@ def test_resumed_work_is_not_done_twice(
 def test_a_state_that_does_not_fit_is_passed_over(pruned: nn.Module, shapes: str, tmp_path: Path, damage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         finetune(pruned, shapes, THREE, tmp_path, on_epoch=Dies(3))
-    state, model, settings = tmp_path / STATE_NAME, pruned, THREE
+    state, model, settings = tmp_path / FINETUNE_STATE, pruned, THREE
     if damage == "torn":
         state.write_bytes(state.read_bytes()[:-1000])
     elif damage == "other settings":
@@ -148,7 +148,7 @@ def test_a_full_disk_costs_the_state_not_the_training(
     monkeypatch.setattr(module.torch, "save", full)
     assert finetune(pruned, shapes, THREE, tmp_path).epochs == 3
     assert "No space left on device" in (tmp_path / "train.log").read_text()
-    assert not list(tmp_path.glob(f".{STATE_NAME}*"))
+    assert not list(tmp_path.glob(f".{FINETUNE_STATE}*"))
 
 
 def test_out_of_memory_goes_on_with_half_the_batch_once(
