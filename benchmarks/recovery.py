@@ -39,10 +39,10 @@ from benchmarks.recovery_store import Store, Task, work
 from benchmarks.recovery_table import markdown
 from paretoprune.pruning.importance import CRITERIA
 from paretoprune.pruning.latency.pair import measure_pair
+from paretoprune.pruning.names import RECOVERIES
 from paretoprune.pruning.recovery.refit import recalibrate_batch_norm
 from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.settings import FinetuneSettings
-from paretoprune.pruning.workbench import RECOVERIES
 from paretoprune.pruning.yolo.precision import training_precision
 
 MAIN_CRITERIA = ("reconstruction", "taylor", "l2")

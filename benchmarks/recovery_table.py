@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.recovery_store import Cell, Store
-from paretoprune.pruning.workbench import RECOVERIES
+from paretoprune.pruning.names import RECOVERIES
 
 _SHOWN = ("cpu_model", "cpu_usable", "python", "torch", "ultralytics")
 

@@ -19,6 +19,7 @@ from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.importance import Evidence, known_criterion, score
 from paretoprune.pruning.importance.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
+from paretoprune.pruning.names import RECOVERIES
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
@@ -33,7 +34,6 @@ from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy
 
-RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
 _SCORED = 128  # images that a criterion looks at, and the refits between two looks; the time grows with them
 

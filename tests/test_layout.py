@@ -49,7 +49,7 @@ FLOORS = {
         data
         yolo builtin
         device plan
-        errors
+        errors names
     """,
     "results": """
         report

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paretoprune.pruning.names import STRATEGY_NAMES
 from paretoprune.search.commands.output import FILE, FOLDER, SIZE, echo, emit, format_option, set_option, trust_option
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ COLUMNS = (
     "strategy", "layers_pruned", "params_m", "gflops", "speedup", "speedup_ci95", "map50_95_refit", "map50_95",
     "epochs", "skipped", "checkpoint",
 )  # fmt: skip
-ALL = "structural,sequential,adapter,skip,mask"
+ALL = ",".join(STRATEGY_NAMES)
 DEFAULT_RATIO = 0.3
 LAYERS_NAMED = 4
 

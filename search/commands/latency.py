@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from paretoprune.pruning.names import RUNTIMES, listed
 from paretoprune.search.commands.output import FILE, SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
 
 COLUMNS = (
@@ -19,7 +20,7 @@ COLUMNS = (
 @click.option("--against", type=FILE, help="The unpruned model that is timed beside it.  [default: MODEL itself]")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("torch",), show_default=True,
-    help="torch, torch-cuda-graph, onnx, openvino or tensorrt; may be repeated.",
+    help=f"{listed(RUNTIMES)}; may be repeated.",
 )  # fmt: skip
 @click.option("--half", is_flag=True, help="16 bits, where the device computes in them natively.")
 @click.option(

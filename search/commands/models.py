@@ -10,24 +10,14 @@ from typing import Any
 
 import click
 
-from paretoprune.search.commands.output import (
-    FILE,
-    FOLDER,
-    RECOVERIES,
-    SIZE,
-    echo,
-    emit,
-    emit_one,
-    format_option,
-    trust_option,
-)
+from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
+from paretoprune.search.commands.output import FILE, FOLDER, SIZE, echo, emit, emit_one, format_option, trust_option
 from paretoprune.search.commands.overwriting import check_output
 from paretoprune.search.errors import SearchError
 
 model_argument = click.argument("model", type=FILE)
 device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
-STRUCTURAL = "structural"
 PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
 
 

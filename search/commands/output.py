@@ -22,7 +22,6 @@ from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
 
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
-RECOVERIES = ("none", "bn", "refit", "refit+bn", "refit+distill")
 
 
 class RunType(click.ParamType):

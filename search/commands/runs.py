@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paretoprune.pruning.names import RECOVERIES, STRATEGY_NAMES, STRUCTURAL, listed
 from paretoprune.search.commands.output import (
     FILE,
     FOLDER,
-    RECOVERIES,
     RUN,
     SIZE,
     address_option,
@@ -59,7 +59,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--trials", type=int, help="Trials in all.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
-@click.option("--strategy", help="structural, sequential, adapter, skip or mask.  [default: structural]")
+@click.option("--strategy", help=f"{listed(STRATEGY_NAMES)}.  [default: {STRUCTURAL}]")
 @click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
 @click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
 @click.option(

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from paretoprune.pruning.names import STRUCTURAL, RecoveryName, RuntimeName, StrategyName
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
 
-STRUCTURAL: Literal["structural"] = "structural"
-SEQUENTIAL = "sequential"
 BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -155,7 +154,7 @@ class SearchSection(Section):
 class RecoverSection(Section):
     """What happens right after channels were removed, before any label is looked at."""
 
-    how: Literal["none", "bn", "refit", "refit+bn", "refit+distill"] = "refit"
+    how: RecoveryName = "refit"
     """Nothing, batch-norm statistics, least-squares refit of the consumers, both, or a refit and then gradient steps
     towards the unpruned network's outputs on the calibration images."""
     importance: str = "reconstruction"
@@ -167,7 +166,7 @@ class RecoverSection(Section):
 class TrialSection(Section):
     """What a trial does to a network, and its short fine-tuning."""
 
-    strategy: Literal["structural", "sequential", "adapter", "skip", "mask"] = STRUCTURAL
+    strategy: StrategyName = STRUCTURAL
     """The way in which channels leave (docs/strategies.md); sequential searches each block's first layer only."""
     epochs: int = Field(default=1, ge=0)
     """Epochs of fine-tuning; 0 judges a trial right after the refit."""
@@ -226,7 +225,7 @@ class LatencySection(Section):
     for each network."""
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
-    runtime: Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"] = "torch"
+    runtime: RuntimeName = "torch"
     """What executes the network (docs/latency.md)."""
     half: bool = False
     """16 bits instead of 32, where the device computes in them natively."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.messages import note
+from paretoprune.pruning.names import SEQUENTIAL
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
 from paretoprune.search.config.latency_target import LatencyTarget
-from paretoprune.search.config.sections import SEQUENTIAL
 from paretoprune.search.errors import ConfigError, RunFolderError
 from paretoprune.search.monitoring.trackers import check_loggers
 from paretoprune.search.samplers.initial_plans import check_other_dataset, check_other_run, check_plans

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paretoprune.search.config.sections import STRUCTURAL
+from paretoprune.pruning.names import STRUCTURAL
 from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.strategy_trial import StrategyTrialTools

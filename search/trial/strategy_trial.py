@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.pruning.names import SEQUENTIAL
 from paretoprune.results.store.accuracy import accuracy_of
-from paretoprune.search.config.sections import SEQUENTIAL
 from paretoprune.search.trial.context import DeviceGate, OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.operations import PruningTools
 

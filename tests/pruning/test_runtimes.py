@@ -19,7 +19,6 @@ from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency import runtimes
 from paretoprune.pruning.latency.pair import measure_pair
 from paretoprune.pruning.latency.runtimes import (
-    RUNTIMES,
     ExportCache,
     OnnxFile,
     Session,
@@ -28,6 +27,7 @@ from paretoprune.pruning.latency.runtimes import (
     open_session,
 )
 from paretoprune.pruning.latency.runtimes.torch_sessions import TorchSession
+from paretoprune.pruning.names import RUNTIMES
 from paretoprune.search.config.sections import LatencySection
 from tests.conftest import ROOT
 from tests.pruning.recovery_material import same_weights, weights

@@ -77,7 +77,7 @@ def test_types_defaults_and_bounds_in_words(name: str, kind: str, default: str, 
 
 
 def test_the_names_there_are_are_those_that_are_known() -> None:
-    from paretoprune.pruning.latency.runtimes import RUNTIMES
+    from paretoprune.pruning.names import RUNTIMES
     from paretoprune.pruning.strategies import STRATEGIES
 
     for name, known in (("trial.strategy", STRATEGIES), ("latency.runtime", RUNTIMES)):

@@ -15,21 +15,21 @@ import importlib
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.runtimes.base import Network, OnnxFile, Session, SessionSpec, image_channels
 from paretoprune.pruning.latency.runtimes.exports import ExportCache
+from paretoprune.pruning.names import RUNTIMES
 
 __all__ = [
-    "RUNTIMES", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "check_runtime", "image_channels",
+    "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "check_runtime", "image_channels",
     "open_session",
 ]  # fmt: skip
 
 # Runtime -> the module and class of its session. Loaded when asked for: most are optional packages.
-_SESSIONS = {
+_SESSIONS: dict[str, tuple[str, str]] = {
     "torch": ("torch_sessions", "TorchSession"),
     "torch-cuda-graph": ("torch_sessions", "CudaGraphSession"),
     "onnx": ("onnx_session", "OnnxSession"),
     "openvino": ("openvino_session", "OpenVinoSession"),
     "tensorrt": ("tensorrt_session", "TensorRtSession"),
 }
-RUNTIMES = tuple(_SESSIONS)
 
 
 def check_runtime(runtime: str, device: str, half: bool = False) -> None:
