@@ -40,7 +40,7 @@ from paretoprune.search.space.space import Levels
 IN_FLIGHT = 8
 CHECKPOINTS = (25, 50, 100, 200)
 OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
-SEARCHERS = ("gp", "tpe", "nsga2", "nsga3", "random", "ray-optuna-tpe")
+SEARCHERS = ("gp", "tpe", "nsga2", "random", "ray-optuna-tpe")
 SLOW = ("optuna-gp",)
 """Named only on demand: some seconds a suggestion."""
 RESULTS = Path(__file__).parent / "results"

@@ -38,7 +38,7 @@ TOKEN_REMEDY = (
     "put the cluster's token (`ray get-auth-token` on its head node) into ~/.ray/auth_token or RAY_AUTH_TOKEN, "
     "set RAY_AUTH_MODE=token, and use the cluster's version of Ray"
 )
-_HOST_PORT = re.compile(r"(?:ray://)?(\[[^\]]+\]|[^:/\s]+):(\d{1,5})")
+_HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:/\s]+):(\d{1,5})")
 
 
 def connect(
@@ -91,12 +91,7 @@ def connect(
         variables |= _import_path() | _place.variables
         options |= _place.options
     else:
-        check_answers(wanted)
-        if wanted.startswith("ray://"):
-            raise ClusterError(
-                f"a driver must run inside the cluster, but {wanted} is a client's entry, whose connection a night "
-                "would not survive; give it as --address of `paretoprune search`, resume or finetune, which run there"
-            )
+        _check_answers(wanted)
         runtime = _travelling(variables)
     try:
         with own_sigterm(), _named_in_utf8(), noticing_deaths() if wanted == LOCAL else muted():
@@ -262,17 +257,22 @@ def _end_of(ray: Any) -> None:
     shutdown()
 
 
-def check_answers(address: str) -> None:
+def _check_answers(address: str) -> None:
     """Ray itself tries for most of a minute before it gives up on a host that does not answer.
 
     Raises ClusterError for what is no address, RayUnreachableError where nobody listens.
     """
     if address == "auto":
         return
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"a driver must run inside the cluster, but {address} is a client's entry, whose connection a night would "
+            "not survive; use `paretoprune launch --on ray`, which hands the search to the cluster's job server"
+        )
     match = _HOST_PORT.fullmatch(address)
     if match is None:
         raise ClusterError(
-            f"a Ray address must be local, auto, host:port or ray://host:port, but got {address!r}; "
+            f"a Ray address must be local, auto or host:port, but got {address!r}; "
             "leave it out to use this machine alone"
         )
     try:

@@ -21,9 +21,8 @@ from paretoprune.search.commands.latency import latency
 from paretoprune.search.commands.launch import launch
 from paretoprune.search.commands.machine import demo, doctor
 from paretoprune.search.commands.models import layers, prune
-from paretoprune.search.commands.output import data_alone_on_stdout, unbroken, with_data_alone_on_stdout
+from paretoprune.search.commands.output import unbroken, with_data_alone_on_stdout
 from paretoprune.search.commands.picks import finetune, front, report
-from paretoprune.search.commands.ray_client import client_address, run_inside
 from paretoprune.search.commands.runs import resume, search, status
 from paretoprune.search.monitoring.interrupts import leave
 
@@ -56,9 +55,6 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if address := client_address(arguments):
-            with data_alone_on_stdout():
-                return run_inside(arguments, address)
         result = cli.main(args=arguments, prog_name="paretoprune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.UsageError as error:

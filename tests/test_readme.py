@@ -27,9 +27,6 @@ ELSEWHERE = {
     "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
         "tests/cluster/test_joined.py"
     ),
-    "paretoprune search my.pt /data/my/data.yaml --config run.yaml --run /shared/runs/my --address ray://HEAD:10001": (
-        "tests/cluster/test_ray_client.py"
-    ),
     "paretoprune launch run.yaml --on ray --run /shared/runs/my --address http://127.0.0.1:8265": (
         "tests/cluster/test_launch.py"
     ),

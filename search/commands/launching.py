@@ -22,7 +22,6 @@ from paretoprune.base.messages import note
 from paretoprune.search.commands.output import echo
 from paretoprune.search.commands.overwriting import check_output
 from paretoprune.search.errors import ConfigError
-from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import interruptible
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Launch:
     def start(self) -> int:
         """Submit, or with ``--dry-run`` print; returns the exit code."""
         self._check_paths()
-        start = {"ray": self._ray, "slurm": self._slurm, "kuberay": self._kuberay, "ray-up": self._ray_up}
+        start = {"ray": self._ray, "slurm": self._slurm, "kuberay": self._kuberay}
         return start[self._place]()
 
     def _check_paths(self) -> None:
@@ -58,7 +57,7 @@ class Launch:
         run = self._options["run"]
         if "://" not in run and not Path(run).is_absolute():
             raise ConfigError(f"--run must be an absolute path on storage that all machines share, but got {run}")
-        if self._place != "ray-up" and not Path(self._config.data.path).is_absolute():
+        if not Path(self._config.data.path).is_absolute():
             raise ConfigError(
                 f"{self._file}: `data.path` must be an absolute path that all machines share, got "
                 f"{self._config.data.path}; correct it"
@@ -160,25 +159,4 @@ class Launch:
             return 0
         self._write(".rayjob.yaml", text)
         echo(kuberay.submit(text))
-        return 0
-
-    def _ray_up(self) -> int:
-        """Only the file is made here: renting machines is a person's own decision."""
-        from paretoprune.cluster.launch import ray_up
-
-        setup = tuple(self._options["setup"])
-        if not setup:
-            raise click.UsageError("--on ray-up needs --setup, the lines that install paretoprune on a new machine")
-        names = ("provider", "region", "instance", "hosts", "user")
-        content = ray_up.cluster_file(
-            self._request(("paretoprune",), setup), **{name: self._options[name] for name in names}
-        )
-        if self._options["dry_run"]:
-            echo(ray_up.as_yaml(content), newline=False)
-            return 0
-        path = self._write(".cluster.yaml", ray_up.as_yaml(content))
-        launch = command_line("launch", self._file, "--on", "ray", "--run", self._options["run"])
-        file = shlex.quote(str(path))
-        note(f"next: ray up {file}, then ray dashboard {file} in another terminal,")
-        note(f"then {launch}; at the end ray down {file}")
         return 0

@@ -88,7 +88,7 @@ format_option: Callable[[Any], Any] = click.option(
 )
 
 address_option: Callable[[Any], Any] = click.option(
-    "--address", help="A Ray cluster: auto, host:port, ray://host:10001; local: this machine alone.  [default: local]"
+    "--address", help="A Ray cluster: auto, host:port; local: this machine alone.  [default: local]"
 )
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
+from paretoprune.base.messages import note
 from paretoprune.search.config.sections import (
     DataSection,
     FinetuneSection,
@@ -33,6 +34,10 @@ SCHEMA_VERSION = 1
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
 FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.")
+
+# Settings of older versions, with the value that means what is done now: a file may hold them still.
+REMOVED = {"search.rungs": None, "finetune.amp": True}
+REPLACED = {"search.sampler": {"nsga3": "nsga2"}}
 
 
 class RunConfig(Section):
@@ -138,6 +143,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path} must hold a mapping of settings, got a {type(values).__name__}")
+    return _of_this_version(values, path)
+
+
+def _of_this_version(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Without what older versions had; a line says so where that changes anything."""
+    values = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    for key in (*REMOVED, *REPLACED):
+        section, name = key.split(".")
+        part = values.get(section)
+        if not isinstance(part, dict) or name not in part:
+            continue
+        value = part[name]
+        if key in REMOVED:
+            del part[name]
+            if value != REMOVED[key]:
+                note(f"{path}: `{key}` ({value!r}) is a setting of an older version and ignored")
+        elif isinstance(value, str) and value in REPLACED[key]:
+            part[name] = REPLACED[key][value]
+            note(f"{path}: `{key}: {value}` is of an older version; taken as {part[name]}")
     return values
 
 

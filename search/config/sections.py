@@ -103,7 +103,7 @@ class SearchSection(Section):
 
     trials: int = Field(default=50, ge=1)
     """Finished trials the run ends with."""
-    sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "nsga3", "random"] = "gp"
+    sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "random"] = "gp"
     """Proposes the plans: "gp" is paretoprune's own, for any number of trials; the others are Optuna's
     (docs/search.md)."""
     seed: int = Field(default=0, ge=0)
@@ -122,9 +122,8 @@ class SearchSection(Section):
     stopping: bool = True
     """End trials early that others of like cost have left behind; the first decision is before the first epoch."""
     reduction: float = Field(default=3.0, gt=1.0)
-    """About one trial in this many goes on from a rung; also the step from rung to rung."""
-    rungs: list[int] | None = None
-    """Epochs after which trials may be stopped; none given: 0, and the epochs divided by powers of the reduction."""
+    """About one trial in this many goes on from a rung; also the step from rung to rung: these are at 0 epochs, and at
+    the epochs divided by its powers."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """Maximum latency, ms; slower plans are not trained."""
     max_params_m: float | None = Field(default=None, gt=0)
@@ -179,7 +178,7 @@ class TrialSection(Section):
     distill: bool = True
     """Distil: learn the unpruned model's outputs, without labels."""
     amp: bool = True
-    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
+    """Mixed precision (bf16) in trials and full fine-tuning, on a device that gains by it: most GPUs, CPUs with AMX."""
 
 
 class FinetuneSection(Section):
@@ -197,8 +196,6 @@ class FinetuneSection(Section):
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
     """Distil: learn the unpruned model's outputs, without labels."""
-    amp: bool = True
-    """Mixed precision (bf16), on a device that gains by it: most GPUs, CPUs with AMX."""
     gpus_per_pick: int = Field(default=1, ge=1)
     """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
     multiple of them; not used without GPUs."""

@@ -27,7 +27,5 @@ def make_sampler(
         )
     if name == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=20)
-    if name == "nsga3":
-        return samplers.NSGAIIISampler(seed=seed, population_size=20)
     assert name == "random", name
     return samplers.RandomSampler(seed=seed)

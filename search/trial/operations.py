@@ -148,7 +148,7 @@ class PruningTools:
             patience=section.patience,
             seed=config.search.seed,
             workers=section.workers,
-            amp=section.amp,
+            amp=config.trial.amp,
             evaluation_batch=config.data.batch,
         )
         as_one = is_single_class(self.baseline)
@@ -312,7 +312,7 @@ class PruningTools:
             seed=self._config.search.seed,
             workers=section.workers,
             distill=section.distill,
-            amp=section.amp,
+            amp=self._config.trial.amp,
             evaluation_batch=self._config.data.batch,
         )
         result = finetune(

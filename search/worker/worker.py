@@ -54,12 +54,11 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
     """What the run's configuration means for one trial."""
     search, epochs = config.search, config.trial.epochs
     accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
-    rungs = rungs_of(epochs, search.reduction) if search.rungs is None else search.rungs
     return TrialSettings(
         epochs=epochs,
         recover=config.recover.how != "none",
         baseline_latency_ms=baseline_latency_ms,
-        rungs=[rung for rung in rungs if rung < epochs] if search.stopping else [],
+        rungs=rungs_of(epochs, search.reduction) if search.stopping else (),
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
         bounds=bounds_of_search(search),

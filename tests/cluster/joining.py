@@ -16,8 +16,8 @@ TOKEN = "5" * 32
 
 
 class Nodes:
-    """A cluster of pretended nodes; `address` is what drivers join, `entry` is the job server or the client port,
-    where it was asked for."""
+    """A cluster of pretended nodes; `address` is what drivers join, `entry` is the job server, where it
+    was asked for."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin

@@ -8,10 +8,7 @@ line is the address, the job server's or the client port after it.
 
 from __future__ import annotations
 
-import socket
 import sys
-import time
-from contextlib import suppress
 from typing import Any
 
 STORE = 80 * 2**20
@@ -23,19 +20,9 @@ def main() -> None:
     head: dict[str, Any] = {"num_cpus": int(sys.argv[1]), "num_gpus": int(sys.argv[2]), "object_store_memory": STORE}
     # Any free ports: this machine may have other Rays, and an agent without its port starts no jobs.
     head |= {"include_dashboard": "dashboard" in sys.argv, "dashboard_port": 0, "dashboard_agent_listen_port": 0}
-    if "client" in sys.argv:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        head |= {"ray_client_server_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    while "client" in sys.argv:
-        with suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        time.sleep(0.2)
     nodes: list[Any] = []
-    print(cluster.address, port if "client" in sys.argv else cluster.webui_url or "", flush=True)
+    print(cluster.address, cluster.webui_url or "", flush=True)
     try:
         for line in sys.stdin:
             word, *rest = line.split()

@@ -175,13 +175,9 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
 
 
 def test_no_driver_hangs_on_a_clients_entry() -> None:
-    with socket.socket() as entry:
-        entry.bind(("127.0.0.1", 0))
-        entry.listen()
-        address = f"ray://127.0.0.1:{entry.getsockname()[1]}"
-        code = f"{CONNECT}\ntry: connect({address!r})\nexcept ValueError as e: print(e)"
-        (line,) = drive(code).stdout.splitlines()
-    assert "give it as --address of `paretoprune search`" in line
+    code = f"{CONNECT}\ntry: connect('ray://127.0.0.1:10001')\nexcept ValueError as e: print(e)"
+    (line,) = drive(code).stdout.splitlines()
+    assert "use `paretoprune launch --on ray`" in line
 
 
 def test_what_is_wrong_with_a_node_comes_with_a_remedy() -> None:

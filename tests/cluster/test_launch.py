@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from paretoprune.cluster.errors import ClusterError, RayUnreachableError
-from paretoprune.cluster.launch import kuberay, ray_jobs, ray_up, slurm
+from paretoprune.cluster.launch import kuberay, ray_jobs, slurm
 from paretoprune.cluster.launch.request import LaunchRequest
 from paretoprune.cluster.packages import source_digests
 from tests.cluster.joining import ROOT, TOKEN, environment, nodes
@@ -307,25 +307,13 @@ def test_a_relative_mount_is_refused() -> None:
 # --- ray up
 
 
-@pytest.mark.parametrize("provider", ["aws", "local"])
-def test_the_cluster_file_is_one_that_ray_up_takes(provider: str) -> None:
+def test_the_pages_cluster_file_is_one_that_ray_up_takes() -> None:
     """Filled up and validated by Ray's own functions, as `ray up` does."""
-    content = ray_up.cluster_file(request(setup=("pip install x",), least_nodes=0), provider, hosts=["a", "b", "c"])
-    read = yaml.safe_load(ray_up.as_yaml(content))
-    assert read == content
-    validate_config(prepare_config(read))
-    text = ray_up.as_yaml(content)
-    assert text.count("RAY_AUTH_MODE=token") == 2
-    assert "dashboard-host=127.0.0.1" in text
-    if provider == "aws":
-        assert content["available_node_types"]["trials"]["max_workers"] == 2
-
-
-def test_a_provider_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ClusterError, match="aws, local"):
-        ray_up.cluster_file(request(), "moon")
-    with pytest.raises(ClusterError, match="give --host"):
-        ray_up.cluster_file(request(), "local", hosts=["a"])
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(cluster_name.*?)```", page, flags=re.DOTALL)
+    content = yaml.safe_load(text)
+    validate_config(prepare_config(dict(content)))
+    assert text.count("RAY_AUTH_MODE=token ray start") == 2
 
 
 # --- Ray Jobs

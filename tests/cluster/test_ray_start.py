@@ -85,11 +85,10 @@ def test_a_worker_runs_as_told_and_finds_the_package(ray_session: ClusterInfo) -
     }
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_nobody_answers(scheme: str) -> None:
+def test_nobody_answers() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))  # bound, not listening: refuses
-        address = f"{scheme}127.0.0.1:{reserved.getsockname()[1]}"
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
         code = f"{CONNECT}\ntry: connect({address!r})\nexcept ValueError as e: print(e)"
         done = run_python(code)
     (line,) = done.stdout.splitlines()
@@ -103,7 +102,7 @@ def test_nobody_answers(scheme: str) -> None:
 def test_no_address_at_all(address: str) -> None:
     done = run_python(f"{CONNECT}\ntry: connect({address!r})\nexcept ValueError as e: print(e)")
     (line,) = done.stdout.splitlines()
-    assert line.startswith(f"a Ray address must be local, auto, host:port or ray://host:port, but got {address!r};")
+    assert line.startswith(f"a Ray address must be local, auto or host:port, but got {address!r};")
 
 
 def test_ray_knows_the_variables_that_make_it_patient() -> None:

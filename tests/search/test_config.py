@@ -146,3 +146,22 @@ def test_only_meaning_counts_as_difference() -> None:
         differing_keys(old, make_config(**{"search.trials": 99, "resources.parallel": 2, "finetune.epochs": 3})) == []
     )
     assert differing_keys(old, make_config(**{"search.seed": 1, "model.imgsz": 320})) == ["model.imgsz", "search.seed"]
+
+
+OF_VERSION_0_1 = """
+model: {path: my.pt, imgsz: 320}
+data: {path: my/data.yaml}
+search: {trials: 30, sampler: nsga3, rungs: [0, 2], stopping: true}
+finetune: {epochs: 20, amp: true}
+"""
+
+
+def test_a_file_of_an_older_version_still_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(OF_VERSION_0_1)
+    config = load_config(tmp_path / "config.yaml")
+    assert (config.search.sampler, config.search.trials, config.finetune.epochs) == ("nsga2", 30, 20)
+    said = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [  # of `amp: true`, which changes nothing, nothing is said
+        "`search.rungs` ([0, 2]) is a setting of an older version and ignored",
+        "`search.sampler: nsga3` is of an older version; taken as nsga2",
+    ]

@@ -112,7 +112,6 @@ def test_ray_gets_model_and_configuration(config: Path, tmp_path: Path) -> None:
         (("--on", "slurm", "--run", "/a", "--sbatch", "qos=a b"), "must be one word"),
         (("--on", "slurm", "--run", "/a", "--set", "search.trails=3"), "the nearest known one is `search.trials`"),
         (("--on", "kuberay", "--run", "/a", "--image", "x", "--claim", "disk:data"), "absolute path"),
-        (("--on", "ray-up", "--run", "/a", "--setup", "x", "--provider", "moon"), "aws, local"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_submitted(config: Path, words: tuple[str, ...], said: str) -> None:
@@ -127,7 +126,7 @@ def test_an_unknown_key_of_the_file_is_named_with_the_nearest_known_one(config: 
     assert "unknown setting `spce`; the nearest known one is `space" in str(result.exception)
 
 
-@pytest.mark.parametrize("words", [("--on", "kuberay"), ("--on", "ray-up"), ("--on", "moon"), ()])
+@pytest.mark.parametrize("words", [("--on", "kuberay"), ("--on", "moon"), ()])
 def test_wrong_usage_is_two(config: Path, words: tuple[str, ...]) -> None:
     assert invoke(config, "--run", "/a", *words).exit_code == 2
 

@@ -21,7 +21,7 @@ from paretoprune.search.space.space import Levels, Space, build_space
 from tests.search.fakes import accuracy_of, make_space, make_table
 
 OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
-SAMPLERS = ["gp", "optuna-gp", "tpe", "nsga2", "nsga3", "random"]
+SAMPLERS = ["gp", "optuna-gp", "tpe", "nsga2", "random"]
 
 
 def metrics_of(space: Space, levels: Levels) -> dict[str, float]:
