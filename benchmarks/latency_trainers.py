@@ -96,7 +96,7 @@ class CountingGate:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """See `pruning.device.Gate`."""
+        """See `base.device_gate.Gate`."""
         with self._lock.using():
             yield
             self._count[:8] = struct.pack("<q", struct.unpack("<q", self._count[:8])[0] + 1)

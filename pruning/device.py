@@ -9,27 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import new_class
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.errors import PruningError
-
-
-class Gate(Protocol):
-    """Something that lets many users work at once and can make them all wait between two batches."""
-
-    def using(self) -> AbstractContextManager[None]:
-        """Hold a shared use of the device; entering may wait, leaving never does. Entered once for each batch."""
-        ...
-
-
-class MeasuringGate(Gate, Protocol):
-    """A gate that one user can close behind it, to have the device alone."""
-
-    def measuring(self) -> AbstractContextManager[None]:
-        """Hold the device alone; entering waits until all shared uses have ended."""
-        ...
 
 
 class NullGate:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.calibration import Calibration, augmented_images, load_calibration, shortcomings
-from paretoprune.pruning.device import Gate, NullGate, Turn, device_finisher, torch_device
+from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry

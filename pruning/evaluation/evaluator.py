@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from ultralytics.utils import nms
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.dataset import check_dataset, dataset_file
 from paretoprune.pruning.data.reading import read_dataset
-from paretoprune.pruning.device import Gate, GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
+from paretoprune.pruning.device import GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.evaluation.bootstrap import ImageStats, image_stats
 from paretoprune.pruning.yolo.saving import plain_copy, task_of

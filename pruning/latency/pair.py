@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from paretoprune.pruning.device import MeasuringGate, NullGate, device_finisher, torch_device
+from paretoprune.base.device_gate import DeviceGate
+from paretoprune.pruning.device import NullGate, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.device_state import Conditions, Watch, watch
 from paretoprune.pruning.latency.malloc import freed_memory_kept
@@ -120,7 +121,7 @@ def measure_pair(
     runtime: str = "torch",
     half: bool = False,
     exports: ExportCache | None = None,
-    gate: MeasuringGate | None = None,
+    gate: DeviceGate | None = None,
     patience: float = 1.0,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.

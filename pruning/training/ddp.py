@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paretoprune.pruning.device import Gate, torch_device
+from paretoprune.base.device_gate import Gate
+from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.training.retries import Listener, Remedies
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings

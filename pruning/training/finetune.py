@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.dataset import check_dataset, training_images
-from paretoprune.pruning.device import Gate, torch_device
+from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import refuse_non_finite
 from paretoprune.pruning.training.batch_of_one import check_batch

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.dataset import dataset_file
-from paretoprune.pruning.device import Gate, NullGate, torch_device
+from paretoprune.pruning.device import NullGate, torch_device
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.training.retries import Listener, Remedies, free_memory
 from paretoprune.pruning.training.schedule import epochs_with_mosaic

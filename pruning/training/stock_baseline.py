@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.dataset import class_counts, dataset_file
-from paretoprune.pruning.device import Gate
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.settings import FinetuneSettings

@@ -19,7 +19,8 @@ from torch import nn
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
-from paretoprune.pruning.device import Gate, GatedLoader, device_finisher, gated_dataset
+from paretoprune.base.device_gate import Gate
+from paretoprune.pruning.device import GatedLoader, device_finisher, gated_dataset
 from paretoprune.pruning.errors import NonFiniteError
 from paretoprune.pruning.evaluation.evaluator import Evaluator, refuse_non_finite
 from paretoprune.pruning.training.batch_of_one import lone_last_batch_left_out

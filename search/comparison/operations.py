@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import EVENTS
 from paretoprune.results.analysis.strategy_comparison import ComparisonFolder
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.search.storage.event_log import PhaseClock
-from paretoprune.search.trial.context import DeviceGate, TrialTools
+from paretoprune.search.trial.context import TrialTools
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.trial import ITSELF, latency_metrics
 from paretoprune.search.worker.context import WorkerContext

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, METRICS, SESSION, TRIALS, TUNED
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
-from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
 from paretoprune.search.trial.trial import latency_metrics
 from paretoprune.search.worker.cluster import MODEL_FOLDER

@@ -7,18 +7,13 @@ ever, and cannot be told finished trials of several objectives; so the study is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any
 
 from ray.tune.search import Searcher
 
+from paretoprune.base.device_gate import Gate
 from paretoprune.search.sweep.state import SweepState
-
-
-class SharedUse(Protocol):
-    """See ``cluster.device_lock.DeviceLock``."""
-
-    def using(self) -> AbstractContextManager[None]: ...
 
 
 class Transient:
@@ -35,7 +30,7 @@ class RequestSearcher(Transient, Searcher):
     come back this way: :class:`search.sweep.tune_trainable.SweepCallback` gives whole records to the state.
     """
 
-    def __init__(self, state: SweepState, slots: Callable[[], int], gate: SharedUse | None = None) -> None:
+    def __init__(self, state: SweepState, slots: Callable[[], int], gate: Gate | None = None) -> None:
         """``slots`` is asked every time, since nodes join and leave.
 
         ``gate``: of the device that the driver's own thinking would disturb; None where trials run elsewhere."""

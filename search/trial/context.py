@@ -15,13 +15,6 @@ OnEpoch = Callable[[int, Mapping[str, float]], bool]
 """Called after every epoch with its number and metrics; True ends the fine-tuning there."""
 
 
-class DeviceGate(Protocol):
-    """Shared and exclusive use of a device (see ``cluster.device_lock.DeviceLock``)."""
-
-    def using(self) -> AbstractContextManager[None]: ...
-    def measuring(self) -> AbstractContextManager[None]: ...
-
-
 class PlanLike(Protocol):
     """What a trial needs of a plan."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.pruning.names import STRUCTURAL
-from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.strategy_trial import StrategyTrialTools
 

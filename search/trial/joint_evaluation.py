@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from paretoprune.search.trial.context import DeviceGate
+from paretoprune.base.device_gate import DeviceGate
 
 if TYPE_CHECKING:
     from paretoprune.pruning.device import Turn

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
-from paretoprune.search.trial.context import DeviceGate, Measured, Measurement, OnEpoch, PlanLike, Tuned
+from paretoprune.search.trial.context import Measured, Measurement, OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.joint_evaluation import evaluate_together, measure_together
 from paretoprune.search.trial.remote_latency import RemoteMeasurer
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.pruning.names import SEQUENTIAL
 from paretoprune.results.store.accuracy import accuracy_of
-from paretoprune.search.trial.context import DeviceGate, OnEpoch, PlanLike, Tuned
+from paretoprune.search.trial.context import OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.operations import PruningTools
 
 if TYPE_CHECKING:

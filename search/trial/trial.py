@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import EVENTS, PLAN, PRUNED, RECORD, TRIAL_LOG
 from paretoprune.results.store.accuracy import accuracies
@@ -29,7 +30,7 @@ from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, Everyone, Judge
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.request import TrialRequest
-from paretoprune.search.trial.context import DeviceGate, Measurement, PlanLike, TrialTools, Tuned
+from paretoprune.search.trial.context import Measurement, PlanLike, TrialTools, Tuned
 
 ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch

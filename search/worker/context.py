@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig, build_config
-from paretoprune.search.trial.context import DeviceGate, TrialTools
+from paretoprune.search.trial.context import TrialTools
 
 ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
 

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import EVENTS
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import TrialRecord
@@ -22,7 +23,6 @@ from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.importance_cache import SCORES_NAME
 from paretoprune.search.storage.request import TrialRequest, left_record
 from paretoprune.search.storage.trial_lock import claimed
-from paretoprune.search.trial.context import DeviceGate
 from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, run_trial
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
 from paretoprune.search.worker.context import WorkerContext

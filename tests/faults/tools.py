@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import RECORD
 from paretoprune.search.config.run_config import RunConfig
-from paretoprune.search.trial.context import DeviceGate
 from tests.search.fakes import FakeTools
 
 MARKS = "marks.jsonl"

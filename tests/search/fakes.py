@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.space.space import Space, build_space
 from paretoprune.search.sweep.preflight import Prepared
-from paretoprune.search.trial.context import DeviceGate, Measured, Tuned
+from paretoprune.search.trial.context import Measured, Tuned
 
 
 @dataclass(frozen=True)

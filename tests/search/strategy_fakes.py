@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.device_gate import DeviceGate
 from paretoprune.search.comparison.operations import OnStage, StrategyJob, StrategyRun
 from paretoprune.search.config.run_config import RunConfig
-from paretoprune.search.trial.context import DeviceGate
 from tests.search.fakes import FakePlan, FakeTools
 
 FIRST_SESSION = "session-1.pt"
