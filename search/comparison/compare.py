@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import EVENTS
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.strategy_comparison import (
@@ -34,10 +33,12 @@ from paretoprune.search.errors import ConfigError, RunFolderError, SearchError
 from paretoprune.search.monitoring.interrupts import interruptible
 from paretoprune.search.monitoring.progress import duration
 from paretoprune.search.storage.driver_lock import DriverLock
+from paretoprune.search.storage.event_log import EventFeed
 from paretoprune.search.sweep.preflight import check_batches, check_device, check_files, check_writable
 from paretoprune.search.trial.exclusive_device import measuring_threads
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.ray_output import quiet_ray
+from paretoprune.search.worker.ray_tasks import failure_of, result_of
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
@@ -239,14 +240,10 @@ def _run_all(context: WorkerContext, prepared: Prepared, names: Sequence[str], a
             _show(name, feed)
         for reference in done:
             name = waiting.pop(reference)
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                failed[name] = typed_line(error.cause)
-            except ray.exceptions.RayError as error:
-                failed[name] = typed_line(error)
+            reason = failure_of(reference)
             _show(name, feeds[name])
-            if name in failed:
+            if reason:
+                failed[name] = reason
                 note(f"{name}: failed: {failed[name]}; see {prepared.folder.strategy_dir(name)}")
     return failed
 
@@ -263,10 +260,7 @@ def _measure(context: WorkerContext, folder: ComparisonFolder, names: Sequence[s
         for event in feed.fresh():
             if event.get("event") == "measured":
                 note(f"{event['strategy']}: {accuracy_text(event)} at {event['speedup']:.2f}x")
-    try:
-        measured: dict[str, Any] = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # the worker's own error, which says what to do
+    measured: dict[str, Any] = result_of(reference)
     return measured
 
 
@@ -299,26 +293,6 @@ def _row(folder: ComparisonFolder, name: str, metrics: Mapping[str, Any]) -> Com
         sessions=tuple(str(folder.strategy_dir(name) / session) for session in result["sessions"]),
         notes=result["notes"],
     )
-
-
-class EventFeed:
-    """The events that were appended to a file since one last looked; what is there at the start is passed over."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.is_file() else 0
-
-    def fresh(self) -> Iterator[dict[str, Any]]:
-        """New events; a line that is still being written waits for the next look."""
-        if not self._path.is_file():
-            return
-        with self._path.open("rb") as stream:
-            stream.seek(self._offset)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                yield parse_json(line)
 
 
 def _show(name: str, feed: EventFeed) -> None:

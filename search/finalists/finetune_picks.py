@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
 from paretoprune.base.messages import note
 from paretoprune.results.analysis.summary import summarise
@@ -36,7 +35,7 @@ from paretoprune.search.finalists.final_evaluation import (
 from paretoprune.search.monitoring.interrupts import interruptible
 from paretoprune.search.monitoring.trackers import write_finetuning
 from paretoprune.search.storage.driver_lock import DriverLock
-from paretoprune.search.storage.event_log import PhaseClock, read_events
+from paretoprune.search.storage.event_log import PhaseClock, events_of
 from paretoprune.search.storage.object_store import published
 from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.sweep.preflight import trusts_native
@@ -46,6 +45,7 @@ from paretoprune.search.worker.cluster import MODEL_FOLDER
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import carried
 from paretoprune.search.worker.ray_output import quiet_ray
+from paretoprune.search.worker.ray_tasks import failure_of, result_of
 from paretoprune.search.worker.worker import tools_of
 
 if TYPE_CHECKING:
@@ -230,12 +230,8 @@ def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: Finetun
             _show_epochs(context.folder, job, settings.epochs, shown)
         for reference in done:
             name = waiting.pop(reference).name
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                failed[name] = typed_line(error.cause)
-            except ray.exceptions.RayError as error:
-                failed[name] = typed_line(error)
+            if reason := failure_of(reference):
+                failed[name] = reason
     return failed
 
 
@@ -244,10 +240,7 @@ def _compare_all(context: WorkerContext) -> None:
 
     places = [str(item.directory.relative_to(context.folder.path)) for item in finished_networks(context.folder)]
     task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finished)
-    try:
-        ray.get(task.remote(context, places))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # the worker's own error, which says what to do
+    result_of(task.remote(context, places))
 
 
 def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:
@@ -269,8 +262,8 @@ def _show_epochs(folder: RunFolder, job: Job, epochs: int, shown: dict[str, int]
 
 def _last_event(path: Path, kind: str, keys: Sequence[str]) -> dict[str, Any]:
     """The ``keys`` of the last event of ``kind`` in an events file, {} where there is none; those it has."""
-    last: Mapping[str, Any] = next((event for event in reversed(read_events(path)) if event.get("event") == kind), {})
-    return {key: last[key] for key in keys if key in last}
+    events = events_of(path, kind)
+    return {key: events[-1][key] for key in keys if key in events[-1]} if events else {}
 
 
 def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import ConfigError
-from paretoprune.search.storage.event_log import read_events
+from paretoprune.search.storage.event_log import events_of
 from paretoprune.search.storage.request import TrialRequest
 
 TENSORBOARD = "tensorboard"
@@ -55,8 +55,7 @@ def write_finetuning(folder: RunFolder, name: str, events: Path) -> None:
     """Write ``tensorboard/full-<name>``: accuracy by epoch of a full fine-tuning, from its ``events.jsonl``."""
     rows = [
         (int(event["epoch"]), {f"full_finetuning/{key}": event[key] for key in accuracies(event)})
-        for event in read_events(events)
-        if event.get("event") == "epoch"
+        for event in events_of(events, "epoch")
     ]
     _write(folder.path / TENSORBOARD / f"full-{name.replace(':', '-')}", rows, None)
 

@@ -74,7 +74,32 @@ def read_events(events: Path) -> list[dict[str, Any]]:
     return found
 
 
+def events_of(events: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind, as `read_events` gives them."""
+    return [entry for entry in read_events(events) if entry.get("event") == kind]
+
+
+class EventFeed:
+    """The events that were appended to a file since one last looked; what is there at the start is passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.is_file() else 0
+
+    def fresh(self) -> Iterator[dict[str, Any]]:
+        """New events; a line that is still being written waits for the next look."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield parse_json(line)
+
+
 def last_phase(events: Path) -> str:
     """The phase that began last, "" before the first one or where the file cannot be read."""
-    phases = [entry for entry in read_events(events) if entry.get("event") == "phase_started"]
+    phases = events_of(events, "phase_started")
     return str(phases[-1].get("phase", "")) if phases else ""

@@ -16,10 +16,11 @@ import pytest
 from paretoprune.results.analysis.strategy_comparison import Comparison, ComparisonFolder
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.cli import run
-from paretoprune.search.comparison.compare import EventFeed, Prepared, check_names, compare
+from paretoprune.search.comparison.compare import Prepared, check_names, compare
 from paretoprune.search.comparison.operations import StrategyJob, StrategyTools, measure_strategies
 from paretoprune.search.errors import RunFolderError, SearchError
 from paretoprune.search.storage.driver_lock import DriverLock
+from paretoprune.search.storage.event_log import EventFeed
 from paretoprune.search.trial.trial import Tuned
 from paretoprune.search.worker.context import WorkerContext
 from tests.search.fakes import NoGate, make_config

@@ -1,0 +1,30 @@
+"""How a task in a worker ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paretoprune.base.errors import typed_line
+
+
+def result_of(reference: Any) -> Any:
+    """Wait for a task's result; what it raised is raised here, with the worker's own line that says what to do."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def failure_of(reference: Any) -> str:
+    """Wait for a task; why it failed, as one line, or "" where it did not."""
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return typed_line(error.cause)
+    except ray.exceptions.RayError as error:
+        return typed_line(error)
+    return ""
