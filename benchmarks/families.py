@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.families
 
-Runs tests/pruning/test_surgery_families.py and writes what its tests recorded to benchmarks/results/families.md,
+Runs tests/pruning/surgery/test_families.py and writes what its tests recorded to benchmarks/results/families.md,
 which the README shows. Ends with the tests' exit code, and writes nothing where one fails.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "tests/pruning/test_surgery_families.py"
+TESTS = "tests/pruning/surgery/test_families.py"
 TABLE = ROOT / "benchmarks" / "results" / "families.md"
 HEADER = "| model | groups | prunable share of convolution weights | largest relative error | layer table, ms |"
 

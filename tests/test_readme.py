@@ -22,8 +22,8 @@ ELSEWHERE = {
     "make demo": "tests/test_readme.py",  # the last test
     "make test": "tests/test_conventions.py",  # this very run
     "pip install .": "tests/test_packaging.py",
-    "tensorboard --logdir runs/my/tensorboard": "tests/search/test_real_sweep.py",
-    "optuna-dashboard runs/my/study.journal": "tests/search/test_real_sweep.py",
+    "tensorboard --logdir runs/my/tensorboard": "tests/search/sweep/test_real_sweep.py",
+    "optuna-dashboard runs/my/study.journal": "tests/search/sweep/test_real_sweep.py",
     "paretoprune search my.pt my/data.yaml --config run.yaml --run /shared/runs/my --address auto": (
         "tests/cluster/test_joined.py"
     ),

@@ -128,7 +128,7 @@ def disk_full(folder: Path) -> Row | None:
 
 def count(row: Row, run: Path, trials: int) -> None:
     """Add one finished run to ``row``."""
-    from tests.search.test_sweep import study_states
+    from tests.search.sweep.test_sweep import study_states
 
     records = records_of(run)
     row.asked += trials

@@ -54,9 +54,9 @@ class SessionSpec:
 class Session(Protocol):
     """A network loaded into a runtime with its input in place.
 
-    Every implementation is held to `tests/pruning/test_runtimes.py`: it computes what PyTorch computes, its time
-    is that of one whole inference (a device's queue drained), it leaves the given network as it was, and what it cannot
-    do it says in one line before any work. What is timed is the network up to the decoded boxes; non-maximum
+    Every implementation is held to `tests/pruning/latency/test_runtimes.py`: it computes what PyTorch computes, its
+    time is that of one whole inference (a device's queue drained), it leaves the given network as it was, and what it
+    cannot do it says in one line before any work. What is timed is the network up to the decoded boxes; non-maximum
     suppression, which depends on the image, is not part of it.
     """
 

@@ -17,9 +17,9 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.storage.driver_lock import alive_driver
 from paretoprune.search.sweep.sweep import run_sweep
 from tests.search.fakes import make_prepared, quick_tools
-from tests.search.test_sweep import study_states
+from tests.search.sweep.test_sweep import study_states
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TRIALS = 8
 DRIVER = f"""
 import sys

@@ -18,8 +18,8 @@ from paretoprune.search.errors import ConfigError
 from paretoprune.search.sweep.preflight import objectives_of, prepare
 from tests.pruning.masking import build
 from tests.pruning.recovery_material import shapes_dataset
-from tests.pruning.test_classifiers import NAMES, colours_dataset
 from tests.pruning.tiny import tiny_model
+from tests.pruning.yolo.test_classifiers import NAMES, colours_dataset
 from tests.search.fakes import make_config
 
 Captured = pytest.CaptureFixture[str]

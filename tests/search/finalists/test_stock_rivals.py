@@ -12,7 +12,7 @@ from benchmarks.real_search import picks_of, volume
 from benchmarks.rivals import RIVALS, Listed, Nsga2, OptunaTpe, Problem, spread_order
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.space.space import Axis, GroupChoice, Levels, Space
-from tests.search.test_predictor import LAYERS, geometry, record
+from tests.search.space.test_latency_predictor import LAYERS, geometry, record
 
 WIDTHS = tuple(range(64, 15, -4))
 TRIALS = 8

@@ -17,7 +17,7 @@ import pytest
 from paretoprune.search.storage import trial_lock
 from paretoprune.search.storage.trial_lock import claimed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path

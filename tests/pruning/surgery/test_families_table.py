@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.families import HEADER, TABLE, table
-from tests.pruning.test_surgery_families import DETECT, EXACT, TASKS
+from tests.pruning.surgery.test_families import DETECT, EXACT, TASKS
 
 README = TABLE.parent.parent.parent / "README.md"
 

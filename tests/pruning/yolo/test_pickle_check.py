@@ -149,7 +149,7 @@ def test_nothing_else_loads_files_that_can_run_code() -> None:
         "train.py",
     }  # behind the check; the built-in model's own training
     allowed |= {"ddp.py", "ddp_worker.py"}  # what the processes of one group hand over in private
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     found = set()
     for path in [
         file

@@ -17,7 +17,7 @@ from paretoprune.results.errors import ObjectiveError, RecordError, RunFolderErr
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def test_the_paths_are_those_of_a_run_folder(tmp_path: Path) -> None:

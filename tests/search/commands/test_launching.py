@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from paretoprune.search.cli import cli
 from paretoprune.search.errors import InterruptedRunError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = ROOT / "docs" / "cluster.md"
 
 

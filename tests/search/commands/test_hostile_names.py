@@ -13,7 +13,7 @@ import yaml
 
 from tests.pruning.hostile import running, zipped
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "s3cr3t-aws-0123456789", "HF_TOKEN": "s3cr3t-hf-0123456789",
            "RAY_AUTH_TOKEN": "53c73700" * 4, "WANDB_API_KEY": "s3cr3t-wandb-012345"}  # fmt: skip
 NAMES = ["<script>alert(1)</script>", "../../x", "$(touch made)", "`touch made`; touch made", "a\nb", "x" * 300,

@@ -32,7 +32,7 @@ from paretoprune.search.sweep.tune_trainable import loss_reason
 from paretoprune.search.trial.context import Tuned
 from paretoprune.search.trial.trial import failed_record, run_trial
 from tests.search.fakes import FakeTools, NoGate
-from tests.search.test_state import SETTINGS, start, states, work
+from tests.search.sweep.test_state import SETTINGS, start, states, work
 
 
 def asked(state: SweepState) -> TrialRequest:

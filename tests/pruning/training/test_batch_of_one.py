@@ -19,10 +19,10 @@ from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.search.cli import run
 from tests.pruning.recovery_material import shapes_dataset
-from tests.pruning.test_classifiers import NAMES, colours_dataset
-from tests.pruning.test_image_size import dataset
 from tests.pruning.tiny import _YAML as TINY
 from tests.pruning.tiny import tiny_model
+from tests.pruning.yolo.test_classifiers import NAMES, colours_dataset
+from tests.pruning.yolo.test_image_size import dataset
 
 
 def deep_model() -> Any:

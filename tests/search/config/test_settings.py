@@ -19,7 +19,7 @@ from paretoprune.search.config.run_config import build_config, known_keys, nest
 from paretoprune.search.config.settings import Setting, all_settings, as_markdown, as_yaml, select_settings
 from paretoprune.search.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REQUIRED = {"model.path": "a.pt", "data.path": "b.yaml"}
 SETTINGS = all_settings()
 

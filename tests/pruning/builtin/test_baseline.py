@@ -89,7 +89,7 @@ def test_the_yaml_builds_the_shipped_architecture() -> None:
 def test_importing_the_package_is_light() -> None:
     heavy = "torch", "ultralytics", "cv2", "sklearn", "numpy"
     code = f"import paretoprune.pruning.builtin, sys; print([m for m in {heavy} if m in sys.modules])"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert run.stdout.strip() == "[]", run.stderr
 
@@ -120,7 +120,7 @@ def test_the_training_command_writes_a_loadable_checkpoint(tmp_path: Path) -> No
         "--out",
         str(out),
     ]
-    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert f"{out}: mAP50-95 0." in run.stdout
     assert [p.name for p in out.parent.iterdir()] == ["tiny.pt"]

@@ -18,7 +18,7 @@ from paretoprune.results.store.records import PI95, RecordStore, TrialRecord, Tr
 from paretoprune.results.store.run_folder import RunFolder
 
 Build = Callable[..., TrialRecord]
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan"), None])

@@ -20,7 +20,7 @@ from paretoprune.pruning.workbench import Workbench
 from paretoprune.search.cli import run
 from paretoprune.search.commands import prune_budget
 from tests.pruning.recovery_material import stock_model, write_yaml
-from tests.search.test_dry_run import run_of, true_ratio
+from tests.search.commands.test_prune_estimate import run_of, true_ratio
 
 Captured = pytest.CaptureFixture[str]
 

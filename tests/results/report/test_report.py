@@ -366,7 +366,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
 
 
 def test_an_old_run_still_has_a_report(tmp_path: Path) -> None:
-    old = Path(__file__).parent / "fixtures" / "run_v1"
+    old = Path(__file__).parent.parent / "fixtures" / "run_v1"
     shutil.copytree(old, tmp_path / "run")
     page = Page(write_report(tmp_path / "run").read_text(encoding="utf-8"))
     assert "bccd_yolov8n runs 1.33× as fast" in page.words

@@ -22,7 +22,7 @@ from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import interruptible
 from tests.search.fakes import make_prepared
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOISE = """
 import os, subprocess, sys, threading
 from paretoprune.search.commands.output import data_alone_on_stdout, echo

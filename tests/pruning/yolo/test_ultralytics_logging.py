@@ -142,7 +142,7 @@ def test_importing_sets_the_environment_and_nothing_heavy() -> None:
         "assert not {'torch', 'ultralytics', 'numpy'} & set(sys.modules)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("YOLO_")}
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean, cwd=root, capture_output=True, text=True, check=False
     )

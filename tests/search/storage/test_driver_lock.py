@@ -17,7 +17,7 @@ from paretoprune.search.errors import RunFolderError
 from paretoprune.search.storage import driver_lock
 from paretoprune.search.storage.driver_lock import LOCK_NAME, DriverLock, alive_driver
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Holds the lock until it is killed; with "elsewhere" it does so as another host whose kernel's locks do not reach us.
 HOLDER = """

@@ -22,7 +22,7 @@ from paretoprune.search.errors import ConfigError, TrialError
 from paretoprune.search.trial import remote_latency
 from paretoprune.search.trial.remote_latency import RemoteMeasurement, RemoteMeasurer, check_target
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def config(**latency: Any) -> RunConfig:
