@@ -16,14 +16,20 @@ import click
 from paretoprune.base.errors import UserError
 from paretoprune.search.commands.compare import compare
 from paretoprune.search.commands.config import config
+from paretoprune.search.commands.demo import demo
+from paretoprune.search.commands.doctor import doctor
 from paretoprune.search.commands.export import export
+from paretoprune.search.commands.finetune import finetune
+from paretoprune.search.commands.front import front
 from paretoprune.search.commands.latency import latency
 from paretoprune.search.commands.launch import launch
-from paretoprune.search.commands.machine import demo, doctor
-from paretoprune.search.commands.models import layers, prune
+from paretoprune.search.commands.layers import layers
 from paretoprune.search.commands.output import unbroken, with_data_alone_on_stdout
-from paretoprune.search.commands.picks import finetune, front, report
-from paretoprune.search.commands.runs import resume, search, status
+from paretoprune.search.commands.prune import prune
+from paretoprune.search.commands.report import report
+from paretoprune.search.commands.resume import resume
+from paretoprune.search.commands.search import search
+from paretoprune.search.commands.status import status
 from paretoprune.search.monitoring.interrupts import leave
 
 # What people can cause. Anything else is a fault of the program and keeps its traceback.

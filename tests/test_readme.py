@@ -133,8 +133,8 @@ def test_the_demo_does_the_whole_job(
     from paretoprune.search.cli import run
 
     # Twenty epochs, all of its images and long timings take minutes; all else is the command as it stands
-    monkeypatch.setattr("paretoprune.search.commands.builtin_demo.FULL_EPOCHS", 1)
-    monkeypatch.setattr("paretoprune.search.commands.builtin_demo.LATENCY_SECONDS", 0.5)
+    monkeypatch.setattr("paretoprune.search.commands.demo.FULL_EPOCHS", 1)
+    monkeypatch.setattr("paretoprune.search.commands.demo.LATENCY_SECONDS", 0.5)
     monkeypatch.setattr("paretoprune.pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
     folder = RunFolder(tmp_path / "runs" / "demo")
     assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretoprune.pruning.names import STRATEGY_NAMES
-from paretoprune.search.commands.output import FILE, FOLDER, SIZE, echo, emit, format_option, set_option, trust_option
+from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, set_option, trust_option
+from paretoprune.search.commands.output import echo, emit
 
 if TYPE_CHECKING:
     from paretoprune.results.analysis.strategy_comparison import Comparison
@@ -60,7 +61,7 @@ def compare(
     """
     if ratio is not None and plan is not None:
         raise click.UsageError("give --ratio or --plan, not both")
-    from paretoprune.search.commands.runs import compose
+    from paretoprune.search.commands.sweeping import compose
     from paretoprune.search.comparison.compare import check_names, prepare
     from paretoprune.search.comparison.compare import compare as run_comparison
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paretoprune.search.commands.output import as_table, complete_setting, echo, stdout_width
+from paretoprune.search.commands.options import complete_setting
+from paretoprune.search.commands.output import as_table, echo, stdout_width
 
 if TYPE_CHECKING:
     from paretoprune.search.config.settings import Setting

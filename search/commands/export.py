@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paretoprune.search.commands.output import FILE, SIZE_OR_PAIR, echo, trust_option
-from paretoprune.search.commands.overwriting import check_output
+from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, check_output, trust_option
+from paretoprune.search.commands.output import echo
 
 if TYPE_CHECKING:
     from paretoprune.pruning.export.check import RealImages

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from paretoprune.pruning.names import RUNTIMES, listed
-from paretoprune.search.commands.output import FILE, SIZE_OR_PAIR, emit, emit_one, format_option, trust_option
+from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, format_option, trust_option
+from paretoprune.search.commands.output import emit, emit_one
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",

@@ -19,8 +19,8 @@ import yaml
 
 from paretoprune.base.file_names import CONFIG
 from paretoprune.base.messages import note
-from paretoprune.search.commands.output import FOLDER, echo, set_option
-from paretoprune.search.commands.overwriting import check_output
+from paretoprune.search.commands.options import FOLDER, check_output, set_option
+from paretoprune.search.commands.output import echo
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.monitoring.interrupts import interruptible
 

@@ -56,7 +56,7 @@ def test_a_captured_stdout_is_kept_clean_too(capsys: pytest.CaptureFixture[str])
 
 def test_a_reader_that_went_is_no_traceback() -> None:
     code = "import sys; from paretoprune.search.cli import run; sys.exit(run(['front', 'nowhere', '--format', 'json']))"
-    patched = f"import paretoprune.search.commands.picks as p, paretoprune.search.commands.output as o\n{code}"
+    patched = f"import paretoprune.search.commands.front as p, paretoprune.search.commands.output as o\n{code}"
     patched = patched.replace(
         "from paretoprune.search.cli", "p.front.callback = lambda **k: o.echo('x' * 10**6); from paretoprune.search.cli"
     )

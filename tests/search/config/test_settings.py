@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from paretoprune.search.cli import run
-from paretoprune.search.commands.runs import compose
+from paretoprune.search.commands.sweeping import compose
 from paretoprune.search.config.run_config import build_config, known_keys, nest
 from paretoprune.search.config.settings import Setting, all_settings, as_markdown, as_yaml, select_settings
 from paretoprune.search.errors import ConfigError

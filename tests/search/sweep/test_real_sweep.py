@@ -16,7 +16,7 @@ import yaml
 from paretoprune.results.store.records import TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.cli import run
-from paretoprune.search.commands.builtin_demo import closing_lines
+from paretoprune.search.commands.demo import closing_lines
 from paretoprune.search.config.run_config import build_config, nest
 from paretoprune.search.finalists.finetune_picks import choose_picks, promote
 from paretoprune.search.sweep.preflight import prepare

@@ -1,23 +1,34 @@
-"""``paretoprune demo``: the whole job on what the project brings along, in minutes and without a network or a GPU."""
+"""The command demo: the whole job on what the project brings along, in minutes, without a network or a GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paretoprune.base.messages import note
-from paretoprune.results.store.accuracy import accuracy_text
-from paretoprune.results.store.run_files import Selected
-from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.commands.options import FOLDER
 from paretoprune.search.commands.output import echo
+from paretoprune.search.commands.sweeping import sweep
+
+if TYPE_CHECKING:
+    from paretoprune.results.store.run_files import Selected
+    from paretoprune.results.store.run_folder import RunFolder
 
 # Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo about five minutes.
 TRIAL_EPOCHS = 1
 FULL_EPOCHS = 20
 PICKS = 2
 LATENCY_SECONDS = 2.0
+
+
+@click.command()
+@click.option("--run", type=FOLDER, default=Path("runs/demo"), show_default=True, help="The run's folder.")
+@click.option("--trials", type=click.IntRange(min=1), default=12, show_default=True, help="Trials in all.")
+def demo(run: Path, trials: int) -> int:
+    """Do the whole job on the built-in dataset and model: search, pick, full fine-tuning, report."""
+    return run_demo(run, trials)
 
 
 def demo_settings(dataset: Path, trials: int) -> dict[str, Any]:
@@ -38,7 +49,6 @@ def run_demo(run: Path, trials: int) -> int:
     """Build the dataset, search, fine-tune two picks, report; ends with three lines. Returns the exit code."""
     from paretoprune.pruning.builtin.dataset import build_dataset
     from paretoprune.results.report.report import write_report
-    from paretoprune.search.commands.runs import sweep
     from paretoprune.search.config.run_config import build_config
     from paretoprune.search.finalists.finetune_picks import choose_picks, promote
     from paretoprune.search.sweep.preflight import check_writable, prepare
@@ -77,4 +87,6 @@ def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> 
 
 
 def _figures(metrics: dict[str, Any]) -> str:
+    from paretoprune.results.store.accuracy import accuracy_text
+
     return f"{accuracy_text(metrics)}  latency {metrics['latency_ms']:6.2f} ms  parameters {metrics['params_m']:5.2f} M"

@@ -1,4 +1,4 @@
-"""Commands about this machine: doctor, and the demo that needs nothing else."""
+"""The command doctor: is this machine, or cluster, fit for a run?"""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paretoprune.search.commands.output import FILE, FOLDER, address_option, echo, emit, format_option
+from paretoprune.search.commands.options import FILE, FOLDER, address_option, format_option
+from paretoprune.search.commands.output import echo, emit
 
 if TYPE_CHECKING:
     from paretoprune.cluster.doctor import Check
-
-
-@click.command()
-@click.option("--run", type=FOLDER, default=Path("runs/demo"), show_default=True, help="The run's folder.")
-@click.option("--trials", type=click.IntRange(min=1), default=12, show_default=True, help="Trials in all.")
-def demo(run: Path, trials: int) -> int:
-    """Do the whole job on the built-in dataset and model: search, pick, full fine-tuning, report."""
-    from paretoprune.search.commands.builtin_demo import run_demo
-
-    return run_demo(run, trials)
 
 
 @click.command()

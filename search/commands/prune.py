@@ -1,4 +1,4 @@
-"""Commands over one model: layers, prune, export."""
+"""The command prune: one plan, by hand or to a budget."""
 
 from __future__ import annotations
 
@@ -11,39 +11,15 @@ from typing import Any
 import click
 
 from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
-from paretoprune.search.commands.output import FILE, FOLDER, SIZE, echo, emit, emit_one, format_option, trust_option
-from paretoprune.search.commands.overwriting import check_output
+from paretoprune.search.commands.options import FILE, FOLDER, SIZE, check_output, format_option, trust_option
+from paretoprune.search.commands.output import echo, emit, emit_one
 from paretoprune.search.errors import SearchError
-
-model_argument = click.argument("model", type=FILE)
-device_option = click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 
 PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
 
 
 @click.command()
-@model_argument
-@trust_option
-@format_option
-def layers(model: str, trust_checkpoint: bool, form: str) -> None:
-    """List MODEL's convolutions: block, group, channels, and for what cannot be pruned the reason."""
-    from paretoprune.search.sweep.preflight import check_model_file
-
-    check_model_file(model)
-    from paretoprune.pruning.graph.layers import prunable_share
-    from paretoprune.pruning.surgery.layer_table import build_layer_table
-    from paretoprune.pruning.yolo.loading import load_model
-
-    network = load_model(model, trust_checkpoint)
-    table = build_layer_table(network)
-    emit(table.to_rows(), form)
-    share = f"{prunable_share(network, table):.1%} of the convolution weights"
-    count = f"{len(table.group_of)} of {len(table.layers)} layers"
-    click.echo(f"{count} can lose channels, in {len(table.groups)} groups; they hold {share}", err=True)
-
-
-@click.command()
-@model_argument
+@click.argument("model", type=FILE)
 @click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
 @click.option(
@@ -67,7 +43,7 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     "--measure", type=click.IntRange(min=6), help="Dry run, --speedup: foretell latency from so many plans timed now."
 )
 @click.option("--run", type=FOLDER, help="Dry run, --speedup: foretell latency from this run's trials.")
-@device_option
+@click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 @trust_option
 @format_option
 def prune(

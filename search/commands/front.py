@@ -1,0 +1,49 @@
+"""The command front: a run's trade-offs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paretoprune.search.commands.options import RUN, bounds_of, format_option, selector
+from paretoprune.search.commands.output import emit, with_objectives
+
+COLUMNS = (
+    "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "fidelity", "tied_with",
+    "beaten_by", "chosen_as", "checkpoint",
+)  # fmt: skip
+
+IDS_IN_A_CELL = 3
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@format_option
+@selector
+def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
+    """Print RUN's front, the most accurate trial first.
+
+    tied_with: trials that the measurements do not tell apart from this one (overlapping intervals of latency and of
+    accuracy). beaten_by: trials that are clearly better in one objective and clearly worse in none.
+    """
+    from paretoprune.results.analysis.frames import front_rows
+    from paretoprune.results.selection.uncertainty import accuracy_noise
+    from paretoprune.search.sweep.preflight import existing_run
+
+    folder, _ = existing_run(run)
+    rows = front_rows(folder, bounds_of(values), picks)
+    if form != "table":
+        emit(rows, form)
+        return
+    columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or picks], folder.objectives())
+    emit([{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows], form, columns)
+    click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
+
+
+def _few(ids: Sequence[str]) -> str | None:
+    """The first ids and how many more, so that a cell stays narrow."""
+    more = f" +{len(ids) - IDS_IN_A_CELL}" if len(ids) > IDS_IN_A_CELL else ""
+    return " ".join(ids[:IDS_IN_A_CELL]) + more if ids else None

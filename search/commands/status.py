@@ -1,0 +1,27 @@
+"""The command status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paretoprune.search.commands.options import RUN, format_option
+from paretoprune.search.commands.output import echo, emit_one
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@format_option
+def status(run: Path, form: str) -> None:
+    """Say how far RUN is: trials done, running, left, the front, the time left."""
+    from paretoprune.search.monitoring.status import run_status, status_lines
+    from paretoprune.search.sweep.preflight import existing_run
+
+    folder, config = existing_run(run)
+    state = run_status(folder, config.search.trials, config.search.objectives)
+    if form == "table":
+        for line in status_lines(state):
+            echo(line)
+    else:
+        emit_one(state.to_row(), form)

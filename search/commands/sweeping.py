@@ -1,0 +1,67 @@
+"""What search, resume and demo share: settings put together, a sweep run and its front printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paretoprune.search.commands.output import emit, with_objectives
+from paretoprune.search.monitoring.command_line import command_line
+
+if TYPE_CHECKING:
+    from paretoprune.search.config.run_config import RunConfig
+    from paretoprune.search.sweep.preflight import Prepared
+
+FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
+
+
+def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str]) -> RunConfig:
+    """Defaults, then the file, then options that were given, then ``--set``."""
+    from paretoprune.search.config.paths import resolve_paths
+    from paretoprune.search.config.run_config import build_config, merge, nest, parse_assignments, read_yaml
+
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = read_yaml(file)
+        # On their own first, so that a mistake in the file is reported with the file's name.
+        build_config(merge({"model": {"path": "model.pt"}, "data": {"path": "data.yaml"}}, values), str(file))
+    values = merge(values, nest({key: value for key, value in options.items() if value is not None}))
+    values = merge(values, parse_assignments(settings))
+    return build_config(resolve_paths(values), "the settings")
+
+
+def sweep(prepared: Prepared) -> int:
+    """Run the sweep, print the front, say what comes next."""
+    from paretoprune.results.analysis.frames import front_rows
+    from paretoprune.results.store.records import BEYOND_BOUNDS
+    from paretoprune.search.sweep.sweep import run_sweep
+
+    outcome = run_sweep(prepared)
+    say_ignored(prepared.config.data.path)
+    rows = front_rows(prepared.folder)
+    emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives))
+    counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
+    told = "".join(f", {count} {name}" for name, count in counts.items() if count)
+    click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
+    if outcome.fault:
+        click.echo(outcome.fault, err=True)
+    if outcome.used_up:
+        click.echo(f"used up: {outcome.used_up}", err=True)
+    shown = prepared.folder.path
+    if outcome.interrupted or outcome.finished < outcome.total:
+        click.echo(f"go on: {command_line('resume', shown)}", err=True)
+        return int(outcome.interrupted)
+    click.echo(f"next: {command_line('finetune', shown)}, then {command_line('report', shown)}", err=True)
+    return 0
+
+
+def say_ignored(data: str) -> None:
+    """A line about images that Ultralytics could not read, where there are any."""
+    from paretoprune.pruning.data.ignored_images import ignored_images
+
+    lines = ignored_images(data)
+    if lines:
+        click.echo(f"{len(lines)} images were left out of training and validation; the first: {lines[0]}", err=True)
