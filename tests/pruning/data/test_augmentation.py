@@ -16,7 +16,7 @@ from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build
 from tests.pruning.recovery_material import shapes_dataset
-from tests.pruning.test_classifiers import colours_dataset
+from tests.pruning.yolo.test_classifiers import colours_dataset
 
 NONE = dict.fromkeys("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr".split(), 0.0)
 
