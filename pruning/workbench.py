@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
-from paretoprune.pruning.data.calibration import AugmentedImages, Calibration, load_calibration, shortcomings
+from paretoprune.pruning.data.calibration import Calibration, augmented_images, load_calibration, shortcomings
 from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
@@ -28,6 +28,7 @@ from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
 from paretoprune.pruning.training.distillation import distil
+from paretoprune.pruning.training.single_device import inherited_arguments
 from paretoprune.pruning.training.teacher import check_teacher
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model
@@ -35,7 +36,6 @@ from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy
 
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
-_HELD_OUT = 8  # one calibration image in so many is not learned from
 _SCORED = 128  # images that a criterion looks at, and the refits between two looks; the time grows with them
 
 
@@ -113,15 +113,6 @@ class Workbench:
         return self.calibration.spread(_SCORED)
 
     @cached_property
-    def augmented(self) -> AugmentedImages:
-        """The training images as augmentation changes them."""
-        if self._first is not None:
-            return self._first.augmented
-        if self.data is None:
-            raise PruningError("training images are needed, but no dataset was given; pass --data DATA.")
-        return AugmentedImages(self.data, self.model, self.imgsz)
-
-    @cached_property
     def class_weights(self) -> torch.Tensor | None:
         """What an error of each class counts, shape (classes,); None: all alike (`output_distribution`)."""
         if self._first is not None:
@@ -190,11 +181,12 @@ class Workbench:
         """
         if self._first is not None:
             return self._first.images
-        plain, asked = self.calibration.images, self.calibration_images
-        if len(plain) < asked and self.data is not None:
+        plain = self.calibration.images
+        missing = range(len(plain), self.calibration_images)
+        if missing and self.data is not None:
             with self.turn:
-                more = (number % len(plain) for number in range(asked - len(plain)))
-                plain = torch.cat([plain, self.augmented.take(more, self.seed)])
+                more = augmented_images(self.data, self.model, self.imgsz, missing, self.seed)
+            plain = torch.cat([plain, more])
         return images_that_fit(self.model, plain, self.refit_settings.memory_gb)
 
     @cached_property
@@ -268,14 +260,9 @@ class Workbench:
             if "bn" in how:
                 recalibrate_batch_norm(pruned, self.images, pause=pause)
             if "distill" in how:
+                flips = float(inherited_arguments(self.model).get("fliplr", 0.5))
                 teacher = plain_copy(self.model).to(self.device).eval()
-                seen = self.calibration
-                held_out, taken = seen.images[::_HELD_OUT], set(seen.numbers[::_HELD_OUT])
-                numbers = [number for number in range(self.augmented.count) if number not in taken]
-                distil(
-                    pruned, teacher, self.augmented.take, numbers, held_out, self.class_weights, self.seed,
-                    pause=pause, report=report,
-                )  # fmt: skip
+                distil(pruned, teacher, self.images, flips, self.seed, pause=pause, report=report)
             pruned.to(home)
 
     def on(self, checkpoint: str) -> Workbench:

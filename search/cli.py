@@ -24,7 +24,7 @@ from paretoprune.search.commands.front import front
 from paretoprune.search.commands.latency import latency
 from paretoprune.search.commands.launch import launch
 from paretoprune.search.commands.layers import layers
-from paretoprune.search.commands.output import unbroken, with_data_alone_on_stdout
+from paretoprune.search.commands.output import unbroken, with_arguments_as_options, with_data_alone_on_stdout
 from paretoprune.search.commands.prune import prune
 from paretoprune.search.commands.report import report
 from paretoprune.search.commands.resume import resume
@@ -52,7 +52,7 @@ COMMANDS = (
 )  # fmt: skip
 for _command in COMMANDS:
     assert _command.callback is not None
-    _command.callback = with_data_alone_on_stdout(_command.callback)
+    _command.callback = with_arguments_as_options(with_data_alone_on_stdout(_command.callback))
     cli.add_command(_command)
 
 

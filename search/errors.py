@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 from paretoprune.base.errors import UserError
 
 
 class SearchError(UserError):
     """Base of this room's errors; the command line prints its text as one line and exits with 1."""
+
+
+class ArgumentError(SearchError):
+    """Arguments contradict each other, one is missing or out of range; names of arguments stand in backticks.
+
+    On the command line it is wrong usage (exit code 2), and the names are those of its options.
+    """
+
+    def as_options(self) -> str:
+        """The text with ``--keep-macs`` in place of ```keep_macs```."""
+        return re.sub(r"`(\w+)`", lambda found: _option(found.group(1)), str(self))
+
+
+def _option(argument: str) -> str:
+    return "-o" if argument == "output" else f"--{argument.replace('_', '-')}"
 
 
 class ConfigError(SearchError):

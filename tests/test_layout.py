@@ -23,6 +23,7 @@ FLOORS = {
     "search": """
         cli
         commands
+        api
         finalists comparison
         sweep
         worker

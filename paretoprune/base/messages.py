@@ -1,4 +1,4 @@
-"""Lines for people, on stderr."""
+"""Lines for people: on stderr, or to whoever asked for them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,35 @@ from collections.abc import Callable, Iterator
 SILENCE_S = 8.0  # nothing takes more than 10 s without a word
 
 
+Listener = Callable[[str], None]
+
+_LISTENERS: list[Listener] = []  # the innermost last
+
+
+@contextlib.contextmanager
+def heard_by(listener: Listener | None) -> Iterator[None]:
+    """Inside, ``listener`` is called with every line in place of stderr; None changes nothing."""
+    if listener is None:
+        yield
+        return
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+def listener() -> Listener | None:
+    """Whoever hears the lines now; None: they go to stderr."""
+    return _LISTENERS[-1] if _LISTENERS else None
+
+
 def note(text: str) -> None:
-    """A line for people outside a sweep, with the time of day."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """A line for people outside a sweep; on stderr with the time of day."""
+    if (hearing := listener()) is not None:
+        hearing(text)
+    else:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

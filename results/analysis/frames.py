@@ -19,6 +19,8 @@ from paretoprune.results.store.records import CI95, PI95, SOURCE, TrialRecord, s
 from paretoprune.results.store.run_files import Selected
 from paretoprune.results.store.run_folder import RunFolder
 
+DataFrame = pd.DataFrame  # for the annotations of those who only pass one on
+
 METRIC_COLUMNS = (
     "map50_95",
     "map50",
@@ -168,10 +170,15 @@ def _existing(path: Path) -> str | None:
     return str(path.resolve()) if path.exists() else None
 
 
-def front_frame(run: RunFolder | str | Path) -> pd.DataFrame:
+def front_frame(run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: Sequence[str] = ()) -> pd.DataFrame:
     """`front_rows` as a data frame with flat columns, for front.csv."""
-    rows = front_rows(run)
+    rows = front_rows(run, bounds, picks)
     for row in rows:
         row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
         row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
-    return pd.DataFrame(map(_readable, rows)) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])
+    return frame_of(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """JSON-ready rows as a data frame."""
+    return pd.DataFrame(map(_readable, rows))

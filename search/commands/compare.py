@@ -61,13 +61,14 @@ def compare(
     """
     if ratio is not None and plan is not None:
         raise click.UsageError("give --ratio or --plan, not both")
-    from paretoprune.search.commands.sweeping import compose
+    from paretoprune.search.api.runs import compose
     from paretoprune.search.comparison.compare import check_names, prepare
     from paretoprune.search.comparison.compare import compare as run_comparison
+    from paretoprune.search.config.run_config import parse_assignments
 
     names, ratios = check_names(strategies), _ratios(ratio, plan)
     options = {"model.path": model, "data.path": data, "model.imgsz": imgsz}
-    config = compose(None, {**options, "model.trust_checkpoint": trust_checkpoint or None}, settings)
+    config = compose(None, {**options, "model.trust_checkpoint": trust_checkpoint or None}, parse_assignments(settings))
     folder = run or Path("runs") / f"{Path(model).stem}-strategies"
     comparison = run_comparison(prepare(config, names, ratios, budget_epochs, folder))
     show(comparison, form)

@@ -31,36 +31,32 @@ def demo(run: Path, trials: int) -> int:
     return run_demo(run, trials)
 
 
-def demo_settings(dataset: Path, trials: int) -> dict[str, Any]:
+def demo_settings(trials: int) -> dict[str, Any]:
     """The demo's settings; everything not named keeps its default."""
-    from paretoprune.pruning.builtin import BASELINE, IMGSZ
-
     return {
-        "model": {"path": str(BASELINE), "imgsz": IMGSZ},
-        "data": {"path": str(dataset)},
-        "search": {"trials": trials},
-        "trial": {"epochs": TRIAL_EPOCHS},
-        "finetune": {"epochs": FULL_EPOCHS},
-        "latency": {"max_seconds": LATENCY_SECONDS},
+        "search.trials": trials,
+        "trial.epochs": TRIAL_EPOCHS,
+        "finetune.epochs": FULL_EPOCHS,
+        "latency.max_seconds": LATENCY_SECONDS,
     }
 
 
 def run_demo(run: Path, trials: int) -> int:
     """Build the dataset, search, fine-tune two picks, report; ends with three lines. Returns the exit code."""
+    from paretoprune.pruning.builtin import BASELINE, IMGSZ
     from paretoprune.pruning.builtin.dataset import build_dataset
-    from paretoprune.results.report.report import write_report
-    from paretoprune.search.config.run_config import build_config
-    from paretoprune.search.finalists.finetune_picks import choose_picks, promote
-    from paretoprune.search.sweep.preflight import check_writable, prepare
+    from paretoprune.search.api.runs import finetune_picks, prepare_search
+    from paretoprune.search.api.runs import report as write_report
+    from paretoprune.search.sweep.preflight import check_writable
 
     check_writable(run)
     note("building the dataset")
     dataset = build_dataset(run.parent / "builtin-data")
-    prepared = prepare(build_config(demo_settings(dataset.resolve(), trials), "the demo's settings"), run)
+    prepared = prepare_search(BASELINE, dataset.resolve(), run=run, imgsz=IMGSZ, settings=demo_settings(trials))
     if sweep(prepared) != 0:
         return 1
-    folder, config = prepared.folder, prepared.config
-    promotion = promote(folder, config, choose_picks(folder, config.search.objectives, [str(PICKS)]))
+    folder = prepared.folder
+    promotion = finetune_picks(folder.path, pick=str(PICKS))
     report = write_report(folder.path)
     if promotion.failed:
         for trial_id, reason in promotion.failed.items():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from paretoprune.search.commands.options import RUN, bounds_of, format_option, selector
+from paretoprune.search.commands.options import RUN, format_option, selector
 from paretoprune.search.commands.output import emit, with_objectives
 
 COLUMNS = (
@@ -23,7 +22,7 @@ IDS_IN_A_CELL = 3
 @click.argument("run", type=RUN)
 @format_option
 @selector
-def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
+def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -> None:
     """Print RUN's front, the most accurate trial first.
 
     tied_with: trials that the measurements do not tell apart from this one (overlapping intervals of latency and of
@@ -31,14 +30,14 @@ def front(run: Path, form: str, picks: tuple[str, ...], **values: Any) -> None:
     """
     from paretoprune.results.analysis.frames import front_rows
     from paretoprune.results.selection.uncertainty import accuracy_noise
-    from paretoprune.search.sweep.preflight import existing_run
+    from paretoprune.search.api.runs import Run, bounds_of
 
-    folder, _ = existing_run(run)
-    rows = front_rows(folder, bounds_of(values), picks)
+    folder = Run(run).folder
+    rows = front_rows(folder, bounds_of(bounds), pick)
     if form != "table":
         emit(rows, form)
         return
-    columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or picks], folder.objectives())
+    columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or pick], folder.objectives())
     emit([{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows], form, columns)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -45,11 +44,10 @@ def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: st
     Goes on until the speed-up is known well enough or the time is up, and says which. Prints one result, or one for
     each of several runtimes.
     """
-    from paretoprune.search.sweep.preflight import check_model_file
+    from paretoprune.search.api.measuring import latencies
 
-    for path in filter(None, (model, against)):
-        check_model_file(path)
-    results = _measured(model, against, list(dict.fromkeys(runtimes)), **settings)
+    found = latencies(model, against, list(dict.fromkeys(runtimes)), **settings)
+    results = [{"model": model, "against": against or model, **each.to_dict()} for each in found]
     if len(results) == 1:
         emit_one(results[0], form)
     else:
@@ -57,39 +55,6 @@ def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: st
     for result in results:
         if not result["converged"]:
             click.echo(_said(result), err=True)
-
-
-def _measured(
-    model: str, against: str | None, runtimes: Sequence[str], device: str | None, threads: int | None, **settings: Any
-) -> list[dict[str, Any]]:
-    """One result for each runtime; what a runtime cannot do is found before the first is measured."""
-    from paretoprune.cluster.devices import default_device
-    from paretoprune.pruning.latency.pair import measure_pair
-    from paretoprune.pruning.latency.runtimes import check_runtime
-    from paretoprune.pruning.yolo.loading import load_model
-    from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
-
-    place = device or default_device()
-    for runtime in runtimes:
-        check_runtime(runtime, place, settings["half"])
-    trust = settings.pop("trust_checkpoint")
-    candidate = load_model(model, trust)
-    baseline = candidate if against is None else load_model(against, trust)
-    imgsz = settings.pop("imgsz")
-    results = []
-    for runtime in runtimes:
-        with alone_on(place):
-            result = measure_pair(
-                candidate,
-                baseline,
-                imgsz,
-                device=place,
-                threads=threads or measuring_threads(),
-                runtime=runtime,
-                **settings,
-            )
-        results.append({"model": model, "against": against or model, **result.to_dict()})
-    return results
 
 
 def _said(result: dict[str, Any]) -> str:

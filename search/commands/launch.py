@@ -19,7 +19,7 @@ import yaml
 
 from paretoprune.base.file_names import CONFIG
 from paretoprune.base.messages import note
-from paretoprune.search.commands.options import FOLDER, check_output, set_option
+from paretoprune.search.commands.options import FOLDER, set_option
 from paretoprune.search.commands.output import echo
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.monitoring.interrupts import interruptible
@@ -82,6 +82,8 @@ class Launch:
         output = self._options["output"]
         if output is not None:
             written = [output, *([self._resolved] if self._place == "slurm" else [])]
+            from paretoprune.search.api.overwriting import check_output
+
             check_output(written, [self._file, self._config.model.path, self._config.data.path])
 
     @property

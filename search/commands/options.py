@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from paretoprune.base.file_names import BEST, PLAN, PRUNED
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
-
-if TYPE_CHECKING:
-    from paretoprune.results.store.bounds import Bounds
 
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
@@ -128,63 +123,8 @@ def selector(command: Command) -> Command:
         click.option("--min-map", type=click.FloatRange(0, 1), help="Only trials of at least this mAP50-95 or top-1."),
         click.option("--max-drop", type=float, help="Only trials that lose at most so much of it (0.02: two points)."),
         click.option(
-            "--pick", "picks", multiple=True, metavar="WHAT",
+            "--pick", multiple=True, metavar="WHAT",
             help="K (so many), knee, best, fastest, smallest, spread:K or a trial's id; may be repeated.",
         ),
     )  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
-def bounds_of(values: Mapping[str, Any]) -> Bounds:
-    """The bounds among the options of `selector`."""
-    from paretoprune.results.store.bounds import Bounds
-
-    return Bounds(**{item.name: values[item.name] for item in dataclasses.fields(Bounds)})
-
-
-_NAMES = frozenset({PRUNED, BEST, PLAN})  # a run writes these once it gets there
-_SUFFIXES = frozenset({".pt", ".json", ".jsonl", ".yaml", ".journal", ".csv", ".parquet", ".html", ".md", ".log"})
-
-
-def check_output(
-    written: Sequence[Path], read: Iterable[str | Path | None], folders: Sequence[tuple[Path, str]] = ()
-) -> None:
-    """Raise :class:`click.UsageError` where a file would be written over something that must stay.
-
-    ``read``: what the command reads. ``folders``: that are made anew, each with the pattern of what may lie there.
-    """
-    inputs = [path for path in (Path(item) for item in read if item is not None) if path.exists()]
-    for path in written:
-        if path.is_dir():
-            raise click.UsageError(f"-o must name a file, but {path} is a folder; give a name in it")
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise click.UsageError(f"-o must name a file in a folder, but {above} is a file; give another name")
-        for item in inputs:
-            if path.exists() and path.samefile(item):
-                raise click.UsageError(f"-o must not replace what is read, but {path} is {item}; give another name")
-        run = _run_of(path)
-        if run is not None and (path.name in _NAMES or (path.exists() and path.suffix in _SUFFIXES)):
-            raise click.UsageError(f"-o must not replace a run's own file, but {path} is of the run {run}; "
-                                   "give a place outside of it")  # fmt: skip
-    for folder, pattern in folders:
-        strange = [item.name for item in folder.glob("*") if not item.match(pattern)] if folder.is_dir() else []
-        if strange or folder.is_file():
-            what = f"it holds {sorted(strange)[0]}" if strange else "it is a file"
-            raise click.UsageError(f"-o makes the folder {folder} anew, but {what}; give another name")
-        for item in inputs:
-            if folder.resolve() in item.resolve().parents:
-                raise click.UsageError(f"-o makes the folder {folder} anew, but {item} is read; give another name")
-
-
-def _run_of(path: Path) -> Path | None:
-    """The run in whose folder a path lies."""
-    from paretoprune.results.store.run_folder import RunFolder
-
-    for folder in path.resolve().parents:
-        run = RunFolder(folder)
-        if run.baseline.is_file() and (run.config.is_file() or run.trials_file.is_file()):
-            return folder
-        if (folder / "comparison.json").is_file() and (folder / "strategies").is_dir():
-            return folder
-    return None

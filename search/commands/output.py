@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import click
 
+from paretoprune.search.errors import ArgumentError
+
 _DATA: list[IO[str]] = []  # where data goes while everything else that is printed goes to stderr, innermost last
 
 
@@ -56,6 +58,19 @@ def with_data_alone_on_stdout(command: Callable[..., Any]) -> Callable[..., Any]
     def wrapped(*args: Any, **options: Any) -> Any:
         with data_alone_on_stdout():
             return command(*args, **options)
+
+    return wrapped
+
+
+def with_arguments_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a command, in which wrong arguments of the Python API are wrong usage of the options."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except ArgumentError as error:
+            raise click.UsageError(error.as_options()) from error
 
     return wrapped
 

@@ -21,7 +21,7 @@ from paretoprune.search.commands.options import (
     set_option,
     trust_option,
 )
-from paretoprune.search.commands.sweeping import compose, sweep
+from paretoprune.search.commands.sweeping import sweep
 
 
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +33,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         hours_option,
         gpu_hours_option,
         click.option("--stopping/--no-stopping", default=None, help="End hopeless trials early.  [default: stopping]"),
-        click.option("--plan", "plans", type=FILE, multiple=True, help="A plan.json to try first; may be repeated."),
+        click.option("--plan", type=FILE, multiple=True, help="A plan.json to try first; may be repeated."),
         click.option("--from-run", type=FILE, help="Another run on MODEL, whose trials the sampler is told."),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
@@ -58,34 +58,17 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @address_option
 @trust_option
 def search(
-    model: str,
-    data: str,
-    run: Path | None,
-    trials: int | None,
-    epochs: int | None,
-    imgsz: int | None,
-    strategy: str | None,
-    latency_target: str | None,
-    recover: str | None,
-    distill: bool | None,
-    file: Path | None,
-    settings: tuple[str, ...],
-    address: str | None,
-    trust_checkpoint: bool,
-    **more: Any,
+    model: str, data: str, run: Path | None, file: Path | None, settings: tuple[str, ...], **options: Any
 ) -> int:
     """Search MODEL's pruning trade-offs on DATA; prints the front.
 
     MODEL is an Ultralytics checkpoint (.pt), DATA its data.yaml (a classifier's: its folder). Called again on the same
     run folder, it goes on.
     """
-    from paretoprune.search.sweep.preflight import prepare
+    from paretoprune.search.api.runs import prepare_search
+    from paretoprune.search.config.run_config import parse_assignments
 
-    options: dict[str, Any] = {"model.path": model, "data.path": data, "search.trials": trials, "trial.epochs": epochs}
-    options |= {"model.imgsz": imgsz, "trial.strategy": strategy, "resources.address": address}
-    options |= {"latency.target": latency_target}
-    options |= {"model.trust_checkpoint": trust_checkpoint or None}
-    options |= {"recover.how": recover, "trial.distill": distill, "finetune.distill": distill}
-    options |= {f"search.{name}": list(value) or None if name == "plans" else value for name, value in more.items()}
-    config = compose(file, options, settings)
-    return sweep(prepare(config, run or Path("runs") / Path(model).stem))
+    options["plan"] = options["plan"] or None
+    options["trust_checkpoint"] = options["trust_checkpoint"] or None  # else it would go before the file's
+    assigned = parse_assignments(settings)
+    return sweep(prepare_search(model, data, run=run, config=file, settings=assigned, **options))

@@ -15,11 +15,10 @@ from paretoprune.search.commands.output import echo, emit_one
 @format_option
 def status(run: Path, form: str) -> None:
     """Say how far RUN is: trials done, running, left, the front, the time left."""
-    from paretoprune.search.monitoring.status import run_status, status_lines
-    from paretoprune.search.sweep.preflight import existing_run
+    from paretoprune.search.api.runs import Run
+    from paretoprune.search.monitoring.status import status_lines
 
-    folder, config = existing_run(run)
-    state = run_status(folder, config.search.trials, config.search.objectives)
+    state = Run(run).status()
     if form == "table":
         for line in status_lines(state):
             echo(line)

@@ -1,10 +1,8 @@
-"""What search, resume and demo share: settings put together, a sweep run and its front printed."""
+"""What search, resume and demo share: a sweep run and its front printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,25 +10,9 @@ from paretoprune.search.commands.output import emit, with_objectives
 from paretoprune.search.monitoring.command_line import command_line
 
 if TYPE_CHECKING:
-    from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.sweep.preflight import Prepared
 
 FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
-
-
-def compose(file: Path | None, options: dict[str, Any], settings: Sequence[str]) -> RunConfig:
-    """Defaults, then the file, then options that were given, then ``--set``."""
-    from paretoprune.search.config.paths import resolve_paths
-    from paretoprune.search.config.run_config import build_config, merge, nest, parse_assignments, read_yaml
-
-    values: dict[str, Any] = {}
-    if file is not None:
-        values = read_yaml(file)
-        # On their own first, so that a mistake in the file is reported with the file's name.
-        build_config(merge({"model": {"path": "model.pt"}, "data": {"path": "data.yaml"}}, values), str(file))
-    values = merge(values, nest({key: value for key, value in options.items() if value is not None}))
-    values = merge(values, parse_assignments(settings))
-    return build_config(resolve_paths(values), "the settings")
 
 
 def sweep(prepared: Prepared) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from paretoprune.base.messages import Listener, listener
 from paretoprune.results.selection.selection import front
 from paretoprune.results.store.accuracy import accuracy_text, missing_metric
 from paretoprune.results.store.records import BEYOND_BOUNDS, FORETOLD, SOURCE, TrialRecord, TrialState
@@ -144,6 +145,19 @@ class PlainReporter:
         print(text, file=self._stream, flush=True)
 
 
+class ListenerReporter(PlainReporter):
+    """The plain lines, handed to a function of whoever began the sweep."""
+
+    def __init__(
+        self, records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str], hearing: Listener
+    ) -> None:
+        super().__init__(records, total, slots, objectives, sys.stderr)
+        self._hearing = hearing
+
+    def _show(self, text: str) -> None:
+        self._hearing(text)
+
+
 class RichReporter(PlainReporter):
     """On a terminal: finished trials scroll by above one live line with the summary."""
 
@@ -186,7 +200,9 @@ class RichReporter(PlainReporter):
 
 
 def make_reporter(records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str]) -> Reporter:
-    """Live on a terminal, plain lines otherwise."""
+    """To the listener where there is one; else live on a terminal, plain lines otherwise."""
+    if (hearing := listener()) is not None:
+        return ListenerReporter(records, total, slots, objectives, hearing)
     kind = RichReporter if sys.stderr.isatty() else PlainReporter
     return kind(records, total, slots, objectives, sys.stderr)
 

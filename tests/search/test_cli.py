@@ -315,7 +315,7 @@ def test_table_aligns_numbers_right_and_shows_gaps() -> None:
 def test_search_switches_reach_the_configuration(
     arguments: list[str], recover: str, trial: bool, finetune: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paretoprune.search.sweep import preflight
+    from paretoprune.search.api import runs
 
     seen: list[RunConfig] = []
 
@@ -323,7 +323,7 @@ def test_search_switches_reach_the_configuration(
         seen.append(config)
         raise SearchError("seen")
 
-    monkeypatch.setattr(preflight, "prepare", stop_here)
+    monkeypatch.setattr(runs, "prepare", stop_here)
     assert run(["search", "m.pt", "d.yaml", *arguments]) == 1
     assert (seen[0].recover.how, seen[0].trial.distill, seen[0].finetune.distill) == (recover, trial, finetune)
 
@@ -367,7 +367,7 @@ def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pyte
 
     monkeypatch.setattr(finetune_picks, "promote", stop_here)
     monkeypatch.setattr(
-        "paretoprune.search.sweep.preflight.check_teachable", lambda config: None
+        "paretoprune.search.api.runs.check_teachable", lambda config: None
     )  # this run's model is pretended
     assert run(["finetune", str(finished_run), "--distill", "--epochs", "7"]) == 1
     assert (seen[0].finetune.distill, seen[0].finetune.epochs) == (True, 7)

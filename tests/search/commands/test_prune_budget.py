@@ -17,8 +17,8 @@ from paretoprune.pruning.budget.budget import Cut, cut_to
 from paretoprune.pruning.builtin import BASELINE, IMGSZ
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.workbench import Workbench
+from paretoprune.search.api import prune_budget
 from paretoprune.search.cli import run
-from paretoprune.search.commands import prune_budget
 from tests.pruning.recovery_material import stock_model, write_yaml
 from tests.search.commands.test_prune_estimate import run_of, true_ratio
 
@@ -93,7 +93,7 @@ def test_a_speed_by_plans_timed_now(data: Path, capsys: Captured, monkeypatch: p
 
     def timed(bench: Workbench, wanted: dict[str, float], count: int, device: str) -> prune_budget.Measured:
         from paretoprune.pruning.latency.model import MeasuredPlan
-        from paretoprune.search.commands.prune_estimate import scattered
+        from paretoprune.search.api.prune_estimate import scattered
 
         asked.append((wanted, count))
         leaders = {g.layers[0]: wanted[g.layers[0]] for g in bench.table.groups if g.layers[0] in wanted}

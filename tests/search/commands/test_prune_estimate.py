@@ -15,8 +15,8 @@ from paretoprune.pruning.latency.model import FEWEST_PLANS
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.api import prune_estimate
 from paretoprune.search.cli import run
-from paretoprune.search.commands import prune_estimate
 from tests.search.fakes import make_config
 
 Captured = pytest.CaptureFixture[str]

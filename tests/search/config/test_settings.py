@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from paretoprune.search.api.runs import compose
 from paretoprune.search.cli import run
-from paretoprune.search.commands.sweeping import compose
 from paretoprune.search.config.run_config import build_config, known_keys, nest
 from paretoprune.search.config.settings import Setting, all_settings, as_markdown, as_yaml, select_settings
 from paretoprune.search.errors import ConfigError
@@ -91,8 +91,8 @@ def test_the_file_to_start_from_is_the_defaults(tmp_path: Path, capsys: Captured
     text = capsys.readouterr().out
     file.write_text(text.replace("path: my.pt", "path: a.pt").replace("path: my/data.yaml", "path: b.yaml"))
     # As `search a.pt b.yaml --config` reads it, and as `launch` does, which has the file alone.
-    config = compose(file, {}, [])
-    assert config == compose(None, REQUIRED, [])
+    config = compose(file, {}, {})
+    assert config == compose(None, REQUIRED, {})
     # The task of the model chooses the accuracy, which a value in the file would forbid it.
     assert "objectives" not in config.search.model_fields_set
     assert "# objectives: [map50_95, latency_ms]" in text
@@ -108,7 +108,7 @@ def test_a_part_of_the_file_is_a_file_too(tmp_path: Path) -> None:
     found = yaml.safe_load(file.read_text())
     assert found["search"] == wanted
     assert list(found) == ["search", "recover"]
-    assert compose(file, REQUIRED, []) == compose(None, REQUIRED, [])
+    assert compose(file, REQUIRED, {}) == compose(None, REQUIRED, {})
 
 
 def test_the_committed_page_is_what_the_docstrings_say() -> None:

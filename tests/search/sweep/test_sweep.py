@@ -131,7 +131,7 @@ def test_a_search_in_which_every_trial_failed_is_an_error_at_every_start(
     assert len(where) == 1
     assert "t0001" in shown[where[0] - 1]  # right behind the trial that made it half, not at the end
     assert any("t0002" in text for text in shown[where[0] + 1 :])
-    monkeypatch.setattr("paretoprune.search.sweep.preflight.prepare", lambda *_, **__: prepared)
+    monkeypatch.setattr("paretoprune.search.api.runs.prepare", lambda *_, **__: prepared)
     assert run(["resume", str(path)]) == 1
     printed = capfd.readouterr()
     assert re.search(line, printed.err)

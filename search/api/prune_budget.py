@@ -1,4 +1,4 @@
-"""``prune`` to a budget: what is asked for, what it says while it works, what each block loses."""
+"""Pruning to a budget: what is asked for, and how it is reached."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
-
 from paretoprune.base.messages import note, speaking
-from paretoprune.search.commands.output import as_table
-from paretoprune.search.commands.prune_estimate import Measured, by_measuring, from_run, latency_row
+from paretoprune.search.api.prune_estimate import Measured, by_measuring, from_run, latency_row
+from paretoprune.search.errors import ArgumentError
 
 if TYPE_CHECKING:
     from paretoprune.pruning.budget.budget import Budget, Cut
@@ -34,16 +32,16 @@ class Goal:
 
 
 def goal_of(keep_macs: float | None, keep_params: float | None, speedup: float | None) -> Goal | None:
-    """The one that was given; :class:`click.UsageError` where it is out of range."""
-    for option, of, value in (("--keep-macs", "macs", keep_macs), ("--keep-params", "params", keep_params)):
+    """The one that was given; :class:`ArgumentError` where it is out of range."""
+    for name, of, value in (("keep_macs", "macs", keep_macs), ("keep_params", "params", keep_params)):
         if value is not None:
             if not 0 < value <= 1:
-                raise click.UsageError(f"{option} is the share that stays, in (0, 1], got {value:g}")
+                raise ArgumentError(f"`{name}` is the share that stays, in (0, 1], got {value:g}")
             return Goal(of, value)  # type: ignore[arg-type]
     if speedup is None:
         return None
     if not (math.isfinite(speedup) and speedup > 1):
-        raise click.UsageError(f"--speedup says how many times as fast, above 1, got {speedup:g}")
+        raise ArgumentError(f"`speedup` says how many times as fast, above 1, got {speedup:g}")
     return Goal("speedup", speedup)
 
 
@@ -52,7 +50,7 @@ def cut_to_goal(
 ) -> tuple[Cut, Measured | None]:
     """The network of ``goal`` from a :class:`pruning.workbench.Workbench`, and the timed plans that predict its speed.
 
-    Says on stderr what it does and what each block loses.
+    Says what it does while it works.
     """
     from paretoprune.pruning.budget.budget import Budget, cut_to
 
@@ -62,9 +60,7 @@ def cut_to_goal(
             say("reading and scoring calibration images")
             measured = from_run(run, bench.geometry) if run is not None else _timed(bench, goal, measure, device)
             budget = _predicted(bench, goal, measured)
-        cut = cut_to(bench, budget or Budget(goal.value, goal.of), recover, say)  # type: ignore[arg-type]
-    click.echo(_table(cut), err=True)
-    return cut, measured
+        return cut_to(bench, budget or Budget(goal.value, goal.of), recover, say), measured  # type: ignore[arg-type]
 
 
 def _timed(bench: Any, goal: Goal, measure: int | None, device: str) -> Measured:
@@ -102,18 +98,3 @@ def prediction_row(bench: Any, cut: Cut, measured: Measured | None) -> dict[str,
         "predicted_speedup_pi95": [1 / high, 1 / low],
         "prediction_source": row["latency_source"],
     }
-
-
-def _table(cut: Cut) -> str:
-    return as_table(
-        [
-            {
-                "block": block.block,
-                "module": block.kind,
-                "channels": f"{block.channels_before} -> {block.channels}",
-                "macs_kept": round(block.macs / block.macs_before, 3) if block.macs_before else None,
-                "estimated_loss": float(f"{block.loss:.3g}"),
-            }
-            for block in cut.blocks
-        ]
-    )

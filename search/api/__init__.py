@@ -1,0 +1,1 @@
+"""What the project does, as functions: `import paretoprune` hands them out, and the commands call them."""
