@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.families
 
 Runs tests/pruning/surgery/test_families.py and writes what its tests recorded to benchmarks/results/families.md,
-which the README shows. Ends with the tests' exit code, and writes nothing where one fails.
+which docs/families.md shows. Ends with the tests' exit code, and writes nothing where one fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this room raises for people: one line that says the condition, what was got, and the remedy."""
+"""Errors that a person can cause: one line with the condition, what was got, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command of the README runs, on small stand-ins; what cannot run here names the test that covers it."""
+"""Every command of the README, docs/results.md and docs/commands.md runs on small stand-ins, or its test is named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from paretoprune.results.store.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "results.md", ROOT / "docs" / "commands.md")  # the last uses runs of the first
+MOST_WORDS = 900  # of the README, so that it is read; all else has a page in docs/
 
 # Command -> the tests of what it does, or why there is none.
 ELSEWHERE = {
@@ -57,7 +59,7 @@ def commands(text: str) -> list[str]:
 
 
 def all_commands() -> list[str]:
-    return commands(README.read_text(encoding="utf-8"))
+    return commands("\n".join(page.read_text(encoding="utf-8") for page in PAGES))
 
 
 def test_comments_and_continued_lines_are_understood() -> None:
@@ -65,11 +67,15 @@ def test_comments_and_continued_lines_are_understood() -> None:
     assert commands(text) == ["a b", "e f"]
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
 def test_no_command_is_left_out() -> None:
     found = all_commands()
     assert len(found) > 15
     assert [line for line in found if not line.startswith("paretoprune ") and line not in ELSEWHERE] == []
-    assert set(ELSEWHERE) <= set(found), "the table names what the README no longer has"
+    assert set(ELSEWHERE) <= set(found), "the table names what the pages no longer have"
     assert [path for path in ELSEWHERE.values() if not (ROOT / path).is_file()] == []
 
 
@@ -81,7 +87,7 @@ def test_the_make_targets_are_there() -> None:
 
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with small files under the names that the README uses."""
+    """A folder with small files under the names that the pages use."""
     from paretoprune.pruning.builtin import BASELINE
     from paretoprune.pruning.builtin.dataset import build_dataset
 
@@ -99,7 +105,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shortened(line: str, folder: Path) -> list[str]:
-    """The arguments to run `line` with; a trial or pick that the README names becomes one that there is."""
+    """The arguments to run `line` with; a trial or pick that a page names becomes one that there is."""
     for given, smaller in SMALLER.items():
         line = re.sub(rf"{given}(?!\d)", smaller, line)
     line = line.replace("/shared/runs/my", str(folder / "runs" / "my"))

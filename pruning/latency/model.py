@@ -1,4 +1,4 @@
-"""A plan's latency, foretold from its widths: fitted on measured plans, with its own error said. No torch here.
+"""A plan's latency, predicted from its widths: fitted on measured plans, with its own error. No torch here.
 
 The latency of a network is the sum of its layers' latencies, and each of those is nearly linear in what the layer does.
 So the model is linear in physical features (`pruning.latency.features`), with Gaussian priors on its coefficients in
@@ -66,7 +66,7 @@ class ForetoldLatency:
 
 @dataclass(frozen=True)
 class ForetoldError:
-    """Relative error when each of `plans` measured plans was left out and foretold from the others (0.02: 2 %)."""
+    """Relative error when each of `plans` measured plans was left out and predicted from the others (0.02: 2 %)."""
 
     plans: int
     median: float

@@ -128,8 +128,8 @@ def measure_pair(
 
     Goes on until the half-width of the session's 95 % interval is at most `target_halfwidth` (a fraction) or
     `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
-    measuring (None: torch's, as they are); torch's are put back afterwards. `half`: 16 bits, where the device computes
-    in them natively. Both models are copied; they may be the same object.
+    measuring (None: torch's, as they are); torch's are put back afterwards. `half`: FP16/BF16 if the device
+    supports it natively. Both models are copied; they may be the same object.
     `patience`: times `max_seconds` that it may take in all while the published interval's half-width is above
     `USEFUL_HALFWIDTH`, since a figure that a busy machine blurs misleads a search for good.
     `gate` keeps the device free of others while it is timed; making the networks ready shares it, since that takes

@@ -1,1 +1,1 @@
-"""What a run's records say, as values and tables."""
+"""Values and tables computed from a run's records."""

@@ -1,4 +1,4 @@
-"""What the figures show, as values: computed here once, drawn elsewhere without further logic."""
+"""The contents of the figures, as values: computed here once, drawn elsewhere without further logic."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class FrontFigure:
 
     @property
     def apart_label(self) -> str:
-        """What those that do not compete are, for a legend."""
+        """Names of the trials that do not compete, for a legend."""
         return " or ".join(sorted({item.why_apart for item in self.apart}, reverse=True)).capitalize()
 
 
@@ -294,10 +294,10 @@ PHASES = {
     "evaluate": "validation without epochs",
     "finetune": "short fine-tuning",
     "wait_for_latency": "waiting for a remote timing",
-    "wait_for_device": "waiting for another's timing",
+    "wait_for_device": "waiting for device",
     "save": "saving",
 }
-"""What readers are told of a record's phases."""
+"""Names of a record's phases, for readers."""
 
 
 def time_figure(records: Sequence[TrialRecord], finetuning_s: Sequence[float] = ()) -> TimeFigure:

@@ -108,7 +108,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
 
 
 def _drops(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
-    """What was lost of each accuracy against the baseline; None where it was not measured."""
+    """The loss of each accuracy against the baseline; None where it was not measured."""
     before = baseline["metrics"]
     both = {name: name in metrics and name in before for name in LABELS}
     return {f"{name}_drop": before[name] - metrics[name] if both[name] else None for name in LABELS}

@@ -1,9 +1,9 @@
-"""What a run's trials say about the layers: which cost accuracy, which buy latency or size.
+"""Effect of each layer on the objectives, from a run's trials: which cost accuracy, which reduce latency or size.
 
 An additive model, ratio by ratio, fitted to all trials of one fidelity. Importances of the usual kind (functional
-ANOVA, PED-ANOVA) rank axes by spread of the outcome over the space; here the question is what a tenth of a layer's
-channels costs and brings, in each of the run's objectives, with the uncertainty that some dozen trials leave. Both rank
-alike where the outcome is about additive, and how well it is says `explained`.
+ANOVA, PED-ANOVA) rank axes by spread of the outcome over the space; here the question is the effect of a tenth of a
+layer's channels on each of the run's objectives, with the uncertainty that some dozen trials leave. Both rank alike if
+the outcome is about additive; `explained` measures how additive it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paretoprune.results.store.records import TrialRecord, TrialState
 
 FEWEST_TRIALS = 8
 TENTH = 0.1
-TRUSTED = 0.3  # share of the spread foretold below which the layers' figures are called unreliable
+TRUSTED = 0.3  # share of the spread predicted below which the layers' figures are called unreliable
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class LayerInsight:
 class Insight:
     """All layers that the trials varied, those that cost most of the first accuracy among the objectives first.
 
-    `explained`: objective -> share of its spread that the additive model foretells for trials left out (at most 1;
+    `explained`: objective -> share of its spread that the additive model predicts for held-out trials (at most 1;
     around 0 or below: the layers' figures mean nothing). `trials`: completed ones that it was fitted to.
     """
 
@@ -63,16 +63,16 @@ class Insight:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What the layers' effects are on, in the run's order."""
+        """The objectives of the effects, in the run's order."""
         return tuple(self.explained)
 
     @property
     def reading(self) -> str:
-        """How far the layers' figures can be trusted, in one or two sentences."""
+        """Reliability of the layers' effects, in one or two sentences."""
         told = " and ".join(
             f"{max(0.0, share):.0%} of the spread in {TITLES[name][0]}" for name, share in self.explained.items()
         )
-        text = f"Layer by layer, the trials foretell {told} of trials left out."
+        text = f"The layers' effects predict {told} of held-out trials."
         weak = [TITLES[name][0] for name, share in self.explained.items() if share < TRUSTED]
         return f"{text} The figures for {' and '.join(weak)} are not to be relied on." if weak else text
 
@@ -107,7 +107,7 @@ def insight(
 
 @dataclass(frozen=True)
 class _Fit:
-    """Weights (d,) of the ratios, their standard deviations and shares, and the share of the spread foretold."""
+    """Weights (d,) of the ratios, their standard deviations and shares, and the share of the spread predicted."""
 
     weights: Array
     spreads: Array

@@ -49,7 +49,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the commands are made of."""
+    """The parts of the commands."""
 
     folder: RunFolder
     config: Mapping[str, Any]
@@ -106,7 +106,7 @@ def _prune(run: _Run, trial_id: str) -> Line:
 
 
 def _waiting(run: _Run, move: PickMove) -> list[Line]:
-    """What to do with a pick that was not fully fine-tuned yet."""
+    """Commands for a pick that was not fully fine-tuned yet."""
     finetune = ["paretoprune", "finetune", str(run.folder.path), "--trial", move.trial_id]
     return [("fine-tune it fully", shlex.join(finetune))]
 
@@ -127,7 +127,7 @@ def _repeat(run: _Run, pick: Selected) -> list[Line]:
 
 
 def _use(run: _Run, pick: Selected) -> list[Line]:
-    """What to do with a pick that is ready."""
+    """Commands for a pick that is ready."""
     best = str(run.folder.selected_checkpoint(pick.trial_id))
     size, batch = run.get("model.imgsz"), run.get("data.batch")
     validate = ["yolo", "val", f"model={best}", f"data={run.data}"]

@@ -77,7 +77,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _differences(runs: Sequence[RunLine]) -> tuple[str, ...]:
-    """What was not the same, though figures that shall be compared need it: data, input, device, fidelity."""
+    """Differences that make two runs' figures incomparable: data, input, device, fidelity."""
     asked: dict[str, list[Any]] = {
         "data": [run.summary.data for run in runs],
         "image size": [run.summary.imgsz for run in runs],

@@ -139,7 +139,7 @@ def summarise(folder: RunFolder) -> Summary:
 
 
 def headline(figure: FrontFigure, lead: Selected | None, model: str, trials: int) -> Headline:
-    """What was won: by the leading finished pick, else by the knee as its trial left it. trials: number ended."""
+    """The headline: of the leading finished pick, else of the knee as its trial left it. trials: number ended."""
     best = next((move for move in figure.picks if lead and move.trial_id == lead.trial_id), None)
     if best and best.after:
         epochs = f" of {formatting.count(best.epochs, 'epoch')}" if best.epochs else ""

@@ -48,7 +48,7 @@ def markdown(run: Summary, figures: str) -> str:
     if run.course.hours:
         parts.append(run.course.stopping)
     if run.insight:
-        parts += ["## What the layers cost and bring", run.insight.reading, _layers(run.insight)]
+        parts += ["## Effect of each layer on the objectives", run.insight.reading, _layers(run.insight)]
     for name, content in drawn.items():
         parts += [f"![{_FIGURES[name]}]({figures}/{name}.png)"] if content else []
     for group in run.commands:

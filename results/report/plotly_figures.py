@@ -34,7 +34,7 @@ def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str
     lines = [
         f"<b>{escape(item.name)}</b>  {escape(heading)}",
         f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({formatting.signed(item.accuracy - baseline.accuracy)})",
-        f"latency  <b>{formatting.milliseconds(item.latency_ms)}</b>" + ("  (foretold)" if item.foretold else ""),
+        f"latency  <b>{formatting.milliseconds(item.latency_ms)}</b>" + ("  (predicted)" if item.foretold else ""),
     ]
     if item is not baseline:
         interval = formatting.interval(item.speedup_ci95 or item.speedup_pi95)

@@ -1,4 +1,4 @@
-"""What a person asks for, turned into picks: so many, the knee, the best within bounds, spread out, or by id."""
+"""Picks from what a person asks for: a number of them, the knee, the best within bounds, spread out, or by id."""
 
 from __future__ import annotations
 

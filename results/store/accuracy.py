@@ -1,4 +1,4 @@
-"""What a network's accuracy is called: the one metric of its task that figures, tables and selections go by.
+"""Name of a network's accuracy: the one metric of its task that figures, tables and selections go by.
 
 A detector, also one of masks, keypoints or oriented boxes, has `map50_95` (of the task's own target); a classifier has
 no such figure and goes by `top1`. A record holds one of the two.

@@ -53,7 +53,7 @@ class TrialState(str, Enum):
 
 
 ENDINGS = (TrialState.COMPLETED.value, TrialState.STOPPED.value, BEYOND_BOUNDS, TrialState.FAILED.value)
-"""What `TrialRecord.ending` can be, in the order in which people are told."""
+"""What `TrialRecord.ending` can be, in the order in which they are shown."""
 
 
 def _trial_id(value: object) -> str:
@@ -128,7 +128,7 @@ class TrialRecord(Persisted):
 
     @property
     def fidelity_label(self) -> str:
-        """How far the trial went, in words; trials are compared only where this is equal."""
+        """The trial's fidelity, in words; trials are compared only where this is equal."""
         if self.fidelity == "epochs":
             return "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return "refit only" if self.fidelity == "refit" else "full fine-tuning"

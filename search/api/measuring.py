@@ -155,7 +155,7 @@ def _checked(
     against: str | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """What the check and the timing found, also written beside the export as ``<export>.check.json``."""
+    """The result of the check and of the timing, also written beside the export as ``<export>.check.json``."""
     from paretoprune.pruning.export.check import check_export, measure_export
     from paretoprune.pruning.export.exporter import export_model
     from paretoprune.pruning.yolo.loading import load_model

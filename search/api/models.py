@@ -196,7 +196,7 @@ class PruneJob:
 
     @cached_property
     def place(self) -> str:
-        """What was asked for, else the first GPU, else the CPU."""
+        """The device that was given, else the first GPU, else the CPU."""
         from paretoprune.cluster.devices import default_device
 
         return self.device or default_device()

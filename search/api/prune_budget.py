@@ -20,7 +20,7 @@ _LATENCY_FALLS = 2.0  # a network S times as fast has hardly ever less than S^-2
 
 @dataclass(frozen=True)
 class Goal:
-    """What shall be left: a share in (0, 1] of the multiply-adds or parameters; or how many times as fast, above 1."""
+    """The target of a cut: a share in (0, 1] of the multiply-adds or parameters; or how many times as fast, above 1."""
 
     of: Literal["macs", "params", "speedup"]
     value: float

@@ -1,4 +1,4 @@
-"""What a plan will bring, said without writing anything: widths, parameters, GFLOPs, and the latency foretold.
+"""Preview of a plan without writing anything: widths, parameters, GFLOPs, and the predicted latency.
 
 Parameters and GFLOPs are exact: the plan is applied in memory. The latency comes from a model fitted on measured plans:
 of a run, or of a short measuring pass over plans scattered about this one.
@@ -62,11 +62,11 @@ def foretell(bench: Any, wanted: Any, measured: Measured | None) -> dict[str, An
 def check_cuts(plan: Any) -> None:
     """A plan removes something; :class:`SearchError` where it does not."""
     if not plan.ratios:
-        raise SearchError("the plan removes no channel at these widths; cut more, or give a smaller --round-to")
+        raise SearchError("the plan rounds to no removed channel; use larger ratios or a smaller --round-to")
 
 
 def latency_row(geometry: NetworkGeometry, ratios: Mapping[str, float], measured: Measured | None) -> dict[str, Any]:
-    """The latency foretold for one plan, with its 95 % interval and the model's error over the measured plans."""
+    """The latency predicted for one plan, with its 95 % interval and the model's error over the measured plans."""
     names = (
         "latency_ratio", "latency_ratio_ci95", "speedup", "latency_ms", "latency_ms_before", "latency_error_median",
         "latency_error_p95", "latency_plans",

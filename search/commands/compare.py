@@ -1,4 +1,4 @@
-"""The command that sets the strategies side by side."""
+"""The command that compares the strategies."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ LAYERS_NAMED = 4
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("data", type=FILE)
-@click.option("--strategies", default=ALL, show_default=True, metavar="NAMES", help="Separated by commas.")
+@click.option("--strategies", default=ALL, show_default=True, metavar="NAMES", help="Comma-separated strategies.")
 @click.option(
     "--budget-epochs",
     type=click.IntRange(min=0),
     required=True,
     metavar="N",
-    help="Fine-tuning epochs of each strategy in total; 0: judged right after the refit.",
+    help="Total fine-tuning epochs per strategy; 0: evaluated right after the refit.",
 )
 @click.option("--ratio", type=float, help="Fraction removed from every prunable layer, in [0, 1).  [default: 0.3]")
-@click.option("--plan", type=click.Path(path_type=Path), help="The ratios of a plan.json, in place of --ratio.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Use the ratios of this plan.json instead of --ratio.")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
 @set_option("finetune.batch=8")
@@ -56,8 +56,8 @@ def compare(
 ) -> int:
     """Prune MODEL by several strategies with equal ratios and epochs, and measure them together on DATA.
 
-    Writes comparison.json and .csv into the run's folder, and its table and figure into report.html there, beside
-    what a search may have left. Called again on the same folder, it goes on.
+    Writes comparison.json and .csv into the run's folder, and adds a table and a figure to report.html there. Called
+    again on the same folder, it resumes.
     """
     if ratio is not None and plan is not None:
         raise click.UsageError("give --ratio or --plan, not both")
@@ -103,7 +103,7 @@ def skipped_lines(comparison: Comparison) -> list[str]:
 
 
 def _ratios(ratio: float | None, plan: Path | None) -> dict[str, Any]:
-    """What every strategy is to remove, checked before anything heavy is loaded."""
+    """The ratios for every strategy, checked before anything heavy is loaded."""
     from paretoprune.pruning.plan import Plan, check_ratio
 
     if plan is not None:

@@ -27,12 +27,12 @@ COLUMNS = ("name", "type", "default", "bounds", "meaning")
     type=click.Choice(("table", "json", "yaml", "markdown")),
     default="table",
     show_default=True,
-    help="How to print; yaml: a config.yaml to start from.",
+    help="Output format; yaml: a config.yaml to start from.",
 )
 def config(patterns: tuple[str, ...], form: str) -> None:
     """Print every setting with its type, default, bounds and meaning.
 
-    Some of them: by section, name or pattern, as in `paretoprune config recover 'search.max_*'`.
+    Select some by section, name or pattern, as in `paretoprune config recover 'search.max_*'`.
     """
     from paretoprune.search.config.settings import as_markdown, as_yaml, select_settings
 

@@ -25,9 +25,9 @@ LATENCY_SECONDS = 2.0
 
 @click.command()
 @click.option("--run", type=FOLDER, default=Path("runs/demo"), show_default=True, help="The run's folder.")
-@click.option("--trials", type=click.IntRange(min=1), default=12, show_default=True, help="Trials in all.")
+@click.option("--trials", type=click.IntRange(min=1), default=12, show_default=True, help="Total number of trials.")
 def demo(run: Path, trials: int) -> int:
-    """Do the whole job on the built-in dataset and model: search, pick, full fine-tuning, report."""
+    """Run the full pipeline on the built-in dataset and model: search, pick, full fine-tuning, report."""
     return run_demo(run, trials)
 
 
@@ -68,7 +68,7 @@ def run_demo(run: Path, trials: int) -> int:
 
 
 def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> list[str]:
-    """What was won, in three lines: the unpruned model, the pick that the report's headline names, the report."""
+    """The result in three lines: the unpruned model, the pick that the report's headline names, the report."""
     from paretoprune.results.selection.selection import lead_pick
 
     best = lead_pick(selected)

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @address_option
-@click.option(
-    "--data", type=FILE, help="A dataset (data.yaml) that must be readable, on every node of a joined cluster."
-)
-@click.option("--run", type=FOLDER, help="A run's folder, which must be the same one on every node.")
+@click.option("--data", type=FILE, help="Dataset (data.yaml) to check for readability, on every cluster node.")
+@click.option("--run", type=FOLDER, help="Run folder; checked to be the same on every node.")
 @format_option
 def doctor(address: str | None, data: str | None, run: Path | None, form: str) -> int:
-    """Check that this machine, and every node of a cluster, is fit for a run; say what to do about what is not."""
+    """Check that this machine (and every cluster node) can run trials, and suggest fixes."""
     from paretoprune.cluster.doctor import examine
 
     paths, unread = _paths_of(data)
@@ -41,7 +39,7 @@ def doctor(address: str | None, data: str | None, run: Path | None, form: str) -
 
 
 def _paths_of(data: str | None) -> tuple[list[str], list[Check]]:
-    """What training on ``data`` reads, and a failed check where that cannot even be said."""
+    """The files that training on ``data`` reads, and a failed check if they cannot be listed."""
     if data is None:
         return [], []
     from paretoprune.cluster.doctor import Check

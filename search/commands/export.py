@@ -1,4 +1,4 @@
-"""The command export: another runtime's file, checked against the checkpoint and timed beside it."""
+"""The command export: another runtime's file, checked against the checkpoint and timed together with it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from paretoprune.search.commands.output import echo
     "-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for it.  [default: beside MODEL]"
 )
 @click.option(
-    "--data", type=FILE, help="data.yaml with images to check on.  [default: two that Ultralytics brings along]"
+    "--data", type=FILE, help="data.yaml with images for the check.  [default: two images included in Ultralytics]"
 )
 @click.option(
-    "--against", type=FILE, help="Also export this unpruned model and time it beside.  [default: MODEL in PyTorch]"
+    "--against",
+    type=FILE,
+    help="Also export this unpruned model and time it for comparison.  [default: MODEL in PyTorch]",
 )
 @click.option("--check/--no-check", default=True, help="Compare with MODEL on real images and measure the latency.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="Longest timing.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="Maximum seconds of timing."
+)
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 @trust_option
 def export(model: str, target: str, **options: Any) -> int:
     """Export MODEL through Ultralytics' exporter; prints the path of what was written.
 
-    Then its answers on real images are compared with MODEL's and its latency is measured in turn with MODEL's in
-    PyTorch (or with the same export of --against); the figures go to stderr and to PATH.check.json. Exit code 1 where
-    the answers differ by more than another runtime's arithmetic explains.
+    Then its outputs on real images are compared with MODEL's and its latency is measured in turn with MODEL's in
+    PyTorch (or with the same export of --against); the figures go to stderr and to PATH.check.json. Exit code 1 if the
+    outputs differ by more than another runtime's arithmetic explains.
     """
     from paretoprune.search.api.measuring import export as export_checked
 

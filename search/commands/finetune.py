@@ -34,22 +34,28 @@ SELECTED_COLUMNS = (
 @click.command()
 @click.argument("run", type=RUN)
 @selector
-@click.option("--trial", multiple=True, metavar="ID", help="This trial; may be repeated.")
+@click.option("--trial", multiple=True, metavar="ID", help="Trial to fine-tune; may be repeated.")
 @click.option(
     "--native",
     multiple=True,
     type=FILE,
     metavar="MODEL.pt",
-    help="A smaller stock model as a rival: same budget, measured with the picks; may be repeated.",
+    help="Smaller stock model to compare with, trained for as many epochs; may be repeated.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs at most.  [default: the run's finetune.epochs]")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Maximum number of epochs.  [default: the run's finetune.epochs]"
+)
 @click.option(
     "--distill/--no-distill",
     default=None,
-    help="Learn the unpruned model's outputs, not labels.  [default: as the run]",
+    help="Distil from the unpruned model instead of labels.  [default: as the run]",
 )
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
-@click.option("--trust-checkpoint", is_flag=True, help="Load natives that name unusual things; runs what they say.")
+@click.option(
+    "--trust-checkpoint",
+    is_flag=True,
+    help="Load --native models that contain arbitrary pickled code. This can execute code.",
+)
 @address_option
 @place_options
 @format_option

@@ -25,8 +25,8 @@ IDS_IN_A_CELL = 3
 def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -> None:
     """Print RUN's front, the most accurate trial first.
 
-    tied_with: trials that the measurements do not tell apart from this one (overlapping intervals of latency and of
-    accuracy). beaten_by: trials that are clearly better in one objective and clearly worse in none.
+    tied_with: trials statistically indistinguishable from this one (overlapping intervals of latency and of accuracy).
+    beaten_by: trials that are significantly better in one objective and significantly worse in none.
     """
     from paretoprune.results.analysis.frames import front_rows
     from paretoprune.results.selection.uncertainty import accuracy_noise
@@ -38,7 +38,12 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
         emit(rows, form)
         return
     columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or pick], folder.objectives())
-    emit([{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows], form, columns)
+    emit(
+        [{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows],
+        form,
+        columns,
+        "no trials",
+    )
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
 
 

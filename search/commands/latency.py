@@ -17,12 +17,12 @@ COLUMNS = (
 
 @click.command()
 @click.argument("model", type=FILE)
-@click.option("--against", type=FILE, help="The unpruned model that is timed beside it.  [default: MODEL itself]")
+@click.option("--against", type=FILE, help="Unpruned model to time in turn with MODEL.  [default: MODEL itself]")
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("torch",), show_default=True,
     help=f"{listed(RUNTIMES)}; may be repeated.",
 )  # fmt: skip
-@click.option("--half", is_flag=True, help="16 bits, where the device computes in them natively.")
+@click.option("--half", is_flag=True, help="Use FP16/BF16 if the device supports it natively.")
 @click.option(
     "--imgsz", type=SIZE_OR_PAIR, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH."
 )
@@ -30,10 +30,14 @@ COLUMNS = (
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option(
     "--target-halfwidth", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True,
-    help="Half width of the speed-up's 95 % interval, as a fraction of it, at which measuring ends.",
+    help="Stop once the 95 % interval of the speed-up has this half width, as a fraction of it.",
 )  # fmt: skip
 @click.option(
-    "--max-seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Longest time of a runtime."
+    "--max-seconds",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Maximum seconds per runtime.",
 )
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 @trust_option
@@ -41,8 +45,8 @@ COLUMNS = (
 def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: str, **settings: Any) -> None:
     """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds.
 
-    Goes on until the speed-up is known well enough or the time is up, and says which. Prints one result, or one for
-    each of several runtimes.
+    Stops once the speed-up is known to --target-halfwidth or --max-seconds have passed, and reports which.
+    Prints one result, or one for each of several runtimes.
     """
     from paretoprune.search.api.measuring import latencies
 

@@ -182,27 +182,27 @@ class Launch:
 
 @click.command()
 @click.argument("config", type=FOLDER)
-@click.option("--on", "place", type=click.Choice(PLACES), required=True, help="What starts it.")
-@click.option("--run", required=True, help="The run's folder, as the machines see it.")
-@click.option("--dry-run", is_flag=True, help="Print what would be submitted, and do nothing.")
+@click.option("--on", "place", type=click.Choice(PLACES), required=True, help="Where the search is started.")
+@click.option("--run", required=True, help="Run folder, as the nodes see it.")
+@click.option("--dry-run", is_flag=True, help="Print the job without submitting it.")
 @set_option("search.trials=100")
-@click.option("-o", "--output", type=FOLDER, help="Where the script or manifest is written.  [default: beside CONFIG]")
-@click.option("--nodes", type=int, default=1, show_default=True, help="Machines that run trials.")
-@click.option("--least-nodes", type=int, help="Machines from the start, the others as needed (kuberay).")
-@click.option("--cpus", type=int, default=8, show_default=True, help="CPUs of a machine.")
-@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of a machine.")
-@click.option("--memory", "memory_gb", type=int, default=32, show_default=True, help="Memory of a machine, GB.")
-@click.option("--hours", type=float, default=24.0, show_default=True, help="Longest time (slurm, kuberay).")
-@click.option("--setup", multiple=True, metavar="LINE", help="Shell line for every machine first (slurm).")
+@click.option("-o", "--output", type=FOLDER, help="Path of the script or manifest.  [default: beside CONFIG]")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Nodes that run trials.")
+@click.option("--least-nodes", type=int, help="Minimum number of nodes; autoscale up to --nodes (kuberay).")
+@click.option("--cpus", type=int, default=8, show_default=True, help="CPUs per node.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs per node.")
+@click.option("--memory", "memory_gb", type=int, default=32, show_default=True, help="Memory per node, GB.")
+@click.option("--hours", type=float, default=24.0, show_default=True, help="Time limit, hours (slurm, kuberay).")
+@click.option("--setup", multiple=True, metavar="LINE", help="Shell command run on every node before start (slurm).")
 @click.option("--address", help="ray: the cluster's job server.  [default: http://127.0.0.1:8265]")
-@click.option("--follow/--no-follow", default=True, show_default=True, help="ray: show the job's output to its end.")
+@click.option("--follow/--no-follow", default=True, show_default=True, help="ray: show the job's output until it ends.")
 @click.option("--sbatch", "options", multiple=True, type=Pair("NAME=VALUE", "="), help="slurm: e.g. partition=gpu.")
 @click.option("--image", help="kuberay: container image that holds paretoprune.")
-@click.option("--claim", "claims", multiple=True, type=Pair("NAME:/PATH", ":"), help="kuberay: volume claim, mounted.")
-@click.option("--namespace", help="kuberay: where the job is made.")
+@click.option("--claim", "claims", multiple=True, type=Pair("NAME:/PATH", ":"), help="kuberay: volume claim to mount.")
+@click.option("--namespace", help="kuberay: namespace of the job.")
 def launch(config: Path, place: str, **options: Any) -> int:
     """Start a search of the settings in CONFIG on a cluster: by Ray Jobs, Slurm or KubeRay.
 
-    CONFIG is a run's configuration (YAML, with model.path and data.path). Started again, a run goes on where it ended.
+    CONFIG is a run's configuration (YAML, with model.path and data.path). Started again, a run resumes.
     """
     return Launch(config, place, options).start()

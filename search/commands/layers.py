@@ -13,7 +13,7 @@ from paretoprune.search.commands.output import emit
 @trust_option
 @format_option
 def layers(model: str, trust_checkpoint: bool, form: str) -> None:
-    """List MODEL's convolutions: block, group, channels, and for what cannot be pruned the reason."""
+    """List MODEL's convolutions: block, group, channels, and why a layer cannot be pruned."""
     from paretoprune.search.api.models import layer_rows
 
     found = layer_rows(model, trust_checkpoint)

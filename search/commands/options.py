@@ -78,7 +78,7 @@ SIZE = ImageSizeType()
 SIZE_OR_PAIR = ImageSizeType(pair=True)
 
 format_option: Callable[[Any], Any] = click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Output format."
 )
 
 address_option: Callable[[Any], Any] = click.option(
@@ -100,31 +100,39 @@ def set_option(example: str) -> Callable[[Any], Any]:
 
 def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where a run's model and dataset lie now."""
-    model = click.option("--model", type=FILE, metavar="MODEL", help="Where the run's model lies now, after a move.")
-    data = click.option("--data", type=FILE, metavar="DATA", help="Where the run's dataset lies now, after a move.")
+    model = click.option(
+        "--model", type=FILE, metavar="MODEL", help="Current path of the run's model, if it was moved."
+    )
+    data = click.option("--data", type=FILE, metavar="DATA", help="Current path of the run's dataset, if it was moved.")
     return data(model(command))
 
 
 trust_option: Callable[[Any], Any] = click.option(
-    "--trust-checkpoint", is_flag=True, help="Load a checkpoint that names unusual things; runs whatever it says."
+    "--trust-checkpoint",
+    is_flag=True,
+    help="Load a checkpoint that contains arbitrary pickled code. This can execute code.",
 )
 
-hours_option = click.option("--hours", type=float, help="No trial begins after so many hours.")
-gpu_hours_option = click.option("--gpu-hours", type=float, help="No trial begins after so many GPU hours in all.")
+hours_option = click.option("--hours", type=float, help="Stop starting trials after this many hours.")
+gpu_hours_option = click.option(
+    "--gpu-hours", type=float, help="Stop starting trials after this many GPU hours in total."
+)
 Command = Callable[..., Any]
 
 
 def selector(command: Command) -> Command:
     """The options that say which trials: bounds, and what to pick within them."""
     options = (
-        click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Only trials at most this slow."),
-        click.option("--max-params-m", type=click.FloatRange(min=0), help="Only trials of at most so many million."),
-        click.option("--max-gflops", type=click.FloatRange(min=0), help="Only trials of at most so many GFLOPs."),
-        click.option("--min-map", type=click.FloatRange(0, 1), help="Only trials of at least this mAP50-95 or top-1."),
-        click.option("--max-drop", type=float, help="Only trials that lose at most so much of it (0.02: two points)."),
+        click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Maximum latency, ms."),
+        click.option("--max-params-m", type=click.FloatRange(min=0), help="Maximum number of parameters, millions."),
+        click.option("--max-gflops", type=click.FloatRange(min=0), help="Maximum GFLOPs."),
+        click.option("--min-map", type=click.FloatRange(0, 1), help="Minimum accuracy (mAP50-95 or top-1)."),
+        click.option(
+            "--max-drop", type=float, help="Maximum loss of accuracy against the unpruned model (0.02: two points)."
+        ),
         click.option(
             "--pick", multiple=True, metavar="WHAT",
-            help="K (so many), knee, best, fastest, smallest, spread:K or a trial's id; may be repeated.",
+            help="K (number of picks), knee, best, fastest, smallest, spread:K or a trial's id; may be repeated.",
         ),
     )  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

@@ -91,7 +91,9 @@ def unbroken(text: str) -> str:
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
-def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None) -> None:
+def emit(
+    rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None, empty: str = "(none)"
+) -> None:
     """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).
 
     The table of a classifier's run has ``top1`` in place of ``map50_95``.
@@ -101,7 +103,7 @@ def emit(rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | 
     elif form == "csv":
         echo(_as_csv(rows), newline=False)
     else:
-        echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns]))
+        echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns], empty))
 
 
 def emit_one(row: Mapping[str, Any], form: str) -> None:
@@ -132,10 +134,10 @@ def _of_the_task(column: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Aligned columns with a header; numbers to the right."""
+def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, empty: str = "(none)") -> str:
+    """Aligned columns with a header; numbers to the right. ``empty``: in place of a table without rows."""
     if not rows:
-        return "(nothing)"
+        return empty
     names = list(columns or rows[0])
     cells = [[_text(row.get(name)) for name in names] for row in rows]
     widths = [max(len(names[i]), *(len(line[i]) for line in cells)) for i in range(len(names))]

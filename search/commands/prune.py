@@ -19,28 +19,49 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("--ratio", type=float, help="Fraction of channels removed from every prunable layer, in [0, 1).")
-@click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, in place of --ratio.")
+@click.option("--plan", type=click.Path(path_type=Path), help="A plan.json, instead of --ratio.")
 @click.option(
-    "--keep-macs", type=float, help="Share of the multiply-adds that stays, in (0, 1]; widths by sensitivity."
+    "--keep-macs", type=float, help="Maximum share of multiply-adds to keep, in (0, 1]; widths by sensitivity."
 )
-@click.option("--keep-params", type=float, help="Share of the parameters that stays, alike.")
-@click.option("--speedup", type=float, help="At least so many times as fast, as plans timed now (or --run) predict it.")
-@click.option("--data", type=FILE, help="data.yaml with images to look at; without it nothing is recovered.")
-@click.option("--importance", help="Criterion for the channels.  [default: reconstruction with --data, else l2]")
-@click.option("--recover", type=click.Choice(RECOVERIES), help="Afterwards.  [default: refit with --data, else none]")
-@click.option("--strategy", default=STRUCTURAL, show_default=True, help="sequential, adapter, skip or mask; no epochs.")
-@click.option("--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths in steps of this.")
+@click.option("--keep-params", type=float, help="Maximum share of parameters to keep, in (0, 1].")
+@click.option("--speedup", type=float, help="Minimum speed-up, predicted from plans timed now (or from --run).")
+@click.option("--data", type=FILE, help="data.yaml with calibration images; without it nothing is recovered.")
+@click.option("--importance", help="Importance criterion.  [default: reconstruction with --data, else l2]")
+@click.option(
+    "--recover", type=click.Choice(RECOVERIES), help="Recovery after removal.  [default: refit with --data, else none]"
+)
+@click.option(
+    "--strategy",
+    default=STRUCTURAL,
+    show_default=True,
+    help="structural, sequential, adapter, skip or mask; no epochs.",
+)
+@click.option(
+    "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to a multiple of this."
+)
 @click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels.")
 @click.option(
-    "--calibration-images", type=click.IntRange(min=1), default=512, show_default=True, help="Images looked at."
+    "--calibration-images",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Number of calibration images.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of images.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
-@click.option("--dry-run", is_flag=True, help="Write nothing: say what the plan brings.")
 @click.option(
-    "--measure", type=click.IntRange(min=6), help="Dry run, --speedup: foretell latency from so many plans timed now."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed for the choice of calibration images.",
 )
-@click.option("--run", type=FOLDER, help="Dry run, --speedup: foretell latency from this run's trials.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The pruned checkpoint, OUT.pt.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; print widths, parameters and latency.")
+@click.option(
+    "--measure",
+    type=click.IntRange(min=6),
+    help="With --dry-run or --speedup: time N random plans and predict the latency.",
+)
+@click.option("--run", type=FOLDER, help="With --dry-run or --speedup: predict the latency from this run's trials.")
 @click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
 @trust_option
 @format_option

@@ -16,7 +16,7 @@ from paretoprune.search.commands.output import echo
 def report(runs: tuple[Path, ...], model: str | None, data: str | None) -> None:
     """Write RUN's report.html (opens offline), front.csv and figures; prints the report's path.
 
-    Of several runs, one page that lays them over each other: runs.html in the first one's folder.
+    Several runs are compared on one page: runs.html in the first one's folder.
     """
     from paretoprune.search.api.runs import report as write
 

@@ -13,15 +13,15 @@ from paretoprune.search.commands.sweeping import sweep
 
 @click.command()
 @click.argument("run", type=RUN)
-@click.option("--trials", type=int, help="Trials in all; more than before extends the run.")
+@click.option("--trials", type=int, help="Total number of trials; more than before extends the run.")
 @hours_option
 @gpu_hours_option
 @address_option
 @place_options
 def resume(run: Path, **options: Any) -> int:
-    """Go on with RUN after any kind of end, or extend a finished one; prints the front.
+    """Resume an interrupted RUN, or extend a finished one; prints the front.
 
-    Finished trials are kept, unfinished ones are done again under their ids.
+    Finished trials are kept, unfinished ones continue under their ids.
     """
     from paretoprune.search.api.runs import prepare_resume
 

@@ -27,14 +27,16 @@ from paretoprune.search.commands.sweeping import sweep
 def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Bounds, budgets, stopping, and what to begin with; each is a setting of the section ``search``."""
     options = (
-        click.option("--min-map", type=float, help="Least accuracy of use (mAP50-95 or top-1)."),
-        click.option("--max-latency-ms", type=float, help="Greatest latency of use; slower plans are not trained."),
-        click.option("--max-params-m", type=float, help="Greatest number of parameters of use, millions."),
+        click.option("--min-map", type=float, help="Minimum accuracy (mAP50-95 or top-1)."),
+        click.option("--max-latency-ms", type=float, help="Maximum latency, ms; slower plans are not trained."),
+        click.option("--max-params-m", type=float, help="Maximum number of parameters, millions."),
         hours_option,
         gpu_hours_option,
-        click.option("--stopping/--no-stopping", default=None, help="End hopeless trials early.  [default: stopping]"),
-        click.option("--plan", type=FILE, multiple=True, help="A plan.json to try first; may be repeated."),
-        click.option("--from-run", type=FILE, help="Another run on MODEL, whose trials the sampler is told."),
+        click.option(
+            "--stopping/--no-stopping", default=None, help="Stop unpromising trials early.  [default: stopping]"
+        ),
+        click.option("--plan", type=FILE, multiple=True, help="A plan.json to evaluate first; may be repeated."),
+        click.option("--from-run", type=FILE, help="Warm-start the sampler with the trials of another run on MODEL."),
     )
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -43,14 +45,16 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("model", type=FILE)
 @click.argument("data", type=FILE)
 @click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
-@click.option("--trials", type=int, help="Trials in all.  [default: 50]")
-@click.option("--epochs", type=int, help="Epochs of a trial; 0: judged right after the refit.  [default: 1]")
+@click.option("--trials", type=int, help="Total number of trials.  [default: 50]")
+@click.option("--epochs", type=int, help="Epochs per trial; 0: evaluated right after the refit.  [default: 1]")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help=f"{listed(STRATEGY_NAMES)}.  [default: {STRUCTURAL}]")
 @click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
-@click.option("--recover", type=click.Choice(RECOVERIES), help="What follows removal.  [default: refit]")
+@click.option("--recover", type=click.Choice(RECOVERIES), help="Recovery after removal.  [default: refit]")
 @click.option(
-    "--distill/--no-distill", default=None, help="Learn the unpruned model's outputs, not labels.  [default: in trials]"
+    "--distill/--no-distill",
+    default=None,
+    help="Distil from the unpruned model instead of labels.  [default: in trials]",
 )
 @search_options
 @click.option("--config", "file", type=FOLDER, help="Settings from a YAML file.")
@@ -63,7 +67,7 @@ def search(
     """Search MODEL's pruning trade-offs on DATA; prints the front.
 
     MODEL is an Ultralytics checkpoint (.pt), DATA its data.yaml (a classifier's: its folder). Called again on the same
-    run folder, it goes on.
+    run folder, it resumes.
     """
     from paretoprune.search.api.runs import prepare_search
     from paretoprune.search.config.run_config import parse_assignments

@@ -14,7 +14,7 @@ from paretoprune.search.commands.output import echo, emit_one
 @click.argument("run", type=RUN)
 @format_option
 def status(run: Path, form: str) -> None:
-    """Say how far RUN is: trials done, running, left, the front, the time left."""
+    """Show the progress of RUN: trials done, running and left, the front, the time left."""
     from paretoprune.search.api.runs import Run
     from paretoprune.search.monitoring.status import status_lines
 

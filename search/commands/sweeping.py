@@ -24,14 +24,14 @@ def sweep(prepared: Prepared) -> int:
     outcome = run_sweep(prepared)
     say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
-    emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives))
+    emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives), "no trials")
     counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
     click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
     if outcome.fault:
         click.echo(outcome.fault, err=True)
     if outcome.used_up:
-        click.echo(f"used up: {outcome.used_up}", err=True)
+        click.echo(f"stopped: {outcome.used_up} is used up", err=True)
     shown = prepared.folder.path
     if outcome.interrupted or outcome.finished < outcome.total:
         click.echo(f"go on: {command_line('resume', shown)}", err=True)

@@ -106,13 +106,12 @@ def check_weights(folder: RunFolder, model: str) -> None:
     known, ours = folder.read_baseline().get("weights_hash"), weights_hash(Path(model))
     if known and ours and known != ours:
         raise RunFolderError(
-            f"run {folder.path} was begun with another model: weights differ ({known} then, {model} has {ours}); "
-            f"{REMEDY}"
+            f"run {folder.path} belongs to another model: weights differ ({known} then, {model} has {ours}); {REMEDY}"
         )
 
 
 def check_dataset_same(folder: RunFolder, config: RunConfig, now: RunIdentity | None = None) -> None:
-    """:class:`RunFolderError` where the run was begun with another dataset than ``config`` names; says what differs.
+    """:class:`RunFolderError` where the run was started with another dataset than ``config`` names; says what differs.
 
     ``now``: its identity, where it is known already. A run of before identities were kept is taken with a word.
     """
@@ -125,7 +124,8 @@ def check_dataset_same(folder: RunFolder, config: RunConfig, now: RunIdentity | 
     found = differences_from(folder, known, now or identity_of(config, known[0]))
     if found:
         raise RunFolderError(
-            f"run {folder.path} was begun with another dataset than {config.data.path} is now: {told(found)}; {REMEDY}"
+            f"run {folder.path} was started with another dataset than {config.data.path} is now: "
+            f"{told(found)}; {REMEDY}"
         )
 
 
@@ -145,7 +145,7 @@ def stored_identity(folder: RunFolder) -> tuple[str, DatasetIdentity] | None:
 
 
 def differences_from(folder: RunFolder, known: tuple[str, DatasetIdentity], now: RunIdentity) -> list[str]:
-    """What of the dataset differs from the run's, in words."""
+    """The difference between the dataset and the run's, in words."""
     from paretoprune.pruning.data.identity import differences, rows_from_bytes
 
     path = folder.path / ROWS_NAME
@@ -182,7 +182,8 @@ def check_node(config: RunConfig, wanted: Mapping[str, Any]) -> None:
 
 
 def check_comparable(folders: Sequence[RunFolder]) -> None:
-    """:class:`RunFolderError` where runs were judged on different validation images, as far as they know."""
+    """:class:`RunFolderError` where runs were evaluated on different validation images, as far as they recorded
+    them."""
     known = [(folder, stored_identity(folder)) for folder in folders if folder.baseline.is_file()]
     found = [(folder, identity[1]) for folder, identity in known if identity is not None]
     for folder, dataset in found[1:]:

@@ -35,5 +35,5 @@ class LatencyTarget:
         return self.resource is None and (self.threads is None or device == "cpu")
 
     def shares_cpu_with(self, device: str) -> bool:
-        """Whether trials on ``device`` must stand still for a measurement on their host's CPU too."""
+        """Whether trials on ``device`` must pause for a measurement on their host's CPU too."""
         return self.threads is not None and device != "cpu"

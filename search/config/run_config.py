@@ -54,7 +54,7 @@ class RunConfig(Section):
     search: SearchSection = SearchSection()
     """How they are explored."""
     recover: RecoverSection = RecoverSection()
-    """What follows the removal of channels."""
+    """Recovery after the removal of channels."""
     trial: TrialSection = TrialSection()
     """The short fine-tuning of a trial."""
     finetune: FinetuneSection = FinetuneSection()
@@ -78,7 +78,7 @@ class _DoubleKeyError(yaml.MarkedYAMLError):
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe types, every key of a mapping once; what `<<` brings along may be given anew."""
+    """YAML's safe types, every key of a mapping once; a key that comes from `<<` may be given again."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -229,7 +229,7 @@ _SECTIONS = frozenset(key.split(".")[0] for key in known_keys() if "." in key)
 
 
 def unknown_setting(key: str) -> str:
-    """What is said of a ``key`` that is none, with the nearest that is one."""
+    """The error for an unknown ``key``, with the nearest known one."""
     keys = known_keys()
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if not close:  # the section may be right or missing: compare the last part alone

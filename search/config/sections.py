@@ -32,10 +32,10 @@ class ModelSection(Section):
     imgsz: int = 640
     """Side of the square input, pixels; a multiple of the model's largest stride, and of 32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where trials run; "auto" takes the GPU that a trial was given, else the CPU."""
+    """Device of the trials; "auto" takes the GPU assigned to the trial, else the CPU."""
     trust_checkpoint: bool = False
-    """Load ``path``, and the checkpoints the run makes of it, although they name things that no network needs, such as
-    your own classes. Loading them can run any code, in every process of the run."""
+    """Load ``path`` and the checkpoints made from it even if they contain arbitrary pickled code, such as your own
+    classes. This can execute code, in every process of the run."""
 
     @field_validator("imgsz", mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class SpaceSection(Section):
     granularity: Literal["layer", "block"] = "layer"
     """One axis per prunable group ("layer"), or one per block of the network ("block")."""
     round_to: int = Field(default=8, ge=1)
-    """Widths move in steps of this many channels."""
+    """Round widths to a multiple of this many channels."""
     min_ratio: Ratio = 0.0
     """Minimum fraction of channels removed on every axis."""
     max_ratio: Ratio = 0.7
@@ -78,15 +78,18 @@ class SpaceSection(Section):
     exclude: list[str] = []
     """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
     bounds: dict[str, tuple[Ratio, Ratio]] = {}
-    """Layer or pattern -> [minimum, maximum] ratio, in place of min_ratio and max_ratio; a name beats a pattern, a
-    longer pattern a shorter one, the later of two equals the earlier."""
+    """Layer or pattern -> [minimum, maximum] ratio, instead of min_ratio and max_ratio. A name takes precedence over a
+    pattern, a longer pattern over a shorter one, the later of two equals over the earlier."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SpaceSection:
-        pairs = {"min_ratio and max_ratio": (self.min_ratio, self.max_ratio), **self.bounds}
-        for name, (low, high) in pairs.items():
+        if self.min_ratio > self.max_ratio:
+            raise ValueError(f"min_ratio must not be greater than max_ratio, got {self.min_ratio} and {self.max_ratio}")
+        for name, (low, high) in self.bounds.items():
             if low > high:
-                raise ValueError(f"`least <= greatest` must hold for {name}, got ({low}, {high})")
+                raise ValueError(
+                    f"the minimum in bounds of {name} must not be greater than the maximum, got [{low}, {high}]"
+                )
         return self
 
 
@@ -102,7 +105,7 @@ class SearchSection(Section):
     """How the space is explored."""
 
     trials: int = Field(default=50, ge=1)
-    """Finished trials the run ends with."""
+    """Number of finished trials after which the run ends."""
     sampler: Literal["gp", "optuna-gp", "tpe", "nsga2", "random"] = "gp"
     """Proposes the plans: "gp" is paretoprune's own, for any number of trials; the others are Optuna's
     (docs/search.md)."""
@@ -114,15 +117,17 @@ class SearchSection(Section):
     warm_start: bool = True
     """Begin with plans by sensitivity (two fifths of the trials, at most 8) and uniform ones (a quarter, at most 5)."""
     loggers: list[Literal["mlflow", "wandb"]] = []
-    """Trackers that every trial is also sent to, through Ray's own integrations."""
+    """Experiment trackers that log every trial, through Ray's own integrations."""
     plans: list[str] = []
-    """Plan files to try first."""
+    """Plan files to evaluate first."""
     from_run: str | None = None
-    """Folder of another run on the same model, whose trials the sampler is told."""
+    """Folder of another run on the same model; its trials warm-start the sampler."""
     stopping: bool = True
-    """End trials early that others of like cost have left behind; the first decision is before the first epoch."""
+    """Stop unpromising trials early: those clearly dominated by trials of similar cost; first decided before the first
+    epoch."""
     reduction: float = Field(default=3.0, gt=1.0)
-    """About one trial in this many goes on from a rung; also the step from rung to rung: these are at 0 epochs, and at
+    """About one trial in this many continues past a rung; also the factor from rung to rung: these are at 0 epochs, and
+    at
     the epochs divided by its powers."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """Maximum latency, ms; slower plans are not trained."""
@@ -133,9 +138,9 @@ class SearchSection(Section):
     min_map: float | None = Field(default=None, ge=0, le=1)
     """Minimum accuracy (mAP50-95, a classifier's top-1)."""
     hours: float | None = Field(default=None, gt=0)
-    """Wall-clock hours after which this start hands out no further trial."""
+    """Stop starting trials after this many wall-clock hours of this start."""
     gpu_hours: float | None = Field(default=None, gt=0)
-    """GPU hours of all trials of the run after which no further one begins (on CPUs: hours of a trial's CPUs)."""
+    """Stop starting trials after this many GPU hours of the whole run (on CPUs: hours of a trial's CPUs)."""
 
     @field_validator("objectives")
     @classmethod
@@ -151,24 +156,24 @@ class SearchSection(Section):
 
 
 class RecoverSection(Section):
-    """What happens right after channels were removed, before any label is looked at."""
+    """Recovery right after removal, before any label is used."""
 
     how: RecoveryName = "refit"
     """Nothing, batch-norm statistics, least-squares refit of the consumers, both, or a refit and then gradient steps
     towards the unpruned network's outputs on the calibration images."""
     importance: str = "reconstruction"
-    """Criterion that chooses the channels to remove (docs/recovery.md lists them)."""
+    """Importance criterion that chooses the channels to remove (docs/recovery.md lists them)."""
     calibration_images: int = Field(default=128, ge=1)
-    """Training images the refit and the criterion look at."""
+    """Number of training images for the refit and the criterion."""
 
 
 class TrialSection(Section):
-    """What a trial does to a network, and its short fine-tuning."""
+    """Pruning and short fine-tuning in a trial."""
 
     strategy: StrategyName = STRUCTURAL
-    """The way in which channels leave (docs/strategies.md); sequential searches each block's first layer only."""
+    """How channels are removed (docs/strategies.md); sequential searches each block's first layer only."""
     epochs: int = Field(default=1, ge=0)
-    """Epochs of fine-tuning; 0 judges a trial right after the refit."""
+    """Epochs of fine-tuning; 0 evaluates a trial right after the refit."""
     batch: int = Field(default=16, ge=1)
     """Images per training batch."""
     lr: float | None = Field(default=None, gt=0)
@@ -185,9 +190,9 @@ class FinetuneSection(Section):
     """The full fine-tuning of the picks."""
 
     epochs: int = Field(default=50, ge=1)
-    """Epochs at most."""
+    """Maximum number of epochs."""
     patience: int = Field(default=20, ge=0)
-    """Epochs without a better validation after which it ends; 0: never."""
+    """Stop after this many epochs without a better validation; 0: never."""
     batch: int = Field(default=16, ge=1)
     """Images per training batch."""
     lr: float | None = Field(default=None, gt=0)
@@ -200,7 +205,7 @@ class FinetuneSection(Section):
     """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
     multiple of them; not used without GPUs."""
     trust_checkpoint: bool = False
-    """The same as ``model.trust_checkpoint`` for native rivals. One that is the run's model is trusted as that is."""
+    """The same as ``model.trust_checkpoint`` for --native models. One that is the run's model follows that setting."""
 
     @model_validator(mode="after")
     def _divisible(self) -> FinetuneSection:
@@ -217,15 +222,14 @@ class LatencySection(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an inference; none given: all cores but one, at most 8."""
     max_seconds: float = Field(default=2.0, gt=0)
-    """Longest time one measurement may take, seconds; other trials on the device stand still meanwhile. Up to four
-    times as long where the interval would otherwise be wider than ±10 %; the final comparison takes four times as long
-    for each network."""
+    """Maximum seconds per measurement; other trials on the device are paused meanwhile. Up to four times as long if the
+    interval would otherwise be wider than ±10 %; the final comparison takes four times as long for each network."""
     target_halfwidth: float = Field(default=0.01, gt=0)
-    """Half width of the speed-up's 95 % interval at which a measurement may end (0.01 is one per cent)."""
+    """Stop measuring once the 95 % interval of the speed-up has this relative half width (0.01 is one per cent)."""
     runtime: RuntimeName = "torch"
-    """What executes the network (docs/latency.md)."""
+    """Inference runtime (docs/latency.md)."""
     half: bool = False
-    """16 bits instead of 32, where the device computes in them natively."""
+    """FP16/BF16 instead of FP32, if the device supports it natively."""
     target: str = "own"
     """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads) or "node:RESOURCE" (a node of the
     cluster with that custom resource)."""
@@ -250,12 +254,12 @@ class ResourcesSection(Section):
     address: str | None = None
     """A Ray cluster to join (``auto``, ``host:6379``); none given, or "local": Ray is started on this machine."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
-    """GPUs, or the fraction of one, that a trial takes."""
+    """GPUs, or the fraction of one, per trial."""
     cpus_per_trial: int | None = Field(default=None, ge=1)
-    """CPU cores that a trial takes."""
+    """CPU cores per trial."""
     shared_run: bool = True
     """All nodes of a joined cluster see the run folder at its path; if not, workers send their files to the driver."""
     wait_minutes: float = Field(default=30, ge=0)
-    """Longest wait for a node on which a trial fits, where a joined cluster has none yet; 0: it must be there."""
+    """Maximum wait, minutes, for a node that fits a trial, if a joined cluster has none yet; 0: fail at once."""
     parallel: int | None = Field(default=None, ge=1)
-    """Trials at a time at most; none given: as many as fit. More than fit are asked of an autoscaling cluster."""
+    """Maximum number of concurrent trials; none given: as many as fit. An autoscaling cluster adds nodes for more."""

@@ -1,4 +1,4 @@
-"""What every setting means: read from the fields of `RunConfig`, shown as rows, YAML to start from, or Markdown.
+"""The meaning of every setting: read from the fields of `RunConfig`, shown as rows, YAML to start from, or Markdown.
 
 There is no second list: names, types, defaults and bounds come from the fields, meanings from their docstrings.
 """

@@ -1,4 +1,4 @@
-"""The last word on the finished networks: picks, native rivals and the unpruned model, judged in one session.
+"""The final evaluation: picks, native models and the unpruned model, all evaluated in one session.
 
 All of them are evaluated on the same images and timed in turn, so every figure of the comparison is of the
 same minutes, also of picks that were fine-tuned on another day.

@@ -23,7 +23,7 @@ def interruptible(what: str, remedy: str) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM in the body into :class:`InterruptedRunError`: ``interrupted while {what}; {remedy}``.
 
     Otherwise SIGTERM would end the process without leaving Ray and the run folder's lock in order. Where Ray's raylet
-    or GCS dies, its watch sends SIGTERM, too; whatever the body raises then, that is the reason which is told.
+    or GCS dies, its watch sends SIGTERM, too; whatever the body raises then, that is the reason which is reported.
     """
     _BODIES.append(f"while {what}; {remedy}")
     main = threading.current_thread() is threading.main_thread()  # signals belong to it
@@ -45,13 +45,14 @@ def interruptible(what: str, remedy: str) -> Iterator[None]:
 
 
 def died() -> str:
-    """What of Ray is dead, so that nothing can go on; "" where all is well, or nothing was started."""
+    """Which part of Ray died, so that the run cannot continue; "" if none did, or Ray was not started."""
     start = sys.modules.get("paretoprune.cluster.ray_connection")  # without an import that nobody needs
     return start.what_died() if start else ""
 
 
 def end_where_stuck(what: str) -> None:
-    """Ray is dead, and the main thread has not left the body yet: it waits for Ray and will not be told otherwise."""
+    """Ray is dead, and the main thread has not left the body yet: it waits for Ray and cannot be interrupted
+    otherwise."""
     if _BODIES:
         click.echo(f"error: Ray ended ({what}) {_BODIES[-1]}", err=True)
         os._exit(1)

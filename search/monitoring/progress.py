@@ -77,7 +77,7 @@ def trial_line(record: TrialRecord) -> str:
     metrics = record.metrics
     cells = [accuracy_text(metrics), f"latency {metrics['latency_ms']:7.2f} ms"]
     if "speedup" in metrics:
-        cells.append(f"({metrics['speedup']:.2f}x{', foretold' if metrics.get(SOURCE) == FORETOLD else ''})")
+        cells.append(f"({metrics['speedup']:.2f}x{', predicted' if metrics.get(SOURCE) == FORETOLD else ''})")
     if "params_m" in metrics:
         cells.append(f"parameters {metrics['params_m']:6.2f} M")
     if record.ending == TrialState.STOPPED.value:

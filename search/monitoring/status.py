@@ -1,4 +1,4 @@
-"""How far a run is, read from its files: works from any terminal, while the driver runs or after it died."""
+"""Progress of a run, read from its files: works from any terminal, while the driver runs or after it died."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def _driver_line(status: RunStatus) -> str:
     if status.driver is not None:
         return f"{status.run}: driven by pid {status.driver.pid} on {status.driver.host}"
     if status.progress.left:
-        return f"{status.run}: nothing drives it; go on with `{command_line('resume', status.run)}`"
+        return f"{status.run}: no driver is running; resume with `{command_line('resume', status.run)}`"
     return f"{status.run}: finished"

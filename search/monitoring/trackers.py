@@ -1,4 +1,4 @@
-"""What other tools see of a run: TensorBoard's event files always, MLflow and Weights & Biases where asked for.
+"""Output for other trackers: TensorBoard's event files always, MLflow and Weights & Biases where asked for.
 
 The latter two are Ray's own integrations (``ray.air.integrations``); they are given a trial's figures and, in place of
 Tune's parameters, who the trial is.

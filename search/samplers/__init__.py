@@ -1,1 +1,1 @@
-"""What to try next: initial plans, the Optuna study, the Gaussian process behind it, what it is told."""
+"""What to try next: initial plans, the Optuna study, the Gaussian process behind it, its observations."""

@@ -26,7 +26,7 @@ MOST_POINTS = 300  # the cost of a suggestion grows with the square; further tri
 _CANDIDATES = 600
 _CLIMBERS = 6
 _CLIMBS = 8
-_REFIT_GROWTH = 1.06  # hyperparameters are fitted again when there are so many times more trials
+_REFIT_GROWTH = 1.06  # refit the hyperparameters when there are this many times more trials
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a stopped trial would have reached: a regression from the accuracy at its rung to the final one.
+"""Final accuracy of a stopped trial, extrapolated: a regression from the accuracy at its rung to the final one.
 
 Learned on the completed trials of the run. Added to the sampler's observations with its variance, this is true as far
 as anything can be known; the low figure itself would say that the plan is bad where it was only trained less.
@@ -68,7 +68,7 @@ class LearningCurves:
                     self._pairs.setdefault((metric, rung), _Moments()).add(best, final)
 
     def final_accuracy(self, record: TrialRecord, metric: str) -> Estimate | None:
-        """What ``record``, stopped, would have had in ``metric``; None where too few trials show the way.
+        """The final ``metric`` of the stopped ``record``, extrapolated; None with too few trials to fit.
 
         Ridge regression towards a slope of 1 over the completed trials that have the same rung in their history. Never
         below the rung's own accuracy: a trial keeps its best network.

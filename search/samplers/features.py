@@ -1,4 +1,4 @@
-"""What a plan's cost and loss are made of: the features that the surrogate's regressions weigh."""
+"""Features of a plan for the surrogate's regressions of cost and loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run begins with before its sampler is asked: the user's plans, another run's, the warm start."""
+"""Initial plans of a run, before its sampler is asked: the user's plans, another run's, the warm start."""
 
 from __future__ import annotations
 

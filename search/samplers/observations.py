@@ -1,4 +1,4 @@
-"""What a sampler is told of a finished trial: figures that are true of the plan, and how far beyond the bounds."""
+"""The observation that a sampler gets of a finished trial: figures of the plan, and how far it violates the bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from paretoprune.search.samplers.extrapolation import LearningCurves
 
 MAXIMIZED = "max"  # results' word for it
 VARIANCES = "variances"
-"""User attribute of a trial: variance of each told value beyond a measurement's own (a value that was estimated)."""
+"""User attribute of a trial: variance of each observed value beyond a measurement's own (for a value that was
+estimated)."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Teller:
         self._curves = LearningCurves(self._accuracies)
 
     def learn(self, record: TrialRecord) -> None:
-        """Take a finished trial in, before it and others are told of."""
+        """Take a finished trial in, before the observations of it and others are made."""
         self._curves.learn(record)
 
     def told(self, record: TrialRecord) -> Told | None:
-        """What to tell of ``record``, by all that were learned so far. None: nothing, the trial counts as failed.
+        """The observation of ``record``, by all that were learned so far. None: there is none, the trial counts as
+        failed.
 
         A stopped trial's accuracy is what completed ones of the same rung came to in the end; before enough are known,
         nothing is told. Measured on the synthetic problem (benchmarks/results/search_stopping.md): the low figure told

@@ -1,4 +1,4 @@
-"""The Optuna study of a run: suggestions as levels of the space, results told exactly once, no plan twice.
+"""The Optuna study of a run: suggestions as levels of the space, every result added exactly once, no plan twice.
 
 No Ray here: `search.sweep.tune_searcher` adapts it. The study lives in ``study.journal`` (optuna-dashboard opens it)
 but is never the truth: it is rebuilt from the run's records at every start, so a driver that died leaves no trial

@@ -35,7 +35,8 @@ class Start:
 
 
 def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
-    """What a run of ``trials`` trials begins with: by sensitivity, then uniform; each kind from its middle outwards.
+    """The initial plans of a run of ``trials`` trials: by sensitivity, then uniform; each kind from its middle
+    outwards.
 
     ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``). Two fifths of the trials, at most 8, come from
     them, evenly spread, and a quarter, at most 5, are uniform. A sweep that ends early has the whole front in outline.

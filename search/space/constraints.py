@@ -51,7 +51,8 @@ class Screen:
 
 
 def make_screen(bounds: Bounds, baseline: Mapping[str, Any], predictor: LatencyPredictor) -> Screen | None:
-    """The screen of a run from the content of ``baseline.json``; None where nothing is bounded that can be foretold."""
+    """The screen of a run from the content of ``baseline.json``; None where nothing is bounded that can be
+    predicted."""
     if not bounds.ask_for_economy or not baseline:
         return None
     from paretoprune.pruning.graph.geometry import NetworkGeometry

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paretoprune.pruning.latency.model import ForetoldError, LatencyModel
 
 MOST_PLANS = 400  # the latest ones; a fit's time grows with the cube: some tens of milliseconds here
-_REFIT_GROWTH = 1.25  # the scales are found again when there are so many times more plans; else only the coefficients
+_REFIT_GROWTH = 1.25  # refit the scales when there are this many times more plans; else only the coefficients
 
 
 class RecordPredictor:
@@ -46,7 +46,7 @@ class RecordPredictor:
 
     @property
     def error(self) -> ForetoldError | None:
-        """How far off the predictions are, by leaving out each measured plan once; None where none are made."""
+        """The predictions' error, by leaving out each measured plan once; None if nothing is predicted."""
         model = self._fitted()
         return None if model is None else model.error
 
@@ -71,7 +71,7 @@ class RecordPredictor:
 
 
 def measured_plan(record: TrialRecord) -> MeasuredPlan | None:
-    """A record's plan with its measured latency ratio; None where it has none (it failed before, or was foretold)."""
+    """A record's plan with its measured latency ratio; None where it has none (it failed before, or was predicted)."""
     ratio = record.number("latency_ratio")
     if ratio is None or ratio <= 0 or record.metrics.get(SOURCE) == FORETOLD:
         return None

@@ -1,4 +1,4 @@
-"""Who decides at the rungs: each worker by itself, from what all trials of the run have written.
+"""Early stopping at the rungs: each worker decides by itself, from the files of all trials of the run.
 
 A trial writes its rung into its ``events.jsonl`` before it asks (see :mod:`search.stopping.rungs`), and nobody else
 writes there. So there is no process that could die with decisions in it, and a resumed run goes on deciding from the

@@ -37,7 +37,8 @@ class StoppingRule:
     neighbours: int = 8
 
     def stops(self, report: RungReport, others: Iterable[RungReport]) -> bool:
-        """Whether the trial of ``report`` ends, given what all trials told (its own and other rungs' are left out).
+        """Whether the trial of ``report`` ends, given the reports of all trials (its own and other rungs' are left
+        out).
 
         Work stands for a cost that is not known of the trial yet: latency that is measured elsewhere.
         """

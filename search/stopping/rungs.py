@@ -1,4 +1,4 @@
-"""What a trial tells after each rung, and who answers whether it goes on.
+"""The report of a trial after each rung, and the decision whether it continues.
 
 A *rung* is a number of epochs after which a trial may be stopped; the first one is 0: removal and recovery, no epoch.
 """
@@ -49,7 +49,7 @@ class Everyone:
 class Course:
     """One trial's way over the rungs: its accuracy after every epoch, kept as data, and the decisions.
 
-    ``accuracy``: name of the metric that is judged; "": the task's own. ``history``: a row an epoch, the start as
+    ``accuracy``: name of the metric that is compared; "": the task's own. ``history``: a row an epoch, the start as
     epoch 0.
     """
 

@@ -13,7 +13,7 @@ from paretoprune.cluster.device_lock import seconds_waited
 from paretoprune.results.store.persisted import parse_json
 
 WAITING = "wait_for_device"
-"""What stands for the seconds in which a phase stood still for somebody else on the device."""
+"""Name for the seconds in which a phase waited for another job on the device."""
 
 
 class PhaseClock:

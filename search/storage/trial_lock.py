@@ -28,7 +28,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 @contextmanager
 def claimed(folder: Path, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
-    """Hold ``folder`` for this process; ``waiting`` is told once who has it, where one has to wait.
+    """Hold ``folder`` for this process; ``waiting`` is called once with who holds it, if one has to wait.
 
     A record lock (``lockf``): released by the kernel however its process dies, not shared with forked loaders, honoured
     by NFS. Where the storage knows no locks, nobody waits: files are replaced whole, so two workers waste time only.

@@ -37,11 +37,11 @@ class Budget:
         self._handed_out.pop(trial_id, None)
 
     def used_up(self, records: Iterable[TrialRecord]) -> str:
-        """What is used up, for people; "" while trials may begin."""
+        """The budget that is used up, for people; "" while trials may start."""
         if self.hours is not None and self.clock() - self._began >= self.hours * HOUR:
-            return f"the {self.hours:g} hours of this start"
+            return f"the time budget of {self.hours:g} h"
         if self.gpu_hours is not None and self.used_gpu_hours(records) >= self.gpu_hours:
-            return f"the {self.gpu_hours:g} GPU hours of the run"
+            return f"the budget of {self.gpu_hours:g} GPU h"
         return ""
 
     def used_gpu_hours(self, records: Iterable[TrialRecord]) -> float:

@@ -1,4 +1,4 @@
-"""Why trials fail: errors told apart by their reason, and said when many share one. No Ray here."""
+"""Why trials fail: errors grouped by their reason, and a message when many share one. No Ray here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FaultCounter:
 
 
 def commonest_fault(records: Sequence[TrialRecord]) -> Fault | None:
-    """What most of those that failed failed for, of equally many the first; None where none failed."""
+    """The most frequent error of the failed trials, of equally frequent ones the first; None if none failed."""
     faults = [fault for fault in map(fault_of, records) if fault is not None]
     if not faults:
         return None

@@ -84,10 +84,7 @@ def check_files(config: RunConfig) -> None:
     check_model_file(model)
     check_utf8("dataset", data, "Ultralytics' training writes it into a YAML file")
     if not Path(data).exists() and _is_path(data):
-        raise ConfigError(
-            f"the dataset must exist, but there is no file {data}; give the path of its data.yaml (a classifier's: "
-            "of its folder)"
-        )
+        raise ConfigError(f"dataset not found: {data} (expected a data.yaml; for a classifier its folder)")
 
 
 def check_utf8(what: str, path: str | Path, why: str) -> None:
@@ -110,7 +107,7 @@ def check_natives(config: RunConfig, natives: Sequence[str]) -> None:
     """Every native rival is a checkpoint of the run's task, and no two share a name."""
     stems = [Path(path).stem for path in natives]
     if len(set(stems)) != len(stems):
-        raise ConfigError(f"native rivals are told apart by their file names, got {', '.join(stems)}; rename one")
+        raise ConfigError(f"native models are identified by their file names, got {', '.join(stems)}; rename one")
     for path in natives:
         check_model_file(path)
     if natives:

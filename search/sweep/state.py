@@ -77,7 +77,7 @@ class SweepState:
         self._known = len(self.records)  # of earlier drivers, whose faults may be mended by now
         self._faults = FaultCounter()
         self.remarks: list[str] = []
-        """What people should hear now, and have not; whoever shows a line takes it away."""
+        """Lines that are to be shown and have not been; the caller shows and thereby removes them."""
         self.broken: OSError | None = None
         names = [*finished, *(request.trial_id for request in left)]
         self._next = 1 + max((trial_number(name) for name in names), default=-1)

@@ -130,7 +130,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         records = adopt_records(folder)
         write_missing(folder, records)
         if len(records) >= config.search.trials and folder.baseline.is_file():
-            # The last driver may have died with every record written, but not everything told to the study.
+            # The last driver may have died with every record written, but before every record was added to the study.
             make_state(prepared, records).close()
             _refuse_failures_alone(folder, records)
             return outcome_of(records, config.search.trials)
@@ -174,7 +174,7 @@ def _complain(state: SweepState, interrupted: bool) -> None:
     if fault is not None and not interrupted:
         last = state.records[-1].trial_id
         raise SearchError(
-            f"trials all failed for one reason ({fault}), so the sweep ended after {len(state.records)} of "
+            f"trials failed with the same error ({fault}), so the sweep ended after {len(state.records)} of "
             f"{state.total}; see {state.folder.trial_dir(last) / TRIAL_LOG}"
         )
 
@@ -192,7 +192,7 @@ def _refuse_failures_alone(folder: RunFolder, records: Sequence[TrialRecord]) ->
 
 
 def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = None) -> SweepState:
-    """The study rebuilt from ``records``, with the unpruned network told where it was measured."""
+    """The study rebuilt from ``records``, with the unpruned network added where it was measured."""
     from paretoprune.pruning.plan import Plan
 
     config, space = prepared.config, prepared.space

@@ -1,7 +1,7 @@
 """Ray Tune's view of the search: it asks for configurations, we hand out trial requests.
 
 Ray's own ``OptunaSearch`` records a trial that errored after reporting as complete, leaves one with NaN running for
-ever, and cannot be told finished trials of several objectives; so the study is ours (:mod:`search.samplers.study`).
+ever, and cannot be given finished trials of several objectives; so the study is ours (:mod:`search.samplers.study`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Transient:
 class RequestSearcher(Transient, Searcher):
     """Hands out the sweep's requests, at most ``slots`` at a time.
 
-    More in flight than can run would be suggested without knowing the results that the wait brings. Results do not
+    More in flight than can run would be suggested without the results that arrive during the wait. Results do not
     come back this way: :class:`search.sweep.tune_trainable.SweepCallback` gives whole records to the state.
     """
 

@@ -1,4 +1,4 @@
-"""The glue to Ray Tune: the trainable that workers run, and the callback that brings records to the driver."""
+"""The glue to Ray Tune: the trainable that workers run, and the callback that hands records to the driver."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _trial_id(trial: Any) -> str:
 
 
 def _error_text(trial: Any) -> str:
-    """What Tune wrote about the error, on the driver's machine; "" where it could not."""
+    """Tune's report of the error, on the driver's machine; "" if it could not write one."""
     try:
         return Path(trial.error_file).read_text(encoding="utf-8").strip()
     except (OSError, TypeError):

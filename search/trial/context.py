@@ -1,4 +1,4 @@
-"""What a trial is given: the device's gate, the tools that do its work, its plan. Protocols and plain data only.
+"""Inputs of a trial: the device's gate, the tools that do its work, its plan. Protocols and plain data only.
 
 ``search.trial.operations`` does the work with the pruning room, tests with fakes.
 """

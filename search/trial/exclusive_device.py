@@ -26,7 +26,7 @@ def alone_on(device: str) -> Iterator[None]:
     from paretoprune.cluster.device_lock import DeviceLock
     from paretoprune.cluster.devices import device_key
 
-    line = f"waiting until what else uses {device} on this host has ended its batch or measurement"
+    line = f"waiting for other jobs on {device} to finish"
     timer = threading.Timer(SAID_AFTER_S, note, (line,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What does a trial's work, by the run's strategy."""
+"""The operations of a trial, by the run's strategy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several finished networks judged together: the same images for all, and one timing session over all of them."""
+"""Several finished networks evaluated together: the same images for all, and one timing session over all of them."""
 
 from __future__ import annotations
 

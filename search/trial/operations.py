@@ -1,4 +1,5 @@
-"""What a trial does to a network, done by the pruning room. One instance lives in each worker process and is reused."""
+"""The operations of a trial on a network, by functions of ``pruning``. One instance lives in each worker process and is
+reused."""
 
 from __future__ import annotations
 

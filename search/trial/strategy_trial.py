@@ -1,8 +1,8 @@
 """What a trial does when its run has another strategy than the structural one (``trial.strategy``).
 
-The strategy is run twice: without epochs, for the network that is measured and judged before any training, and with the
-trial's epochs, where that network would have been fine-tuned. Between the sessions of a sequence there is no network
-with all its channels gone, so a sequence cannot simply go on from the first one.
+The strategy is run twice: without epochs, for the network that is measured and evaluated before any training, and with
+the trial's epochs, where that network would have been fine-tuned. Between the sessions of a sequence there is no
+network with all its channels gone, so a sequence cannot simply continue from the first one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StrategyTrialTools(PruningTools):
     def describe(self) -> dict[str, Any]:
         """What holds for the whole run; without the geometry where widths do not follow from ratios.
 
-        Latency is foretold from it, and an adapter's mappings or layers that were skipped are not in it.
+        Latency is predicted from it, and an adapter's mappings or layers that were skipped are not in it.
         """
         content = super().describe()
         return content if self._strategy.name == SEQUENTIAL else {k: v for k, v in content.items() if k != "geometry"}

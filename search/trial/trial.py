@@ -40,7 +40,7 @@ CONDITIONS = (
     "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons", "iterations",
     "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",
 )  # fmt: skip
-"""What a record keeps of the circumstances of a latency (see ``pruning.latency.pair.LatencyResult``)."""
+"""The conditions of a latency that a record keeps (see ``pruning.latency.pair.LatencyResult``)."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class TrialSettings:
     rungs: Sequence[int] = ()
     accuracy: str = ""
     ingredients: Mapping[str, str | bool] = field(default_factory=dict)
-    """What the trial is made with (recovery, importance, distilled), for its record's metrics."""
+    """How the network is made (recovery, importance, distilled), for its record's metrics."""
     bounds: Bounds = NO_BOUNDS
     foretells: bool = False
-    """Whether a latency that is foretold may stand for a measured one at the first rung."""
+    """Whether a predicted latency may replace a measured one at the first rung."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
 
 
 class Latency:
-    """A trial's latency: measured at once, or foretold, and then measured if the trial goes on to be trained.
+    """A trial's latency: measured at once, or predicted, and then measured if the trial continues to training.
 
     A timing has the device for itself, so everybody waits for it; a trial that ends at the first rung does not compete,
     and a precise prediction tells the searcher as much. What is trained is always measured.
@@ -204,7 +204,7 @@ def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
         # the fine-tuning has tried with half the batch by itself
         if work.clock.current == "finetune" or not is_out_of_memory(error):
             raise
-        retry = f"{work.clock.current}: again after {typed_line(error)}"
+        retry = f"{work.clock.current}: retry after {typed_line(error)}"
     work.tools.release()
     record = _evaluate(work, judge)
     return record.changed(retries=[*record.retries, retry])

@@ -1,1 +1,1 @@
-"""What runs in a worker process, and how its files and nodes come."""
+"""The code in a worker process, the transfer of its files, and the checks of its nodes."""

@@ -1,4 +1,4 @@
-"""What a joined cluster needs beyond a Ray of one's own: nodes looked at, the model brought along, slots that follow.
+"""What a joined cluster needs beyond a local Ray: checks of nodes, the model copied there, slots that follow its size.
 
 Everything else is the same as on one machine.
 """
@@ -43,7 +43,7 @@ def with_model_brought_along(config: RunConfig, folder: RunFolder, copy: bool) -
     if kept.is_file():
         if not filecmp.cmp(given, kept, shallow=False):
             raise RunFolderError(
-                f"run folder {folder.path} was begun with another {given.name} than {given}; choose another --run"
+                f"run folder {folder.path} belongs to another model ({kept} differs from {given}); choose another --run"
             )
     elif copy:
         write_bytes(kept, given.read_bytes())  # a torn checkpoint would be taken for the model at the next start
@@ -74,7 +74,7 @@ def data_paths(config: RunConfig) -> list[str]:
 
 
 def newcomers_of(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:
-    """Who looks at nodes that join from now on; ``folder`` as for ``check_cluster``. None on a Ray of one's own."""
+    """The check of nodes that join from now on; ``folder`` as for ``check_cluster``. None on a local Ray."""
     if not is_joined(config):
         return None
     from paretoprune.cluster.joining_nodes import Newcomers

@@ -1,4 +1,4 @@
-"""What a worker is told of a run."""
+"""What a worker needs to know of a run."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def carried(context: WorkerContext, needs: Sequence[str], gives: Sequence[str]) 
 
 
 class _Parcels:
-    """In a worker: brings home what changes below ``gives`` while the work goes on, and the rest when it is closed."""
+    """In a worker: sends to the driver what changes below ``gives`` during the work, and the rest when it is closed."""
 
     def __init__(self, courier: Any, scratch: Path, gives: Sequence[str]) -> None:
         self._courier, self._scratch, self._gives = courier, scratch, gives

@@ -1,4 +1,4 @@
-"""What runs inside a worker process: tools made once and kept, the device's lock, a trial or the baseline.
+"""The code that runs in a worker process: tools made once and kept, the device's lock, a trial or the baseline.
 
 Plain functions over plain data; the sweep's trainable and `search.finalists.finetune_picks` hand them to Ray.
 """
@@ -51,7 +51,7 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
 
 
 def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettings:
-    """What the run's configuration means for one trial."""
+    """Settings of one trial, from the run's configuration."""
     search, epochs = config.search, config.trial.epochs
     accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
     return TrialSettings(

@@ -123,7 +123,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], line: str
         (["latency", "none.pt"], "the model must exist"),
         (["export", "none.pt"], "the model must exist"),
         (["search", "none.pt", "data.yaml"], "the model must exist"),
-        (["search", "yolov8n.pt", "no/data.yaml"], "the dataset must exist"),
+        (["search", "yolov8n.pt", "no/data.yaml"], "dataset not found"),
         (
             ["search", "m.pt", "d.yaml", "--set", "space.max_ratio=1.0"],
             "`space.max_ratio`: input should be less than 1, got 1.0",
@@ -301,7 +301,8 @@ def test_a_runtime_that_cannot_is_said_before_measuring(options: list[str], line
 def test_table_aligns_numbers_right_and_shows_gaps() -> None:
     text = as_table([{"name": "a", "n": 1.5, "ok": True}, {"name": "bcd", "n": None, "ok": False}])
     assert text.splitlines() == ["name    n  ok", "a     1.5  yes", "bcd     -  no"]
-    assert as_table([]) == "(nothing)"
+    assert as_table([]) == "(none)"
+    assert as_table([], empty="no trials") == "no trials"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def random_widths(table: LayerTable, round_to: int, seed: int) -> dict[int, int]
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in DETECT + TASKS])
 def test_pruned_equals_masked(name: str, record_property: Callable[[str, object], None]) -> None:
-    """Also the source of the README's table of families: `python -m benchmarks.families` reads what is recorded."""
+    """Also the source of the table in docs/families.md: `python -m benchmarks.families` reads what is recorded."""
     model = build(name)
     start = time.process_time()  # of one thread: whatever else the machine does
     table = build_layer_table(model)

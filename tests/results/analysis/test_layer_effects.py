@@ -1,4 +1,4 @@
-"""Which layers cost and bring what: against trials made from known effects; hypervolume over trials and hours."""
+"""Effects of layers: against trials made from known effects; hypervolume over trials and hours."""
 
 from __future__ import annotations
 

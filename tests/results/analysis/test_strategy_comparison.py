@@ -260,7 +260,7 @@ def test_it_is_part_of_the_report_of_a_search_in_the_same_folder(
     ]
     assert len(sections[0]) > 4
     assert set(sections[0]) < set(sections[1])  # nothing of the search is missing
-    assert "What each strategy brings" not in alone.words
+    assert "Accuracy and speed-up of each strategy" not in alone.words
 
 
 def test_a_classifiers_comparison_goes_by_top_1(folder: ComparisonFolder) -> None:

@@ -97,7 +97,7 @@ def test_everything_of_the_front_and_the_picks_is_in_the_page(finished_run: RunF
         "fully fine-tuned",
         "2.15.0",
         "Where the time went",
-        "What was pruned where",
+        "Pruning per block",
         "short fine-tuning",
     ):
         assert text in page.words
@@ -150,7 +150,7 @@ def test_what_the_layers_cost_is_in_the_page_and_beside_it(finished_run: RunFold
     assert found is not None
     page = Page(finished_run.report_html.read_text(encoding="utf-8"))
     text = finished_run.report_markdown.read_text(encoding="utf-8")
-    assert "What the layers cost and bring" in page.words
+    assert "Effect of each layer on the objectives" in page.words
     assert found.reading in page.words
     assert found.reading in text
     for layer in found.layers:

@@ -166,4 +166,4 @@ def test_wrong_usage_is_said(arguments: list[str], line: str, capsys: Captured) 
 
 def test_a_plan_that_cuts_nothing_is_an_error(capsys: Captured) -> None:
     assert run(["prune", MODEL, "--ratio", "0.001", "--dry-run"]) == 1
-    assert "removes no channel" in capsys.readouterr().err
+    assert "rounds to no removed channel" in capsys.readouterr().err

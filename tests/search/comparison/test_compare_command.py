@@ -48,7 +48,7 @@ def test_bad_input_is_one_line_before_ray_starts(
     ("arguments", "code", "line"),
     [
         (["none.pt", "d.yaml", "--budget-epochs", "1"], 1, "the model must exist, but there is no file none.pt"),
-        (["m.pt", "no/d.yaml", "--budget-epochs", "1"], 1, "the dataset must exist"),
+        (["m.pt", "no/d.yaml", "--budget-epochs", "1"], 1, "dataset not found"),
         (["m.pt", "d.yaml"], 2, "Missing option '--budget-epochs'"),
         (["m.pt", "d.yaml", "--budget-epochs", "1", "--ratio", "0.1", "--plan", "p"], 2, "--ratio or --plan, not both"),
     ],

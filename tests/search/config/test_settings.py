@@ -120,7 +120,7 @@ def test_json_has_everything_for_programs(capsys: Captured) -> None:
     assert run(["config", "--format", "json", "space.round_to", "model.path"]) == 0
     path, round_to = json.loads(capsys.readouterr().out)
     assert (path["name"], path["required"], path["default"]) == ("model.path", True, None)
-    meaning = "Widths move in steps of this many channels."
+    meaning = "Round widths to a multiple of this many channels."
     known = {"name": "space.round_to", "type": "int", "required": False, "default": 8, "bounds": {"minimum": 1}}
     assert round_to == {**known, "meaning": meaning}
 

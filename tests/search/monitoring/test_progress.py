@@ -91,7 +91,7 @@ def test_status_of_a_run_without_a_driver(tmp_path: Path) -> None:
     assert state.next() is not None
     status = run_status(prepared.folder, 4, OBJECTIVES)
     lines = status_lines(status)
-    assert "nothing drives it; go on with `paretoprune resume" in lines[0]
+    assert "no driver is running; resume with `paretoprune resume" in lines[0]
     assert lines[-1] == "unfinished t0000: waiting"
     row = status.to_row()
     assert (row["alive"], row["done"], row["running"], row["left"]) == (False, 0, 0, 4)

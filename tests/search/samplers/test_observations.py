@@ -150,10 +150,10 @@ def test_budgets_in_hours_and_gpu_hours() -> None:
     budget = Budget(hours=2.0, clock=lambda: now[0])
     assert not budget.used_up([])
     now[0] = 7200.0
-    assert budget.used_up([]) == "the 2 hours of this start"
+    assert budget.used_up([]) == "the time budget of 2 h"
     finished = [record(f"c{i}", 0.3, 0.4) for i in range(4)]  # half an hour each
     gpu = Budget(gpu_hours=4.0, gpus=2.0, clock=lambda: now[0])
-    assert gpu.used_up(finished) == "the 4 GPU hours of the run"
+    assert gpu.used_up(finished) == "the budget of 4 GPU h"
     assert not gpu.used_up(finished[:3])
     gpu.began("t9")
     now[0] += 1800.0

@@ -241,7 +241,7 @@ def test_out_of_memory_outside_of_training_is_tried_once_more_with_memory_given_
     tools = FakeTools(hook=failing("evaluate", 1, torch.OutOfMemoryError("CUDA out of memory\nmore")))
     record = run(tmp_path, tools)
     assert record.state is TrialState.COMPLETED
-    assert record.retries == ["evaluate: again after OutOfMemoryError: CUDA out of memory"]
+    assert record.retries == ["evaluate: retry after OutOfMemoryError: CUDA out of memory"]
     assert tools.calls.index("release") < len(tools.calls) - 1
 
     twice = run(tmp_path, FakeTools(hook=failing("evaluate", 2, torch.OutOfMemoryError("CUDA out of memory"))))

@@ -39,7 +39,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> bool:
         ("models/none.pt", "data.yaml", "the model must exist, but there is no file models/none.pt; check the path"),
         ("mymodel.pt", "data.yaml", "the model must exist, but there is no file mymodel.pt"),
         ("model.onnx", "data.yaml", r"a model must be an Ultralytics checkpoint \(.pt\), got model.onnx"),
-        ("yolov8n.pt", "no/data.yaml", "the dataset must exist, but there is no file no/data.yaml"),
+        ("yolov8n.pt", "no/data.yaml", "dataset not found: no/data.yaml"),
     ],
 )
 def test_missing_files(model: str, data: str, line: str) -> None:

@@ -113,7 +113,7 @@ def test_exceptions_fail_their_trial_only_and_killed_workers_not_even_that(tmp_p
 
 
 def test_a_systematic_fault_ends_the_sweep_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(SearchError, match=r"trials all failed for one reason \(recover: OSError: the disk is full\)"):
+    with pytest.raises(SearchError, match=r"trials failed with the same error \(recover: OSError: the disk is full\)"):
         run_sweep(make_prepared(tmp_path / "run", **{"search.trials": 50}), hopeless_tools)
     assert len(RunFolder(tmp_path / "run").read_records()) < 20
 
@@ -272,10 +272,10 @@ def test_hopeless_trials_are_stopped_and_told_as_what_they_would_have_been(tmp_p
 def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.hours": 1e-9}), quick_tools)
-    assert (outcome.finished, outcome.used_up) == (0, "the 1e-09 hours of this start")
+    assert (outcome.finished, outcome.used_up) == (0, "the time budget of 1e-09 h")
     outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.gpu_hours": 1e-9}), quick_tools)
     assert 0 < outcome.finished < 6
-    assert outcome.used_up == "the 1e-09 GPU hours of the run"
+    assert outcome.used_up == "the budget of 1e-09 GPU h"
     assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
 
 

@@ -97,7 +97,7 @@ def test_waiting_for_the_device_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     entered.wait()
     with alone_on("cpu"):
         other.join()
-    assert said == ["waiting until what else uses cpu on this host has ended its batch or measurement"]
+    assert said == ["waiting for other jobs on cpu to finish"]
     with monkeypatch.context() as patient:
         patient.setattr(exclusive_device, "SAID_AFTER_S", 60.0)
         with alone_on("cpu"):
