@@ -327,7 +327,7 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
         more = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
         raise RunFolderError(
             f"run folder {folder.path} already holds another configuration: `{key}` is {before!r} there, got {after!r}"
-            f"{more}; choose another --run, or go on with `paretoprune resume` (--model, --data: where they lie now)"
+            f"{more}; choose another --run, or resume with `paretoprune resume` (--model, --data: where they lie now)"
         )
 
 

@@ -116,7 +116,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         raise RunFolderError(
             f"run folder {folder.path} cannot be made ({error.strerror}); choose another --run"
         ) from error
-    remedy = f"go on with `{command_line('resume', folder.path)}`"
+    remedy = f"resume with `{command_line('resume', folder.path)}`"
     with (
         DriverLock(folder.path) as lock,
         published(folder.path),

@@ -72,7 +72,7 @@ def test_a_real_run_goes_on_whatever_interrupts_it(tmp_path: Path) -> None:
     search = command("search", BASELINE, data, "--run", run, *changes)
     wait_until((run / "baseline.log").exists, search)  # the worker has begun with it
     assert ctrl_c(search) == (
-        f"error: interrupted while measuring the unpruned model; go on with `paretoprune resume {run}`"
+        f"error: interrupted while measuring the unpruned model; resume with `paretoprune resume {run}`"
     )
     assert not folder.baseline.exists()
 

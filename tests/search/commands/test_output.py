@@ -110,17 +110,17 @@ def test_a_printed_command_can_be_pasted(name: str, tmp_path: Path, capsys: pyte
     words = ["paretoprune", "resume", str(tmp_path / name)]
     assert run(["status", str(tmp_path / name)]) == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert shlex.split(line.partition("go on with `")[2].removesuffix("`"), comments=True) == words
+    assert shlex.split(line.partition("resume with `")[2].removesuffix("`"), comments=True) == words
 
     def interrupted(**_: object) -> None:
-        with interruptible("measuring", f"go on with `{command_line('resume', tmp_path / name)}`"):
+        with interruptible("measuring", f"resume with `{command_line('resume', tmp_path / name)}`"):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.commands["status"], "callback", interrupted)
         assert run(["status", "x"]) == 1
     line = capsys.readouterr().err
-    assert shlex.split(line.partition("go on with `")[2].strip().removesuffix("`"), comments=True) == words
+    assert shlex.split(line.partition("resume with `")[2].strip().removesuffix("`"), comments=True) == words
     assert InterruptedRunError.__name__ not in line
 
 
