@@ -7,6 +7,8 @@ What is listed here is for use from other programs; it is imported when it is fi
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +94,24 @@ _HOMES = {
 class _Search(ModuleType):
     """The package `paretoprune.search`, which is also the function of that name."""
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        """Search a checkpoint's pruning trade-offs on a dataset; see `paretoprune.search.api.runs.search`."""
-        return importlib.import_module("paretoprune.search.api.runs").search(*args, **options)
+    def __call__(
+        self,
+        model: str | Path,
+        data: str | Path,
+        *,
+        run: str | Path | None = None,
+        config: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        on_progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Search a checkpoint's pruning trade-offs on a dataset; options as the command's, see docs/python.md."""
+        function = importlib.import_module("paretoprune.search.api.runs").search
+        return function(model, data, run=run, config=config, settings=settings, on_progress=on_progress, **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its name, as any module crosses processes with Ray."""
+        return importlib.import_module, (self.__name__,)
 
 
 if not TYPE_CHECKING:  # a type checker shall see the imports above, and complain of other names

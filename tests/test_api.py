@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ray import cloudpickle
 from ultralytics import YOLO
 
 import paretoprune as pp
@@ -36,8 +38,11 @@ def test_an_import_loads_nothing_heavy() -> None:
 
 def test_the_package_search_is_a_function_too() -> None:
     import paretoprune.search.errors
+    from paretoprune.search.api.runs import search
 
-    assert callable(pp.search)
+    shown, own = (list(inspect.signature(each).parameters) for each in (pp.search, search))
+    assert shown == own
+    assert pickle.loads(cloudpickle.dumps(pp.search)) is pp.search
     assert issubclass(paretoprune.search.errors.SearchError, ValueError)
     with pytest.raises(ValueError, match=r"there is no file nothing.pt"):
         pp.search("nothing.pt", "data.yaml")
