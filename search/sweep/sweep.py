@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import TRIAL_LOG
-from paretoprune.base.messages import note
+from paretoprune.base.messages import note, speaking
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import BEYOND_BOUNDS, TrialRecord, TrialState
@@ -272,12 +272,13 @@ def with_baseline(context: WorkerContext, identity: RunIdentity | None = None) -
 
     folder = context.folder
     if not folder.baseline.is_file():
-        note("measuring the unpruned model")
         task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(work_on_baseline)
-        try:
-            content: dict[str, Any] = ray.get(task.remote(context))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # the worker's own error, which says what to do
+        with speaking() as say:
+            say("measuring the unpruned model, and what its channels are worth")
+            try:
+                content: dict[str, Any] = ray.get(task.remote(context))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # the worker's own error, which says what to do
         if identity is not None:
             identity.save_rows(folder)
             content = {**content, **identity.content()}
