@@ -23,6 +23,9 @@ from paretoprune.pruning.builtin import BASELINE, IMGSZ
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.search.cli import COMMANDS, run
 from paretoprune.search.config.run_config import known_keys
+from paretoprune.search.errors import InterruptedRunError
+from paretoprune.search.sweep.sweep import SweepOutcome
+from tests.search.fakes import make_prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "ray", "ultralytics", "pandas", "optuna", "plotly", "matplotlib", "numpy", "pydantic"}
@@ -92,6 +95,17 @@ def test_arguments_of_runs_are_checked_by_name(tmp_path: Path) -> None:
         pp.search(BASELINE, tmp_path, settings={"trial.epoch": 3})
     with pytest.raises(ValueError, match=r"must be a run folder, but it holds no config.yaml"):
         pp.Run(tmp_path)
+
+
+def test_a_script_does_not_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = make_prepared(tmp_path / "run", **{"search.trials": 3})
+    prepared.folder.path.mkdir()
+    prepared.config.save(prepared.folder.config)
+    ended = SweepOutcome(finished=1, failed=0, total=3, interrupted=True)
+    monkeypatch.setattr("paretoprune.search.api.runs.prepare", lambda *_, **__: prepared)
+    monkeypatch.setattr("paretoprune.search.sweep.sweep.run_sweep", lambda given: ended)
+    with pytest.raises(InterruptedRunError, match=r"after 1 of 3 trials, .* resume with Run\('.*run'\).resume\(\)"):
+        pp.search(BASELINE, tmp_path / "data.yaml", run=tmp_path / "run")
 
 
 def test_pruned_and_saved_it_is_what_the_command_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,7 +314,8 @@ def _drive(prepared: Prepared) -> Run:
     run.outcome = outcome
     if outcome.interrupted:  # a script must not go on with its next step
         raise InterruptedRunError(
-            f"interrupted after {outcome.finished} of {outcome.total} trials, which are kept; go on with {run}.resume()"
+            f"interrupted after {outcome.finished} of {outcome.total} trials, which are kept; resume with "
+            f"{run}.resume()"
         )
     return run
 
