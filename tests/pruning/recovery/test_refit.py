@@ -253,7 +253,7 @@ def test_recording_does_not_touch_the_baseline(
 ) -> None:
     """Whatever fails on the way, what comes next finds it on the CPU, as it was."""
     bench = Workbench("unread.pt", device="meta")
-    vars(bench).update(model=model, table=table, images=images)
+    vars(bench).update(model=model, table=table, images=images, class_weights=None)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises((RuntimeError, NotImplementedError)):  # what is on the meta device has no values
         _ = bench.targets

@@ -123,7 +123,7 @@ class StrategyContract:
         """Images that do not fit are as if they had not been given; who computes shares the device."""
         gate, inside, while_tuning = CountingGate(), set[int](), set[int]()
         scarce, alone = again(bench, memory_gb=0.003, gate=gate), again(bench)
-        alone.calibration = Calibration({"img": scarce.images})
+        alone.calibration, alone.images = Calibration({"img": scarce.images}), scarce.images
         assert 1 < len(scarce.images) < len(scarce.calibration.images)
 
         def tune(model: nn.Module, epochs: int, folder: Path) -> nn.Module:
