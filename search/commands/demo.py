@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paretoprune.results.store.run_files import Selected
     from paretoprune.results.store.run_folder import RunFolder
 
-# Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo about five minutes.
+# Chosen for two idle CPU cores: a trial takes some fifteen seconds, the whole demo five to eight minutes.
 TRIAL_EPOCHS = 1
 FULL_EPOCHS = 20
 PICKS = 2
