@@ -118,7 +118,8 @@ class Workbench:
         if self._first is not None:
             return self._first.class_weights
         with self.turn:
-            return class_weights(copy.deepcopy(self.model).to(self.device), self.calibration.images)
+            model = copy.deepcopy(self.model).to(self.device)
+            return class_weights(model, self.calibration.images, pause=self.turn.pause)
 
     @cached_property
     def evidence(self) -> Evidence:

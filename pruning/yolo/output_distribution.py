@@ -20,7 +20,7 @@ derivative at z' = z is the Fisher information that `importance.output_fisher` s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -199,7 +199,9 @@ def class_probabilities(model: nn.Module, images: torch.Tensor) -> torch.Tensor 
     return found.transpose(1, 2) if by_query else found
 
 
-def class_weights(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> torch.Tensor | None:
+def class_weights(
+    model: nn.Module, images: torch.Tensor, chunk: int = 8, pause: Callable[[], None] = lambda: None
+) -> torch.Tensor | None:
     """What an error in each class's scores counts, so that all classes together count alike on these images.
 
     The curvature of a class's scores is p (1 - p), summed over anchors it is about the number of its objects; a class
@@ -210,6 +212,7 @@ def class_weights(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> tor
 
     Args:
         model: the unpruned network, eval mode. images: (N, C, H, W), moved to its device chunk by chunk.
+        pause: called between two chunks, where others may use the device.
 
     Returns:
         shape (classes,), on the CPU; None where there is one class or none.
@@ -217,6 +220,7 @@ def class_weights(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> tor
     device = next(model.parameters()).device
     total = torch.zeros(1)
     for part in images.split(chunk):
+        pause()
         p = class_probabilities(model, part.to(device))
         if p is None or p.shape[1] == 1:
             return None

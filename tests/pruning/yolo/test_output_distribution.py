@@ -94,7 +94,9 @@ def test_all_classes_together_count_alike() -> None:
             branch[-1].bias[2] = -30.0  # one that no image shows
     images = torch.rand(5, 3, 64, 64)
     p = class_probabilities(model, images)
-    weights = class_weights(model, images)
+    paused: list[None] = []
+    weights = class_weights(model, images, chunk=2, pause=lambda: paused.append(None))
+    assert len(paused) == 3  # a measurement is let in between the chunks
     assert p is not None
     assert weights is not None
     mass = (p * (1 - p)).sum((0, 2))
