@@ -115,7 +115,7 @@ class SearchSection(Section):
     """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
     and latency_ms."""
     warm_start: bool = True
-    """Begin with plans by sensitivity (two fifths of the trials, at most 8) and uniform ones (a quarter, at most 5)."""
+    """Begin with plans by sensitivity: the first 8 trials, and of 12 or more one with a uniform ratio."""
     loggers: list[Literal["mlflow", "wandb"]] = []
     """Experiment trackers that log every trial, through Ray's own integrations."""
     plans: list[str] = []

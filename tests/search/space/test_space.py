@@ -123,29 +123,26 @@ def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
 
 def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
     space = build_space(make_table(channels=512), SpaceSection())
-    rows = [{"keep": 1 - k / 20, "ratios": {"model.0.c0": 0.1 + k / 20, "model.2.c1": k / 40}} for k in range(12)]
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": 0.1 + k / 60, "model.2.c1": k / 60}} for k in range(30)]
     starts = warm_start(space, 20, rows)
     kinds = [start.provenance for start in starts]
     assert kinds.count("sensitivity") == 8
-    assert kinds.count("ladder") == len(ladder_plans(space, 20))
+    assert kinds.count("ladder") == 1  # for comparison
     assert kinds == sorted(kinds, reverse=True)  # what promises more comes first
     assert len({start.levels for start in starts}) == len(starts)
     assert space.uniform(0.0) not in {start.levels for start in starts}
-    assert space.nearest(rows[-1]["ratios"]) in {start.levels for start in starts}
+    levels = {start.levels for start in starts}
+    assert not levels & {space.nearest(rows[0]["ratios"]), space.nearest(rows[-1]["ratios"])}  # the path's ends
 
 
-@pytest.mark.parametrize(("trials", "order"), [(12, [2, 4, 1, 3, 0]), (20, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [1, 0])])
+@pytest.mark.parametrize(("trials", "order"), [(12, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [2, 4, 1, 3, 0]), (2, [1, 0])])
 def test_a_warm_start_that_is_cut_off_has_the_front_in_outline(trials: int, order: list[int]) -> None:
     """The middle, then the middles of what it leaves, the heavier half first: `order` counts from the lightest."""
     space = build_space(make_table(channels=512), SpaceSection())
     rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 30)]
     starts = warm_start(space, trials, rows)
-    by_kind = {
-        kind: [start.levels for start in starts if start.provenance == kind] for kind in ("sensitivity", "ladder")
-    }
-    assert [sorted(by_kind["sensitivity"]).index(levels) for levels in by_kind["sensitivity"]] == order
-    ladder = by_kind["ladder"]
-    assert sorted(ladder).index(ladder[0]) == len(ladder) // 2
+    sensible = [start.levels for start in starts if start.provenance == "sensitivity"]
+    assert [sorted(sensible).index(levels) for levels in sensible] == order
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3])
