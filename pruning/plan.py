@@ -1,4 +1,4 @@
-"""A plan: which fraction of each layer's channels is removed, and, once applied, which channels stayed."""
+"""A plan: which fraction of each layer's channels is removed, at which input size, and, once applied, what stayed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class _PlanFile(BaseModel):
 
     ratios: dict[str, Ratio]
     kept: dict[str, Annotated[tuple[Index, ...], AfterValidator(_rising)]] = Field(default_factory=dict)
+    imgsz: Annotated[int, Strict(), Field(ge=1)] | None = None
+    branches_removed: tuple[str, ...] = ()
     hash: str | None = None
 
 
@@ -46,10 +48,15 @@ class Plan:
             `pruning.graph.patterns.governing`).
         kept: by the convolution's name in the model, ascending indices into the unpruned output channels; empty
             before the plan was applied.
+        imgsz: side of the input that the network is for, pixels; None: that of whoever applies the plan (a run's own
+            size counts as None, so that equal plans are equal).
+        branches: names of the branches that are removed whole.
     """
 
     ratios: Mapping[str, float]
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    imgsz: int | None = None
+    branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for layer, ratio in self.ratios.items():
@@ -57,15 +64,25 @@ class Plan:
 
     @cached_property
     def hash(self) -> str:
-        """Stable identity of the ratios, 16 hex digits: sorted, rounded to 1e-6, layers at ratio 0 left out."""
-        text = json.dumps([[k, f"{v:.6f}"] for k, v in sorted(self.ratios.items()) if f"{v:.6f}" != "0.000000"])
+        """Stable identity of what is asked for, 16 hex digits.
+
+        Ratios are sorted, rounded to 1e-6, layers at ratio 0 left out; a size and branches count where there are any.
+        """
+        rows = [[k, f"{v:.6f}"] for k, v in sorted(self.ratios.items()) if f"{v:.6f}" != "0.000000"]
+        text = json.dumps([rows, self._beside_ratios()] if self._beside_ratios() else rows)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _beside_ratios(self) -> dict[str, Any]:
+        """Size and branches as JSON has them; {} for a plan of widths alone."""
+        size = {} if self.imgsz is None else {"imgsz": self.imgsz}
+        return size | ({"branches_removed": sorted(self.branches)} if self.branches else {})
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "hash": self.hash,
             "ratios": dict(self.ratios),  # in their order: among equal patterns the later counts
+            **self._beside_ratios(),
             "kept": {k: list(v) for k, v in self.kept.items()},
         }
 
@@ -85,11 +102,11 @@ class Plan:
             place = key + "".join(f"[{part}]" for part in inner)
             condition = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             raise PlanError(f"{where}: {place} {condition}, but got {first['input']!r:.60}.") from None
-        plan = cls(content.ratios, content.kept)
+        plan = cls(content.ratios, content.kept, content.imgsz, content.branches_removed)
         if content.hash is not None and content.hash != plan.hash:
             raise PlanError(
-                f"{where} was changed after it was written: its hash is {content.hash:.60}, its ratios "
-                f'give {plan.hash}. Remove "hash" and "kept" to use the changed ratios.'
+                f"{where} was changed after it was written: its hash is {content.hash:.60}, its "
+                f'content gives {plan.hash}. Remove "hash" and "kept" to use the changed plan.'
             )
         return plan
 

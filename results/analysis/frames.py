@@ -48,9 +48,10 @@ def trials_frame(
 ) -> pd.DataFrame:
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
-    Columns: trial_id, state, fidelity, epochs, on_front, feasible, violations, the metrics, objectives not among them,
-    speedup_low, speedup_high (95 % interval of a measured one), speedup_predicted_low, speedup_predicted_high (of one
-    that was predicted, as for some that were stopped), latency_source (measured or foretold), map50_95_drop and
+    Columns: trial_id, state, fidelity, epochs, imgsz (pixels: the trial's own, else the run's), branches_removed,
+    on_front, feasible, violations, the metrics, objectives not among them, speedup_low, speedup_high (95 % interval of
+    a measured one), speedup_predicted_low, speedup_predicted_high (of one that was predicted, as for some that were
+    stopped), latency_source (measured or foretold), map50_95_drop and
     top1_drop (baseline minus trial), seconds_total, finished_at (unix seconds), plan_hash, device,
     node, provenance, error. `on_front` is true only among completed trials of the run's main fidelity that keep to the
     run's bounds (`feasible`; `violations` names those not kept).
@@ -62,7 +63,9 @@ def trials_frame(
     ]
     frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
     numbers = (*metrics, *INTERVAL_COLUMNS, *DROP_COLUMNS)
-    return frame.astype(dict.fromkeys(numbers, float))  # a column that is missing throughout would be of objects
+    return frame.astype(
+        dict.fromkeys(numbers, float) | {"imgsz": "Int64"}
+    )  # a column that is missing throughout would be of objects
 
 
 def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +79,17 @@ def metric_columns(objectives: Sequence[str]) -> tuple[str, ...]:
 
 
 def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
-    head = ("trial_id", "state", "fidelity", "epochs", "on_front", "feasible", "violations")
+    head = (
+        "trial_id",
+        "state",
+        "fidelity",
+        "epochs",
+        "imgsz",
+        "branches_removed",
+        "on_front",
+        "feasible",
+        "violations",
+    )
     tail = ("seconds_total", "finished_at", "plan_hash", "device", "node", "provenance", "error")
     return (*head, *metrics, *INTERVAL_COLUMNS, SOURCE, *DROP_COLUMNS, *tail)
 
@@ -91,6 +104,8 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
         "state": record.state.value,
         "fidelity": record.fidelity_label,
         "epochs": record.epochs,
+        "imgsz": record.imgsz or baseline.get("imgsz"),
+        "branches_removed": " ".join(record.branches_removed),
         "feasible": record.feasible,
         "violations": ", ".join(record.violations),
         **{name: record.number(name) for name in metrics},
@@ -122,7 +137,8 @@ def front_rows(
     bounds: only trials within them. picks: only what these wishes choose (see `choosing.pick_trials`); `chosen_as` says
     why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
     the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
-    on the front by luck. `plan` and `checkpoint` are absolute paths that exist, or None.
+    on the front by luck. `kind` is "trial"; `imgsz` the side of the input in pixels, a trial's own or else the run's.
+    `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     baseline, objectives, records = folder.read_baseline(), folder.objectives(), folder.read_records()
@@ -151,7 +167,10 @@ def front_rows(
 def _front_row(
     folder: RunFolder, record: TrialRecord, baseline: Mapping[str, Any], finetuned: Selected | None
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial_id": record.trial_id, "fidelity": record.fidelity_label, "epochs": record.epochs}
+    row: dict[str, Any] = {"trial_id": record.trial_id, "kind": "trial", "fidelity": record.fidelity_label}
+    row["epochs"] = record.epochs
+    row["imgsz"] = record.imgsz or baseline.get("imgsz")
+    row["branches_removed"] = list(record.branches_removed)
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
     for name in (CI95, PI95):
         bounds = speedup_interval(record.metrics, name)
@@ -175,7 +194,7 @@ def front_frame(run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: 
     rows = front_rows(run, bounds, picks)
     for row in rows:
         row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
-        row["tied_with"], row["beaten_by"] = " ".join(row["tied_with"]), " ".join(row["beaten_by"])
+        row.update({name: " ".join(row[name]) for name in ("tied_with", "beaten_by", "branches_removed")})
     return frame_of(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])
 
 

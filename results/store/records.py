@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, get_args
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, Strict, model_validator
 
 from paretoprune.base.atomic import fsync_directory
 from paretoprune.results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
@@ -29,8 +29,10 @@ from paretoprune.results.store.persisted import (
 )
 
 SCHEMA_VERSION = 1
-RECORD_VERSION: Literal[2] = 2
-"""Of a trial's record; 1 has no `history` and no `violations`. Both are read, this one is written."""
+RECORD_VERSION: Literal[3] = 3
+"""Of a trial's record; 1 has no `history` and no `violations`, 2 no `imgsz` and no `branches_removed`. All are read,
+this one is written."""
+Size = Annotated[int, Strict(), Field(ge=1)]
 Fidelity = Literal["refit", "epochs", "full"]
 FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 BEYOND_BOUNDS = "beyond the bounds"
@@ -87,6 +89,7 @@ class TrialRecord(Persisted):
     trial_id: a file name: no separators, no control characters.
     state: completed trials have at least an accuracy (see `accuracy`) and `latency_ms`; failed ones have an `error`.
     ratios: layer -> fraction of its channels removed, in [0, 1).
+    imgsz: side of the trial's input, pixels; None: the run's. branches_removed: branches that were removed whole.
     metrics: name -> finite number, text, or list of those, or a mapping of such (in it None, too). NaN and infinity are
         refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
@@ -96,7 +99,7 @@ class TrialRecord(Persisted):
     violations: bound of the run -> by how much the trial is beyond it (above 0); {}: it keeps to all, it is feasible.
     """
 
-    schema_version: Literal[2] = RECORD_VERSION
+    schema_version: Literal[3] = RECORD_VERSION
     trial_id: Annotated[str, PlainValidator(_trial_id)]
     state: TrialState
     plan_hash: str
@@ -113,6 +116,8 @@ class TrialRecord(Persisted):
     history: Annotated[list[dict[str, Any]], PlainValidator(_history)] = Field(default_factory=list)
     retries: list[str] = Field(default_factory=list)
     violations: dict[str, Number] = Field(default_factory=dict)
+    imgsz: Size | None = None
+    branches_removed: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_together(self) -> TrialRecord:
@@ -159,9 +164,9 @@ class TrialRecord(Persisted):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
         """Raises SchemaVersionError for another schema, RecordError for missing or unknown fields."""
-        if content.get("schema_version") not in (1, RECORD_VERSION):
+        if content.get("schema_version") not in (1, 2, RECORD_VERSION):
             raise SchemaVersionError("a trial record", content.get("schema_version"), RECORD_VERSION)
-        content = {**content, "schema_version": RECORD_VERSION}  # what version 1 lacks has its default
+        content = {**content, "schema_version": RECORD_VERSION}  # what older ones lack has its default
         if isinstance(content.get("metrics"), Mapping):
             content["metrics"] = present_metrics(content["metrics"])
         return cls(**content)

@@ -11,10 +11,11 @@ from paretoprune.search.commands.options import RUN, format_option, selector
 from paretoprune.search.commands.output import emit, with_objectives
 
 COLUMNS = (
-    "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "fidelity", "tied_with",
-    "beaten_by", "chosen_as", "checkpoint",
+    "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "imgsz",
+    "branches_removed", "fidelity", "tied_with", "beaten_by", "chosen_as", "checkpoint",
 )  # fmt: skip
 
+SHORTENED = ("tied_with", "beaten_by", "branches_removed")
 IDS_IN_A_CELL = 3
 
 
@@ -37,9 +38,10 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
     if form != "table":
         emit(rows, form)
         return
-    columns = with_objectives([name for name in COLUMNS if name != "chosen_as" or pick], folder.objectives())
+    unused = {"chosen_as": not pick, "branches_removed": not any(row["branches_removed"] for row in rows)}
+    columns = with_objectives([name for name in COLUMNS if not unused.get(name)], folder.objectives())
     emit(
-        [{**row, **{name: _few(row[name]) for name in ("tied_with", "beaten_by")}} for row in rows],
+        [{**row, **{name: _few(row[name]) for name in SHORTENED}} for row in rows],
         form,
         columns,
         "no trials",

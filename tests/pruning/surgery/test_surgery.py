@@ -251,6 +251,19 @@ def test_the_hash_is_of_the_ratios_alone() -> None:
     assert plan.hash != Plan({"model.1": 0.5, "model.5": 0.26}).hash
 
 
+def test_size_and_branches_are_part_of_a_plan_and_of_its_hash(tmp_path: Path) -> None:
+    """Of one without them the hash is what it was; a file without them is of a plan without them."""
+    ratios = {"model.1": 0.5}
+    plans = [Plan(ratios), Plan(ratios, imgsz=256), Plan(ratios, imgsz=224), Plan(ratios, branches=("b", "a"))]
+    assert len({plan.hash for plan in plans}) == 4
+    assert plans[3].hash == Plan(ratios, branches=("a", "b")).hash
+    full = Plan(ratios, {"model.1.conv": (0, 1)}, 256, ("model.2.m.0",))
+    full.save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert (content["imgsz"], content["branches_removed"]) == (256, ["model.2.m.0"])
+    assert Plan.load(tmp_path / "plan.json") == full
+
+
 def test_canonical_ratios_are_equal_exactly_for_equal_widths(table: LayerTable) -> None:
     a, b, c = (canonical_ratios(table, resolve(table, {"model.*": r})) for r in (0.30, 0.31, 0.45))
     assert a == b != c
@@ -280,6 +293,8 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         '{"ratios": {}, "kept": {"a": [-1]}}',
         '{"ratios": {}, "kept": {"a": [1, 1]}}',
         '{"ratios": {}, "hash": 7}',
+        '{"ratios": {}, "imgsz": "256"}',
+        '{"ratios": {}, "branches_removed": "model.2.m.0"}',
         '{"ratios": {"a": %s}}' % ("9" * 401),
         '{"ratios": {"a": [0.5]}}',
         '{"ratios": {"a": true}}',

@@ -43,7 +43,8 @@ def test_a_metric_that_is_no_number_is_refused_by_name(record: Build, value: Any
         ({"epochs": 2}, "means no epoch, but got epochs=2"),
         ({"epochs": -1}, "epochs must be greater than or equal to 0, but got -1"),
         ({"state": "failed"}, "a failed trial must say why"),
-        ({"schema_version": 3}, "schema_version must be 2, but got 3"),
+        ({"schema_version": 4}, "schema_version must be 3, but got 4"),
+        ({"imgsz": 0}, "imgsz must be greater than or equal to 1, but got 0"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(record: Build, change: dict[str, Any], message: str) -> None:
@@ -195,8 +196,8 @@ def test_a_torn_middle_line_is_an_error_with_its_number(record: Build, tmp_path:
     ("line", "message"),
     [
         (b"[1]", "must be a JSON object, but got list"),
-        (b'{"schema_version": 99}', "schema_version 2, but got 99: read it with the paretoprune that wrote it"),
-        (b"{}", "schema_version 2, but got None"),
+        (b'{"schema_version": 99}', "schema_version 3, but got 99: read it with the paretoprune that wrote it"),
+        (b"{}", "schema_version 3, but got None"),
     ],
 )
 def test_a_whole_line_that_is_no_record_is_an_error_even_at_the_end(line: bytes, message: str, tmp_path: Path) -> None:
@@ -269,6 +270,18 @@ def test_a_record_of_version_1_is_read_and_has_no_history(record: Build) -> None
     old = TrialRecord.from_json({**content, "schema_version": 1})
     assert old == record("a")
     assert old.history == []
+
+
+def test_a_record_of_version_2_has_the_runs_size_and_all_branches(record: Build) -> None:
+    new = record("a", imgsz=256, branches_removed=["model.2.m.0"])
+    content = json.loads(json.dumps(new.to_json()))
+    assert TrialRecord.from_json(content) == new
+    del content["imgsz"], content["branches_removed"]
+    old = TrialRecord.from_json({**content, "schema_version": 2})
+    assert (old.imgsz, old.branches_removed) == (None, [])
+    frame = trials_frame([new, old.changed(trial_id="b")], {"metrics": {}, "imgsz": 320})
+    assert frame["imgsz"].tolist() == [256, 320]
+    assert frame["branches_removed"].tolist() == ["model.2.m.0", ""]
 
 
 def test_history_comes_back_and_must_rise(record: Build) -> None:
