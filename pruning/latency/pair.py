@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, str
 
 _QUADS_TO_STOP = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks
-_WARMUP_SHARE = 0.3  # of max_seconds, at most
+WARMUP_SHARE = 0.3  # of max_seconds, at most
 _LAZY = 2  # inferences in which a runtime allocates memory and chooses kernels: they need no device of their own
 PATIENCE = 4.0  # times the usual seconds, for a measurement that a noisy machine would make useless
 USEFUL_HALFWIDTH = 0.1  # of an interval that tells something, as a fraction of the speed-up
@@ -154,7 +154,7 @@ def measure_pair(
         times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch, patience=patience)
         seconds, conditions = time.perf_counter() - begun, device_watch.finish()
     return LatencyResult(
-        **_figures(times),
+        **figures(times),
         device=conditions.device_name if place.type == "cuda" else place.type,
         threads=first.threads,
         imgsz=imgsz,
@@ -181,7 +181,7 @@ def _made_ready(networks: Sequence[Network], spec: SessionSpec, runtime: str, ex
     return sessions
 
 
-def _figures(times: PairedTimes) -> dict[str, Any]:
+def figures(times: PairedTimes) -> dict[str, Any]:
     """What a LatencyResult says of the times themselves."""
     own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return {
@@ -213,14 +213,37 @@ def time_pair(
     `device_watch` is looked at between quads, where it delays no timed inference. `patience`: see `measure_pair`.
     """
     begun = clock()
-    end, latest = begun + max_seconds, begun + patience * max_seconds
-    warm = _warm_up(candidate, baseline, clock() + _WARMUP_SHARE * max_seconds, clock)
-    block_ms = block_length_ms((1 - _WARMUP_SHARE) * max_seconds, 4 * _QUADS_TO_STOP)
+    warm = _warm_up(candidate, baseline, clock() + WARMUP_SHARE * max_seconds, clock)
+    block_ms = pair_block_ms(max_seconds)
     counts = [inferences_per_block(float(np.median(series[-3:])), block_ms) for series in warm]
     candidate.time_ms()  # the warm-up ended with the baseline
+
+    def timed() -> Iterator[Quad]:
+        while True:
+            yield _time_quad(candidate, baseline, counts)
+
+    return until_known(timed(), len(warm[0]), begun, max_seconds, target_halfwidth, clock, device_watch, patience)
+
+
+def until_known(
+    timed: Iterable[Quad],
+    warmup_iterations: int,
+    begun: float,
+    max_seconds: float,
+    target_halfwidth: float,
+    clock: Callable[[], float] = time.perf_counter,
+    device_watch: Watch | None = None,
+    patience: float = 1.0,
+) -> PairedTimes:
+    """Take quads, wherever they are timed, until the target or the time is reached; see `time_pair`.
+
+    `begun`: when the warm-up began, by `clock`. Where `timed` ends before that, what came until then counts; fewer than
+    four quads raise PruningError.
+    """
+    end, latest = begun + max_seconds, begun + patience * max_seconds
     quads: list[Quad] = []
-    while True:
-        quads.append(_time_quad(candidate, baseline, counts))
+    for quad in timed:
+        quads.append(quad)
         if device_watch is not None and len(quads) % _LOOK_EVERY == 1:
             device_watch.look()
         overtime = len(quads) >= FEWEST_QUADS and clock() >= end
@@ -232,7 +255,18 @@ def time_pair(
         converged = len(quads) >= _QUADS_TO_STOP and result.halfwidth <= target_halfwidth
         useful = overtime and across_sessions(result).halfwidth <= USEFUL_HALFWIDTH
         if converged or useful or time_is_up:
-            return PairedTimes(tuple(quads), result, converged, warmup_iterations=len(warm[0]))
+            return PairedTimes(tuple(quads), result, converged, warmup_iterations)
+    if len(quads) < FEWEST_QUADS:
+        raise PruningError(
+            f"a measurement needs {FEWEST_QUADS} rounds at least, but it ended after {len(quads)}; give it more time"
+        )
+    result = speedup(quads)
+    return PairedTimes(tuple(quads), result, result.halfwidth <= target_halfwidth, warmup_iterations)
+
+
+def pair_block_ms(max_seconds: float) -> float:
+    """Length of a block of a measurement that may take so long, warm-up included."""
+    return block_length_ms((1 - WARMUP_SHARE) * max_seconds, 4 * _QUADS_TO_STOP)
 
 
 def _warm_up(
