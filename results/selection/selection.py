@@ -130,6 +130,11 @@ def fastest_within_drop(
     return min(within, key=by_latency, default=None)
 
 
+def within_words(max_drop: float, baseline: Mapping[str, Any]) -> str:
+    """As what the trial of `fastest_within_drop` is chosen."""
+    return f"fastest within {max_drop:g} of the unpruned model's {accuracy_label(baseline['metrics'])}"
+
+
 def spread(records: Sequence[TrialRecord], k: int, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> list[TrialRecord]:
     """K trials spread over the front: the smallest gap between neighbours is as large as it can be.
 
@@ -194,7 +199,7 @@ def choose(
         (knee(records, objectives), KNEE),
         (
             fastest_within_drop(records, baseline, DEFAULT_MAX_DROP),
-            f"fastest within {DEFAULT_MAX_DROP:g} of the baseline's {accuracy_label(baseline['metrics'])}",
+            within_words(DEFAULT_MAX_DROP, baseline),
         ),
         (best_under(records, max_latency_ms=limit_ms), f"best under the baseline's {limit_ms:.3g} ms"),
     ]

@@ -50,6 +50,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "distill": ("trial.distill", "finetune.distill"),
     "min_map": ("search.min_map",),
     "max_latency_ms": ("search.max_latency_ms",),
+    "max_latency_ratio": ("search.max_latency_ratio",),
+    "min_speedup": ("search.min_speedup",),
     "max_params_m": ("search.max_params_m",),
     "hours": ("search.hours",),
     "gpu_hours": ("search.gpu_hours",),
@@ -93,9 +95,10 @@ class Run:
     def front(self, *, pick: str | Sequence[str] = (), **bounds: float | None) -> DataFrame:
         """The front as a data frame, the most accurate trial first; units are in the columns' names.
 
-        ``pick``: only these: knee, best, fastest, smallest, "3" (so many), "spread:5" or trial ids. Bounds:
-        ``max_drop`` (accuracy lost, 0.02: two points), ``min_map``, ``max_latency_ms``, ``max_params_m``,
-        ``max_gflops``.
+        ``pick``: only these: knee, best, fastest, smallest, "within:0.02" (the fastest that loses at most this
+        accuracy), "speedup:2" (the most accurate that is at least this many times as fast), "3" (so many), "spread:5"
+        or trial ids. Bounds: ``max_drop`` (accuracy lost, 0.02: two points), ``min_map``, ``max_latency_ms``,
+        ``max_latency_ratio``, ``min_speedup``, ``max_params_m``, ``max_gflops``.
         """
         from paretoprune.results.analysis.frames import front_frame
 
@@ -163,9 +166,10 @@ def search(
 
     Called again on the same folder (None: runs/<model's name>), it goes on. Options, as the command's: ``trials``,
     ``epochs``, ``imgsz``, ``strategy``, ``latency_target``, ``recover``, ``distill``, ``min_map``, ``max_latency_ms``,
-    ``max_params_m``, ``hours``, ``gpu_hours``, ``stopping``, ``plan``, ``from_run``, ``address``,
-    ``trust_checkpoint``. Every other setting by its name: ``settings={"space.round_to": 16}``. ``config``: a YAML file
-    of settings, which options go before. ``on_progress`` is called with lines that else go to stderr.
+    ``max_latency_ratio``, ``min_speedup``, ``max_params_m``, ``hours``, ``gpu_hours``, ``stopping``, ``plan``,
+    ``from_run``, ``address``, ``trust_checkpoint``. Every other setting by its name:
+    ``settings={"space.round_to": 16}``. ``config``: a YAML file of settings, which options go before. ``on_progress``
+    is called with lines that else go to stderr.
 
     Raises :class:`paretoprune.UserError`, a ValueError, for everything that a person can put right, before any work.
     """

@@ -124,6 +124,16 @@ def selector(command: Command) -> Command:
     """The options that say which trials: bounds, and what to pick within them."""
     options = (
         click.option("--max-latency-ms", type=click.FloatRange(min=0), help="Maximum latency, ms."),
+        click.option(
+            "--max-latency-ratio",
+            type=click.FloatRange(min=0),
+            help="Maximum latency as a fraction of the unpruned model's.",
+        ),
+        click.option(
+            "--min-speedup",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Minimum speed-up over the unpruned model (2: twice as fast).",
+        ),
         click.option("--max-params-m", type=click.FloatRange(min=0), help="Maximum number of parameters, millions."),
         click.option("--max-gflops", type=click.FloatRange(min=0), help="Maximum GFLOPs."),
         click.option("--min-map", type=click.FloatRange(0, 1), help="Minimum accuracy (mAP50-95 or top-1)."),
@@ -132,7 +142,9 @@ def selector(command: Command) -> Command:
         ),
         click.option(
             "--pick", multiple=True, metavar="WHAT",
-            help="K (number of picks), knee, best, fastest, smallest, spread:K or a trial's id; may be repeated.",
+            help="K (number of picks), knee, best, fastest, smallest, within:DROP (fastest that loses at most this "
+            "accuracy), speedup:FACTOR (most accurate that is at least this many times as fast), spread:K or a "
+            "trial's id; may be repeated.",
         ),
     )  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)

@@ -29,6 +29,8 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--min-map", type=float, help="Minimum accuracy (mAP50-95 or top-1)."),
         click.option("--max-latency-ms", type=float, help="Maximum latency, ms; slower plans are not trained."),
+        click.option("--max-latency-ratio", type=float, help="Maximum latency as a fraction of the unpruned model's."),
+        click.option("--min-speedup", type=float, help="Minimum speed-up over the unpruned model (2: twice as fast)."),
         click.option("--max-params-m", type=float, help="Maximum number of parameters, millions."),
         hours_option,
         gpu_hours_option,

@@ -131,6 +131,10 @@ class SearchSection(Section):
     the epochs divided by its powers."""
     max_latency_ms: float | None = Field(default=None, gt=0)
     """Maximum latency, ms; slower plans are not trained."""
+    max_latency_ratio: float | None = Field(default=None, gt=0)
+    """Maximum latency as a fraction of the unpruned model's; slower plans are not trained."""
+    min_speedup: float | None = Field(default=None, gt=0)
+    """Minimum speed-up over the unpruned model; slower plans are not trained."""
     max_params_m: float | None = Field(default=None, gt=0)
     """Maximum number of parameters, millions; larger plans are not trained."""
     max_gflops: float | None = Field(default=None, gt=0)

@@ -18,6 +18,8 @@ def bounds_of_search(section: SearchSection) -> Bounds:
     """The bounds that the front must keep."""
     return Bounds(
         max_latency_ms=section.max_latency_ms,
+        max_latency_ratio=section.max_latency_ratio,
+        min_speedup=section.min_speedup,
         max_params_m=section.max_params_m,
         max_gflops=section.max_gflops,
         min_map=section.min_map,
@@ -42,11 +44,12 @@ class Screen:
         if self.geometry is not None:
             params, gflops = self.geometry.costs(self.geometry.shares([ratios]))
             known = {"params_m": float(params[0]), "gflops": float(gflops[0])}
-        if self.bounds.max_latency_ms is not None:
+        if self.bounds.limit_latency:
             prediction = self.predictor.predict(ratios)
             if prediction is not None:  # its most optimistic end: what may keep the bound is measured
                 known["latency_ms"] = prediction.low * self.baseline_latency_ms
-        beyond = [name for name, value in self.bounds.violations(known, {}).items() if value > 0]
+        unpruned = {"metrics": {"latency_ms": self.baseline_latency_ms}}
+        beyond = [name for name, value in self.bounds.violations(known, unpruned).items() if value > 0]
         return f"beyond {', '.join(beyond)}" if beyond else ""
 
 

@@ -178,7 +178,7 @@ class Latency:
         if self._measurement is None:
             figures = self.figures()
         else:
-            unbounded = self._work.settings.bounds.max_latency_ms is None
+            unbounded = not self._work.settings.bounds.limit_latency
             known = self._measurement.known() if unbounded else self._measurement.result()
             figures = {} if known is None else latency_metrics(known, self._work.settings.baseline_latency_ms)
         return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
@@ -220,7 +220,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     course = Course(
         work.request.trial_id, settings.rungs, judge, settings.accuracy, {**stats, **latency.costs()}, clock
     )
-    worth_training = settings.epochs > 0 and not _violations(settings.bounds, course.costs)
+    worth_training = settings.epochs > 0 and not _violations(settings, course.costs)
     with clock.phase("evaluate"):
         start = work.tools.evaluate(model)
     tuned = Tuned(model, 0, 0, start, start)
@@ -255,7 +255,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         provenance=work.request.provenance,
         history=course.history,
         retries=[*work.request.losses, *tuned.retries],
-        violations=_violations(settings.bounds, metrics),
+        violations=_violations(settings, metrics),
     )
 
 
@@ -274,9 +274,10 @@ def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
     return model, plan
 
 
-def _violations(bounds: Bounds, metrics: Mapping[str, Any]) -> dict[str, float]:
+def _violations(settings: TrialSettings, metrics: Mapping[str, Any]) -> dict[str, float]:
     """The bounds that are not kept."""
-    return {name: value for name, value in bounds.violations(metrics, {}).items() if value > 0}
+    unpruned = {"metrics": {"latency_ms": settings.baseline_latency_ms}}
+    return {name: value for name, value in settings.bounds.violations(metrics, unpruned).items() if value > 0}
 
 
 def _hash(tools: TrialTools, request: TrialRequest) -> str:

@@ -54,6 +54,7 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
     """Settings of one trial, from the run's configuration."""
     search, epochs = config.search, config.trial.epochs
     accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
+    bounds = bounds_of_search(search)
     return TrialSettings(
         epochs=epochs,
         recover=config.recover.how != "none",
@@ -61,8 +62,8 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
         rungs=rungs_of(epochs, search.reduction) if search.stopping else (),
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
-        bounds=bounds_of_search(search),
-        foretells="energy_j" not in search.objectives and search.max_latency_ms is None,
+        bounds=bounds,
+        foretells="energy_j" not in search.objectives and not bounds.limit_latency,
     )
 
 

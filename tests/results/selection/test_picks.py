@@ -18,6 +18,9 @@ Build = Callable[..., TrialRecord]
 ALL_BOUNDS = [
     Bounds(),
     Bounds(max_latency_ms=8.0),
+    Bounds(max_latency_ratio=0.6),
+    Bounds(min_speedup=1.5),
+    Bounds(max_latency_ratio=0.9, min_speedup=1.6),
     Bounds(max_params_m=1.5),
     Bounds(max_gflops=1.2),
     Bounds(min_map=0.45),
@@ -30,6 +33,8 @@ def keeps(bounds: Bounds, record: TrialRecord) -> bool:
     metrics, floor = record.metrics, 0.612 - (1 if bounds.max_drop is None else bounds.max_drop)
     return (
         metrics["latency_ms"] <= (bounds.max_latency_ms or 1e9)
+        and metrics["latency_ms"] <= 12.4 * (bounds.max_latency_ratio or 1e9)
+        and 12.4 / metrics["latency_ms"] >= (bounds.min_speedup or 0)
         and metrics["params_m"] <= (bounds.max_params_m or 1e9)
         and metrics["gflops"] <= (bounds.max_gflops or 1e9)
         and metrics["map50_95"] >= max(bounds.min_map or 0, floor)
@@ -52,6 +57,28 @@ def test_single_wishes_within_bounds(bounds: Bounds) -> None:
         assert pick.record == record
         assert str(bounds) in pick.chosen_as or wish == "knee"
     assert [pick.record for pick in pick_trials(records, baseline, ["spread:3"], bounds)] == spread(within, 3)
+
+
+@pytest.mark.parametrize("number", ["0.02", "0.1", "0.3", "1", "1.5", "2.2"])
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(max_params_m=2.0)], ids=str)
+def test_the_fastest_within_a_drop_and_the_most_accurate_at_a_speed(number: str, bounds: Bounds) -> None:
+    records, baseline, limit = synthetic_records(46), synthetic_baseline(), float(number)
+    within = [item for item in comparable(records) if keeps(bounds, item)]
+    close = [item for item in within if item.metrics["map50_95"] >= 0.612 - limit]
+    fast = [item for item in within if item.metrics["latency_ms"] <= 12.4 / limit]
+    wanted = {
+        "within": min(close, key=lambda item: item.metrics["latency_ms"], default=None),
+        "speedup": max(fast, key=lambda item: item.metrics["map50_95"], default=None),
+    }
+    assert any(wanted.values())
+    for word, record in wanted.items():
+        wish = f"{word}:{number}"
+        if record is None:
+            with pytest.raises(ResultsError, match=f"--pick {wish} finds no trial .* the nearest is t0"):
+                pick_trials(records, baseline, [wish], bounds)
+        else:
+            (pick,) = pick_trials(records, baseline, [wish], bounds)
+            assert pick.record == record
 
 
 def test_a_number_takes_what_the_bounds_ask_for_first() -> None:
@@ -79,7 +106,18 @@ def test_several_wishes_give_each_trial_once_and_ids_need_no_bounds(record: Buil
     ("wishes", "bounds", "line"),
     [
         (["best"], Bounds(max_latency_ms=0.1), "--pick best finds no completed trial with at most 0.1 ms; loosen"),
-        (["kneee"], Bounds(), "a pick must be K, knee, best, fastest, smallest, spread:K or a finished trial's id"),
+        (
+            ["kneee"],
+            Bounds(),
+            "a pick must be K, knee, best, fastest, smallest, within:DROP, speedup:FACTOR, spread:K or a finished",
+        ),
+        (["within:"], Bounds(), "but got 'within:'"),
+        (["within:nan"], Bounds(), "but got 'within:nan'"),
+        (["speedup:0"], Bounds(), "but got 'speedup:0'"),
+        (["speedup:x"], Bounds(), "but got 'speedup:x'"),
+        (["within:0.1"], Bounds(), "mAP50-95 0.612; the nearest is only, 0.1120 below it"),
+        (["speedup:3"], Bounds(), "3 times as fast as the unpruned model; the nearest is only, 2.48 times as fast"),
+        (["within:0.2"], Bounds(max_latency_ms=4), "--pick within:0.2 finds no completed trial with at most 4 ms;"),
         (["spread:x"], Bounds(), "but got 'spread:x'"),
         (["smallest"], Bounds(), "--pick smallest finds no completed trial with the metric"),
     ],

@@ -194,7 +194,7 @@ def test_choose_says_why(record: Build, baseline: dict[str, Any]) -> None:
     reasons = {pick.trial_id: pick.chosen_as for pick in choose(records, baseline, 4)}
     assert reasons == {
         "bend": "knee",
-        "close": "fastest within 0.02 of the baseline's mAP50-95",
+        "close": "fastest within 0.02 of the unpruned model's mAP50-95",
         "top": "best under the baseline's 12.4 ms",
         "low": "spread over the front",
     }

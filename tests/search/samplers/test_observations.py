@@ -127,6 +127,9 @@ def test_a_plan_is_refused_only_where_even_the_best_case_is_too_slow() -> None:
     assert Screen(Bounds(max_latency_ms=3.9), 10.0, Foretold()).refusal({}) == "beyond max_latency_ms"
     assert Screen(Bounds(max_latency_ms=4.1), 10.0, Foretold()).refusal({}) == ""
     assert Screen(Bounds(max_latency_ms=0.1), 10.0, NoPredictor()).refusal({}) == ""
+    assert Screen(Bounds(max_latency_ratio=0.39), 10.0, Foretold()).refusal({}) == "beyond max_latency_ratio"
+    assert Screen(Bounds(min_speedup=2.6), 10.0, Foretold()).refusal({}) == "beyond min_speedup"  # 0.4 at best
+    assert Screen(Bounds(min_speedup=2.5, max_latency_ratio=0.4), 10.0, Foretold()).refusal({}) == ""
 
 
 def test_parameters_and_work_are_computed() -> None:

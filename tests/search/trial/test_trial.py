@@ -258,6 +258,9 @@ def test_a_network_beyond_the_bounds_is_not_trained_and_says_by_how_much(tmp_pat
     assert "finetune" not in tools.calls
     assert (record.state, record.fidelity, record.feasible) == (TrialState.STOPPED, "refit", False)
     assert record.violations == pytest.approx({"max_latency_ms": 10.0 / 1.125 / 8.0 - 1.0})
+    relative = replace(SETTINGS, bounds=Bounds(min_speedup=1.25, max_latency_ratio=0.8))  # 8 ms, again
+    record = run_trial(REQUEST, relative, FakeTools(), NoGate(), tmp_path / "relative")
+    assert record.violations == pytest.approx(dict.fromkeys(("min_speedup", "max_latency_ratio"), 1.25 / 1.125 - 1.0))
     within = replace(SETTINGS, bounds=Bounds(max_latency_ms=9.0, max_params_m=5.0))
     kept = run_trial(REQUEST, within, FakeTools(), NoGate(), tmp_path / "t0002")
     assert (kept.state, kept.violations) == (TrialState.COMPLETED, {})
