@@ -7,6 +7,7 @@ from typing import Final
 # Of a run.
 CONFIG: Final = "config.yaml"
 BASELINE_RECORD: Final = "baseline.json"
+FREE_MOVES: Final = "free_moves.json"
 TRIALS: Final = "trials.jsonl"
 STUDY: Final = "study.journal"
 SESSION: Final = "session.json"

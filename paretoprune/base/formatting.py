@@ -38,6 +38,11 @@ def factor(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f}×"
 
 
+def times(value: float) -> str:
+    """A speed-up in a sentence: 1.61 times as fast."""
+    return f"{value:.2f} times as fast"
+
+
 def interval(bounds: tuple[float, float] | None) -> str:
     """A speed-up's 95 % interval: 1.58–1.64."""
     return "" if bounds is None else f"{bounds[0]:.2f}–{bounds[1]:.2f}"

@@ -13,6 +13,7 @@ import numpy as np
 from paretoprune.base import formatting
 from paretoprune.results.selection.pareto import hypervolume, non_dominated
 from paretoprune.results.selection.selection import Pick, comparable, front, knee, main_fidelity
+from paretoprune.results.selection.uncertainty import accuracy_noise, beaten_by_free_moves, beaten_picks
 from paretoprune.results.store.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
 from paretoprune.results.store.records import (
@@ -84,6 +85,9 @@ class FrontFigure:
     time); left_out: how many more there are. apart: trials that do not compete: stopped,
     beyond the bounds, or of another fidelity.
     natives: smaller stock models that were given a pick's budget and measured in the same session.
+    free_moves: the unpruned model at smaller inputs, the largest first; tuned_moves: those that were fine-tuned like
+    the picks. beaten, beaten_picks: trial -> name of the free move that beats it as the trial left it, and after full
+    fine-tuning.
     """
 
     baseline: Point
@@ -97,6 +101,21 @@ class FrontFigure:
     objectives: tuple[str, ...]
     natives: tuple[Point, ...] = ()
     left_out: int = 0
+    free_moves: tuple[Point, ...] = ()
+    tuned_moves: tuple[Point, ...] = ()
+    beaten: Mapping[str, str] = field(default_factory=dict)
+    beaten_picks: Mapping[str, str] = field(default_factory=dict)
+
+    def beaten_by(self, trial_id: str, after: bool = False) -> Point | None:
+        """The free move that beats a trial, or (`after`) the pick that it became."""
+        name = (self.beaten_picks if after else self.beaten).get(trial_id)
+        moves = (*self.tuned_moves, *self.free_moves) if after else self.free_moves
+        return next((item for item in moves if item.name == name), None)
+
+    @property
+    def free_line(self) -> tuple[Point, ...]:
+        """What is to be had without pruning, from the baseline down; () without free moves."""
+        return (self.baseline, *self.free_moves) if self.free_moves else ()
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -146,11 +165,14 @@ def front_figure(
     selected: Sequence[Selected],
     objectives: Sequence[str] = DEFAULT_OBJECTIVES,
     natives: Sequence[Native] = (),
+    free_moves: Sequence[TrialRecord] = (),
+    tuned_moves: Sequence[Native] = (),
 ) -> FrontFigure:
     """Sort every record into front, dominated and apart; join the picks with their full fine-tuning."""
     base_ms = float(baseline["metrics"]["latency_ms"])
     start = point("baseline", {**baseline["metrics"], "latency_ratio": 1.0}, base_ms, "unpruned")
     assert start is not None  # read_baseline demands both metrics
+    noise = accuracy_noise(baseline)
     points = {record.trial_id: _trial_point(record, base_ms) for record in records}
     members = {record.trial_id for record in front(records, objectives)}
     competing = {record.trial_id for record in comparable(records)}
@@ -170,6 +192,10 @@ def front_figure(
         objectives=tuple(objectives),
         natives=tuple(item for item in (_native_point(native, base_ms) for native in natives) if item),
         left_out=max(0, len(dominated) - MOST_DOMINATED),
+        free_moves=tuple(item for item in (_free_point(move, base_ms) for move in free_moves) if item),
+        tuned_moves=tuple(item for item in (_native_point(move, base_ms) for move in tuned_moves) if item),
+        beaten=beaten_by_free_moves(records, free_moves, noise),
+        beaten_picks=beaten_picks(selected, free_moves, tuned_moves, noise),
     )
 
 
@@ -183,6 +209,10 @@ def thinned(items: Sequence[Point], most: int) -> tuple[Point, ...]:
 def _native_point(native: Native, base_ms: float) -> Point | None:
     epochs = formatting.count(native.epochs, "epoch")
     return point(native.name, _paired(native), base_ms, f"{native.recipe}, {epochs}", "native")
+
+
+def _free_point(move: TrialRecord, base_ms: float) -> Point | None:
+    return point(move.trial_id, move.metrics, base_ms, f"unpruned at {move.imgsz} px", "free move")
 
 
 def _trial_point(record: TrialRecord, base_ms: float) -> Point | None:

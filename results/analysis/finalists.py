@@ -8,7 +8,7 @@ from typing import Any
 
 from paretoprune.results.analysis.figures import FrontFigure, Point
 from paretoprune.results.store.accuracy import accuracy_name
-from paretoprune.results.store.run_files import Native, Selected
+from paretoprune.results.store.run_files import UNPRUNED_AT, Native, Selected
 
 Interval = tuple[float, float]
 NATIVE = "native:"
@@ -16,7 +16,7 @@ NATIVE = "native:"
 
 @dataclass(frozen=True)
 class FinishedRow:
-    """One network. kind: "baseline", "pick" or "native". before: a pick as its trial left it.
+    """One network. kind: "baseline", "pick", "native" or "free move". before: a pick as its trial left it.
 
     at: where it stands now, or None for a pick that waits for its full fine-tuning. change_ci95: of its accuracy
     against the baseline's over the same validation images. test: the accuracy on the test split, None without one.
@@ -32,31 +32,33 @@ class FinishedRow:
     test: float | None = None
     test_change_ci95: Interval | None = None
     epochs: int = 0
+    beaten_by_free_move: str = ""
 
 
 def finished_rows(
-    figure: FrontFigure, selected: Sequence[Selected], natives: Sequence[Native]
+    figure: FrontFigure, selected: Sequence[Selected], natives: Sequence[Native], tuned_moves: Sequence[Native] = ()
 ) -> tuple[FinishedRow, ...]:
-    """The baseline, then the picks (suggested ones where none is finished), then the natives, slowest first."""
+    """The baseline, the picks (suggested ones where none is finished), slowest first, the natives, and the free moves
+    that were fine-tuned."""
     after = {item.trial_id: item for item in selected}
-    finished: list[Selected | Native] = [*selected, *natives]
+    finished: list[Selected | Native] = [*selected, *natives, *tuned_moves]
     tested = (item.baseline.get(f"test_{accuracy_name(item.baseline)}") for item in finished)
     test = next((value for value in tested if value is not None), None)
     rows = [FinishedRow("baseline", "baseline", "unpruned", None, figure.baseline, test=test)]
     for move in figure.picks:
         item = after.get(move.trial_id)
         measured = item.after if item else {}
+        beaten = (figure.beaten_picks if move.after else figure.beaten).get(move.trial_id, "")
+        accuracy = _accuracy(measured, move.epochs)
         rows.append(
             FinishedRow(
-                move.trial_id, "pick", move.chosen_as, move.before, move.after, **_accuracy(measured, move.epochs)
+                move.trial_id, "pick", move.chosen_as, move.before, move.after, **accuracy, beaten_by_free_move=beaten
             )
         )
-    places = {item.name: item for item in figure.natives}
-    for native in natives:
-        where = places.get(native.name)
-        rows.append(
-            FinishedRow(native.name, "native", native.recipe, None, where, **_accuracy(native.after, native.epochs))
-        )
+    places = {item.name: item for item in (*figure.natives, *figure.tuned_moves)}
+    for rival in (*natives, *tuned_moves):
+        kind, accuracy = "native" if rival in natives else "free move", _accuracy(rival.after, rival.epochs)
+        rows.append(FinishedRow(rival.name, kind, rival.recipe, None, places.get(rival.name), **accuracy))
     return tuple(rows)
 
 
@@ -100,12 +102,12 @@ def _side(interval: Interval, middle: float, words: tuple[str, str, str]) -> str
 
 
 def rivalries(session: Mapping[str, Any]) -> tuple[Rivalry, ...]:
-    """Every pick against every native of session.json that were compared there."""
+    """Every pick against every rival (native, free move) of session.json that it was compared with there."""
     found = []
     for pick, others in (session.get("map50_95_over") or {}).items():
         for other, (difference, low, high) in others.items():
             times = (session.get("speedup_over") or {}).get(pick, {}).get(other)
-            if times and other.startswith(NATIVE):
+            if times and other.startswith((NATIVE, UNPRUNED_AT)):
                 ratio = (float(times[1]), float(times[2]))
                 name = other.removeprefix(NATIVE)
                 found.append(Rivalry(pick, name, float(difference), (float(low), float(high)), float(times[0]), ratio))

@@ -9,17 +9,22 @@ from typing import Any
 import pandas as pd
 
 from paretoprune.base import formatting
+from paretoprune.base.file_names import BEST
 from paretoprune.results.selection.picks import pick_trials
 from paretoprune.results.selection.selection import comparable, front
-from paretoprune.results.selection.uncertainty import accuracy_noise, standings
+from paretoprune.results.selection.uncertainty import Standing, accuracy_noise, beaten_by_free_moves, standings
 from paretoprune.results.store.accuracy import LABELS
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES
 from paretoprune.results.store.records import CI95, PI95, SOURCE, TrialRecord, speedup_interval
-from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_files import Native, Selected
 from paretoprune.results.store.run_folder import RunFolder
 
 DataFrame = pd.DataFrame  # for the annotations of those who only pass one on
+
+TRIAL, FREE_MOVE = "trial", "free move"
+"""Kinds of a front's rows."""
+UNPRUNED = "unpruned"  # how far a free move goes, in place of a trial's fidelity
 
 METRIC_COLUMNS = (
     "map50_95",
@@ -134,10 +139,15 @@ def front_rows(
 ) -> list[dict[str, Any]]:
     """The front of a run as JSON-ready rows, the most accurate first; numbers that were not measured are None.
 
+    Behind the trials (`kind` "trial") come the run's free moves within the bounds (`kind` "free move": the unpruned
+    model at a smaller input, `plan` None, `checkpoint` the unpruned model), the largest input first; not with `picks`.
+    `beaten_by_free_move` names the free move that is clearly better than the row's trial in accuracy or latency and
+    clearly worse in neither, or is None.
+
     bounds: only trials within them. picks: only what these wishes choose (see `choosing.pick_trials`); `chosen_as` says
     why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
     the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
-    on the front by luck. `kind` is "trial"; `imgsz` the side of the input in pixels, a trial's own or else the run's.
+    on the front by luck. `imgsz` is the side of the input in pixels, a trial's own or else the run's.
     `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
@@ -149,25 +159,40 @@ def front_rows(
     shown = [item.record for item in chosen] if picks else members
     on_front = {record.trial_id for record in members}
     judged = [record for record in shown if all(record.number(name) is not None for name in objectives)]
-    sure = standings(judged, candidates, objectives, accuracy_noise(baseline))
-    finetuned = {item.trial_id: item for item in folder.read_selected()}
-    return [
-        {
-            **_front_row(folder, record, baseline, finetuned.get(record.trial_id)),
-            **{name: record.number(name) for name in metric_columns(objectives)},
-            "on_front": record.trial_id in on_front,
-            "tied_with": list(sure[record.trial_id].tied_with) if record.trial_id in sure else [],
-            "beaten_by": list(sure[record.trial_id].beaten_by) if record.trial_id in sure else [],
-            "chosen_as": chosen_as.get(record.trial_id, ""),
-        }
-        for record in shown
-    ]
+    noise, free_moves = accuracy_noise(baseline), folder.read_free_moves()
+    sure = standings(judged, candidates, objectives, noise)
+    beaten = beaten_by_free_moves(shown, free_moves, noise)
+    finetuned: dict[str, Selected | Native] = {item.trial_id: item for item in folder.read_selected()}
+    finetuned |= {item.name: item for item in folder.read_tuned_moves()}
+    listed = [(record, TRIAL) for record in shown]
+    listed += [(move, FREE_MOVE) for move in bounds.within(free_moves, baseline) if not picks]
+    rows = []
+    for record, kind in listed:
+        standing = sure.get(record.trial_id, Standing((), ()))
+        rows.append(
+            {
+                **_front_row(folder, record, kind, baseline, finetuned.get(record.trial_id)),
+                **{name: record.number(name) for name in metric_columns(objectives)},
+                "on_front": record.trial_id in on_front,
+                "tied_with": list(standing.tied_with),
+                "beaten_by": list(standing.beaten_by),
+                "beaten_by_free_move": beaten.get(record.trial_id),
+                "chosen_as": chosen_as.get(record.trial_id, ""),
+            }
+        )
+    return rows
 
 
 def _front_row(
-    folder: RunFolder, record: TrialRecord, baseline: Mapping[str, Any], finetuned: Selected | None
+    folder: RunFolder,
+    record: TrialRecord,
+    kind: str,
+    baseline: Mapping[str, Any],
+    finetuned: Selected | Native | None,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial_id": record.trial_id, "kind": "trial", "fidelity": record.fidelity_label}
+    free = kind == FREE_MOVE
+    row: dict[str, Any] = {"trial_id": record.trial_id, "kind": kind}
+    row["fidelity"] = UNPRUNED if free else record.fidelity_label
     row["epochs"] = record.epochs
     row["imgsz"] = record.imgsz or baseline.get("imgsz")
     row["branches_removed"] = list(record.branches_removed)
@@ -177,11 +202,11 @@ def _front_row(
         row[name] = list(bounds) if bounds else None
     row.update(_drops(record.metrics, baseline))
     row["plan_hash"] = record.plan_hash
-    row["plan"] = _existing(folder.trial_plan(record.trial_id))
-    row["checkpoint"] = _existing(folder.trial_checkpoint(record.trial_id))
+    row["plan"] = None if free else _existing(folder.trial_plan(record.trial_id))
+    row["checkpoint"] = _existing(folder.model_path() if free else folder.trial_checkpoint(record.trial_id))
     row.update({f"finetuned_{name}": finetuned.after.get(name) if finetuned else None for name in LABELS})
     row["finetuned_speedup"] = finetuned.after.get("speedup") if finetuned else None
-    row["finetuned_checkpoint"] = _existing(folder.selected_checkpoint(record.trial_id)) if finetuned else None
+    row["finetuned_checkpoint"] = _existing(finetuned.directory / BEST) if finetuned else None
     return row
 
 
@@ -195,7 +220,7 @@ def front_frame(run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: 
     for row in rows:
         row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
         row.update({name: " ".join(row[name]) for name in ("tied_with", "beaten_by", "branches_removed")})
-    return frame_of(rows) if rows else pd.DataFrame(columns=["trial_id", "map50_95", "latency_ms"])
+    return frame_of(rows) if rows else pd.DataFrame(columns=["trial_id", "kind", "map50_95", "latency_ms"])
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

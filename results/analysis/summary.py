@@ -24,10 +24,20 @@ from paretoprune.results.analysis.repeat_commands import Commands, commands
 from paretoprune.results.analysis.sensitivity import SensitivityFigure, sensitivity_figure
 from paretoprune.results.analysis.trial_outcomes import Course, course
 from paretoprune.results.analysis.widths import WidthsFigure, widths_figure
-from paretoprune.results.selection.selection import choose, comparable, front, lead_pick
+from paretoprune.results.selection.selection import (
+    DEFAULT_MAX_DROP,
+    KNEE,
+    choose,
+    comparable,
+    fastest_within_drop,
+    front,
+    knee,
+    lead_pick,
+)
 from paretoprune.results.selection.uncertainty import AccuracyNoise, Standing, accuracy_noise, standings
+from paretoprune.results.store.bounds import ROUNDING
 from paretoprune.results.store.records import ENDINGS, TrialRecord, TrialState
-from paretoprune.results.store.run_files import Selected
+from paretoprune.results.store.run_files import UNPRUNED_AT
 from paretoprune.results.store.run_folder import RunFolder
 
 SUGGESTED_PICKS = 3
@@ -102,7 +112,10 @@ def summarise(folder: RunFolder) -> Summary:
     baseline, records, objectives = folder.read_baseline(), folder.read_records(), folder.objectives()
     picks = choose(records, baseline, SUGGESTED_PICKS, objectives)
     selected, natives, session = folder.read_selected(), folder.read_natives(), folder.read_session()
-    figure = front_figure(records, baseline, picks, selected, objectives, natives)
+    moves, tuned = folder.read_free_moves(), folder.read_tuned_moves()
+    figure = front_figure(records, baseline, picks, selected, objectives, natives, moves, tuned)
+    careful = fastest_within_drop(records, baseline, DEFAULT_MAX_DROP)
+    lead = lead_pick(selected, baseline) or careful or knee(records, objectives)
     noise, members = accuracy_noise(baseline), front(records, objectives)
     model = formatting.readable(str(baseline.get("model") or "model"))
     ratios = {record.trial_id: record.ratios for record in records}
@@ -113,11 +126,11 @@ def summarise(folder: RunFolder) -> Summary:
         data=formatting.readable(str(baseline.get("data") or "")),
         device=str(baseline.get("device") or ""),
         imgsz=baseline.get("imgsz"),
-        headline=headline(figure, lead_pick(selected), Path(model).stem, len(records)),
+        headline=headline(figure, lead.trial_id if lead else None, Path(model).stem, len(records)),
         counts={ending: sum(record.ending == ending for record in records) for ending in ENDINGS},
         excluded=_excluded(figure),
         front=figure,
-        finished=finished_rows(figure, selected, natives),
+        finished=finished_rows(figure, selected, natives, tuned),
         rivalries=rivalries(session),
         one_session=bool(session),
         standings=standings(members, comparable(records), objectives, noise),
@@ -131,35 +144,58 @@ def summarise(folder: RunFolder) -> Summary:
         insight=insight(records, baseline, objectives),
         hypervolume=hypervolume_curve(records, baseline, objectives),
         course=course(records),
-        time=time_figure(records, [item.seconds for item in selected] + [item.seconds for item in natives]),
+        time=time_figure(records, [item.seconds for item in (*selected, *natives, *tuned)]),
         failures=_failures(records),
         commands=commands(folder, baseline, figure, selected),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
     )
 
 
-def headline(figure: FrontFigure, lead: Selected | None, model: str, trials: int) -> Headline:
-    """The headline: of the leading finished pick, else of the knee as its trial left it. trials: number ended."""
-    best = next((move for move in figure.picks if lead and move.trial_id == lead.trial_id), None)
-    if best and best.after:
-        epochs = f" of {formatting.count(best.epochs, 'epoch')}" if best.epochs else ""
-        detail = f"Pick {best.trial_id} ({best.chosen_as or 'chosen by id'}), after full fine-tuning{epochs}."
-        return Headline(_won(best.after, figure.baseline, model), detail, best)
-    if figure.knee:
-        move = next((item for item in figure.picks if item.trial_id == figure.knee.name), None)
-        detail = (
-            f"Trial {figure.knee.name}, the knee of the front, as the trial left it ({figure.knee.fidelity}). "
-            "No pick has been fully fine-tuned yet."
+def headline(figure: FrontFigure, lead: str | None, model: str, trials: int) -> Headline:
+    """The headline: of the network that a careful person would take, and where a free move beats it.
+
+    lead: id of the finished pick, before there is one of the trial, that is the fastest within DEFAULT_MAX_DROP of the
+    unpruned model's accuracy, or stands in for it where none is within; the sentence then says so. trials: number that
+    ended.
+    """
+    move = next((item for item in figure.picks if item.trial_id == lead), None)
+    done = move is not None and move.after is not None
+    members = {item.name: item for item in (*figure.front, *figure.dominated)}
+    at = (move.after or move.before) if move else members.get(lead or "")
+    if at is None:
+        ended = (
+            f"{formatting.count(trials, 'trial')} ended without a result." if trials else "No trial has finished yet."
         )
-        return Headline(_won(figure.knee, figure.baseline, model), detail, move)
-    ended = f"{formatting.count(trials, 'trial')} ended without a result." if trials else "No trial has finished yet."
-    return Headline(f"The search over {model} has no result yet", ended, None)
+        return Headline(f"The search over {model} has no result yet", ended, None)
+    base, label = figure.baseline, figure.baseline.accuracy_label
+    within = f"within {DEFAULT_MAX_DROP:g} of"
+    close = at.accuracy >= base.accuracy - DEFAULT_MAX_DROP - ROUNDING
+    nobody = f"No {'pick' if done else 'trial'} is {within} {model}'s {label}; {at.name}"
+    sentence = f"{f'Pruned, {model}' if close else nobody} is {_compared(at, base)}"
+    if better := figure.beaten_by(at.name, after=done):
+        size = better.name.removeprefix(UNPRUNED_AT)
+        trained = " after the same fine-tuning" if better in figure.tuned_moves else ""
+        sentence += f"; the unpruned model at {size} px is better: {formatting.times(better.speedup)} at "
+        sentence += f"{better.accuracy:.3f}{trained}"
+    chosen = f"fastest {within} the unpruned model's {label}" if close else (move.chosen_as if move else KNEE)
+    if done:
+        how = f"after full fine-tuning of {formatting.count(move.epochs, 'epoch')}" if move and move.epochs else ""
+        how = how or "after full fine-tuning"
+    else:
+        how = f"as the trial left it ({at.fidelity})"
+    detail = f"{'Pick' if done else 'Trial'} {at.name} ({chosen or 'chosen by id'}), {how}."
+    knees = [item.after for item in figure.picks if item.after and item.chosen_as == KNEE] if done else [figure.knee]
+    for bend in knees:
+        if bend and bend.name != at.name:
+            change = formatting.signed(bend.accuracy - base.accuracy)
+            detail += f" The knee, {bend.name}: {formatting.times(bend.speedup)} at {bend.accuracy:.3f} ({change})."
+    return Headline(sentence, detail if done else f"{detail} No pick has been fully fine-tuned yet.", move)
 
 
-def _won(item: Point, baseline: Point, model: str) -> str:
-    """'m runs 1.61× as fast (12.4 ms → 7.70 ms) at mAP50-95 0.598 (−0.014) with 53 % fewer parameters'."""
+def _compared(item: Point, baseline: Point) -> str:
+    """'1.61 times as fast (12.4 ms → 7.70 ms) at mAP50-95 0.598 (−0.014), with 53 % fewer parameters'."""
     text = (
-        f"{model} runs {formatting.factor(item.speedup)} as fast "
+        f"{formatting.times(item.speedup)} "
         f"({formatting.milliseconds(baseline.latency_ms)} → {formatting.milliseconds(item.latency_ms)}) "
         f"at {item.accuracy_label} {item.accuracy:.3f} ({formatting.signed(item.accuracy - baseline.accuracy)})"
     )

@@ -22,6 +22,7 @@ class PlaneAxes:
 def plane_axes(figure: FrontFigure) -> PlaneAxes:
     """Ranges that hold every point with a margin; accuracy never below 0 by more than the margin."""
     points = [figure.baseline, *figure.front, *figure.dominated, *figure.apart, *figure.natives]
+    points += [*figure.free_moves, *figure.tuned_moves]
     points += [move.after for move in figure.picks if move.after]
     latencies = [item.latency_ms for item in points]
     accuracies = [item.accuracy for item in points]

@@ -36,7 +36,9 @@ def markdown(run: Summary, figures: str) -> str:
             finished_table(run, run.finished),
         ]
     if run.rivalries:
-        parts += ["## Against native models", _rivals(run)]
+        parts += ["## Against rivals with the same budget", _rivals(run)]
+    if run.front.free_moves:
+        parts += ["## Free moves", FREE_MOVES, free_moves_table(run)]
     if run.front.front:
         parts += [f"## The front ({run.front.fidelity})", _front(run), f"Accuracy noise: {plain_cell(run.noise.text)}."]
     drawn = {
@@ -59,6 +61,26 @@ def markdown(run: Summary, figures: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+FREE_MOVES = "The unpruned model at smaller inputs: what is to be had without pruning or training."
+
+
+def free_moves_table(run: Summary) -> str:
+    """The free moves, one a row, below the baseline."""
+    rows = (
+        (
+            item.name,
+            formatting.plain(item.accuracy),
+            formatting.signed(item.accuracy - run.front.baseline.accuracy),
+            formatting.milliseconds(item.latency_ms),
+            _speedup(item),
+            formatting.plain(item.gflops, 2),
+        )
+        for item in run.front.free_moves
+    )
+    label = run.front.baseline.accuracy_label
+    return table(("free move", label, "against the baseline", "latency", "speed-up", "GFLOPs"), rows)
+
+
 def finished_table(run: Summary, rows: Sequence[FinishedRow]) -> str:
     """Finished networks, one a row."""
     return table(_finished_head(run), (_finished_cells(row, run) for row in rows))
@@ -67,7 +89,12 @@ def finished_table(run: Summary, rows: Sequence[FinishedRow]) -> str:
 def _finished_head(run: Summary) -> Sequence[str]:
     label = run.front.baseline.accuracy_label
     head = ("network", "chosen as", label, "against the baseline", "test split", "latency", "speed-up", "parameters")
-    return (*head, *(title(name) for name in run.front.others))
+    return (*head, *_beaten(run, "beaten by free move"), *(title(name) for name in run.front.others))
+
+
+def _beaten(run: Summary, cell: str) -> Sequence[str]:
+    """A cell of the column about free moves, which is there only where the run has some."""
+    return (cell,) if run.front.free_moves else ()
 
 
 def _facts(run: Summary) -> str:
@@ -94,6 +121,7 @@ def _finished_cells(row: FinishedRow, run: Summary) -> Sequence[str]:
         formatting.milliseconds(row.at.latency_ms),
         "1" if row.kind == "baseline" else _speedup(row.at),
         f"{formatting.plain(row.at.params_m, 2)} M",
+        *_beaten(run, row.beaten_by_free_move),
         *(formatting.plain(row.at.others.get(name)) for name in run.front.others),
     )
 
@@ -110,8 +138,8 @@ def _rivals(run: Summary) -> str:
         )
         for item in run.rivalries
     )
-    label = f"{run.front.baseline.accuracy_label}, pick minus native"
-    return table(("pick", "native model", label, "speed-up over it", "so the pick is"), rows)
+    label = f"{run.front.baseline.accuracy_label}, pick minus rival"
+    return table(("pick", "rival", label, "speed-up over it", "so the pick is"), rows)
 
 
 def _front(run: Summary) -> str:
@@ -123,9 +151,10 @@ def _front(run: Summary) -> str:
         cells = (item.name, formatting.plain(item.accuracy), formatting.milliseconds(item.latency_ms), _speedup(item))
         costs = (f"{formatting.plain(item.params_m, 2)} M", formatting.plain(item.gflops, 2))
         others = (formatting.plain(item.others.get(name)) for name in run.front.others)
-        rows.append((*cells, *costs, *others, tied, beaten))
+        rows.append((*cells, *costs, *others, tied, beaten, *_beaten(run, run.front.beaten.get(item.name, ""))))
+    free = _beaten(run, "beaten by free move")
     head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", "parameters", "GFLOPs")
-    return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by"), rows)
+    return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by", *free), rows)
 
 
 def _layers(found: Insight) -> str:

@@ -52,6 +52,10 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
         canvas = Figure(figsize=(8, 5.4), dpi=200, layout="constrained")
         axes = canvas.add_subplot()
         _scatter_cloud(axes, figure)
+        if figure.free_moves:
+            x, y = _columns(figure.free_line)
+            look: Any = {"color": palette.FREE_MOVE, "lw": 1.3, "ls": ":", "marker": "v", "ms": 5, "zorder": 3}
+            axes.plot(x, y, label="Free moves (unpruned, smaller input)", **look)
         _scatter_front(axes, figure)
         _scatter_picks(axes, figure)
         if figure.natives:
@@ -59,6 +63,10 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
             axes.scatter(
                 x, y, s=64, marker="s", color=palette.NATIVE, edgecolor="white", zorder=6, label="Native model"
             )
+        if figure.tuned_moves:
+            x, y = _columns(figure.tuned_moves)
+            edge: Any = {"edgecolor": "white", "zorder": 6, "label": "Free move after fine-tuning"}
+            axes.scatter(x, y, s=80, marker="v", color=palette.FREE_MOVE, **edge)
         base = figure.baseline
         axes.scatter(
             base.latency_ms, base.accuracy, s=70, marker="D", color=palette.BASELINE, zorder=6, label="Baseline"
@@ -202,7 +210,7 @@ def draw_time(figure: TimeFigure, path: Path) -> Path:
     with rc_context(_STYLE):
         canvas = Figure(figsize=(6.4, 0.9 + 0.42 * len(figure.phases)), dpi=200, layout="constrained")
         axes = canvas.add_subplot()
-        names = [phase.name[:30] for phase in figure.phases]
+        names = [phase.name for phase in figure.phases]
         minutes = [phase.seconds / 60 for phase in figure.phases]
         bars = axes.barh(range(len(names)), minutes, color=palette.FRONT, height=0.62)
         axes.bar_label(bars, [f" {phase.share:.0%}" for phase in figure.phases], fontsize=9, color=palette.MUTED)

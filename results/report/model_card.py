@@ -7,7 +7,7 @@ from pathlib import Path
 from paretoprune.base.atomic import write_text
 from paretoprune.results.analysis.finalists import FinishedRow
 from paretoprune.results.analysis.summary import Summary
-from paretoprune.results.report.markdown import finished_table, plain_cell, table
+from paretoprune.results.report.markdown import FREE_MOVES, finished_table, free_moves_table, plain_cell, table
 from paretoprune.results.store.run_files import Selected
 from paretoprune.results.store.run_folder import RunFolder
 
@@ -57,6 +57,7 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> 
         "Accuracy is that of the dataset's validation split; intervals are 95 %. Latency is measured in turn "
         "with the unpruned model; the speed-up's interval is for another measurement at another time. Expect other "
         "figures on another device.",
+        *_free_moves(run, row),
         "## Licence",
         LICENCE,
     ]
@@ -65,3 +66,12 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> 
     if run.environment:
         parts += ["## Made with", table(("What", "Version"), list(run.environment.items()))]
     return "\n\n".join(parts) + "\n"
+
+
+def _free_moves(run: Summary, row: FinishedRow) -> list[str]:
+    """What is to be had without pruning, and whether it is better than this network."""
+    if not run.front.free_moves:
+        return []
+    better = run.front.beaten_by(row.name, after=True)
+    verdict = f"{better.name} is better than this network" if better else "None of them is better than this network"
+    return ["## Free moves", f"{FREE_MOVES} {verdict}.", free_moves_table(run)]

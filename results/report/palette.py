@@ -12,6 +12,7 @@ BASELINE = "#1F2933"
 DOMINATED = "#9AA5B1"
 APART = "#B8A9C9"
 NATIVE = "#009E73"
+FREE_MOVE = "#CC79A7"
 OTHER_RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F2933")
 """One a run, where several are laid over each other; each also has its own marker."""
 GRID = "#E6E9ED"

@@ -47,6 +47,8 @@ def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str
         lines.append(f"{item.gflops:.2f} GFLOPs  ({formatting.change(item.gflops, baseline.gflops)})")
     measured = ((title(name), item.others.get(name)) for name in figure.others)
     lines += [f"{escape(label)}  {formatting.plain(value)}" for label, value in measured if value is not None]
+    if item.name in figure.beaten and not note:
+        lines.append(f"beaten by {figure.beaten[item.name]}, a free move")
     lines.append(f"<i>{escape(note or item.fidelity)}</i>")
     return "<br>".join(lines)
 
@@ -68,7 +70,7 @@ def _points(name: str, items: Sequence[Point], texts: Sequence[str], marker: Spe
 def front_spec(figure: FrontFigure, subtitle: str) -> Spec:
     """The accuracy/latency plane: everything of `figure`, the x axis also marked in speed-ups."""
     axes = plane_axes(figure)
-    traces = [*_cloud(figure), *_front(figure), *_marks(figure)]
+    traces = [*_cloud(figure), *_free_moves(figure), *_front(figure), *_marks(figure)]
     arrows = [_arrow(move) for move in figure.picks if move.after]
     y_title = f"{figure.baseline.accuracy_label} on the validation split"
     labels = [_label(move, level) for move, level in zip(figure.picks, label_levels(figure, axes), strict=True)]
@@ -98,6 +100,22 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
         marker = {"size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": palette.APART}}
         traces.append(_points(figure.apart_label, figure.apart, texts, marker))
     return traces
+
+
+def _free_moves(figure: FrontFigure) -> list[Spec]:
+    """The unpruned model at smaller inputs, joined to the baseline."""
+    if not figure.free_moves:
+        return []
+    texts = [hover(item, item.fidelity, figure, "free move: no pruning, no training") for item in figure.free_line]
+    marker = {
+        "size": 9,
+        "symbol": "triangle-down",
+        "color": palette.FREE_MOVE,
+        "line": {"width": 1, "color": "#FFFFFF"},
+    }
+    line = {"color": palette.FREE_MOVE, "width": 1.6, "dash": "dot"}
+    look = {"mode": "lines+markers", "line": line, "error_x": _error_x(figure.free_line)}
+    return [_points("Free moves (unpruned, smaller input)", figure.free_line, texts, marker, **look)]
 
 
 def _front(figure: FrontFigure) -> list[Spec]:
@@ -145,12 +163,12 @@ def _marks(figure: FrontFigure) -> list[Spec]:
         traces.append(_points("Knee", [figure.knee], [text], marker))
     waiting = [move for move in figure.picks if not move.after]
     if waiting:
-        texts = [hover(move.before, "suggested pick", figure, _why(move)) for move in waiting]
+        texts = [hover(move.before, "suggested pick", figure, _why(move, figure)) for move in waiting]
         marker = {"size": 14, "symbol": "star-open", "color": palette.PICK, "line": {"width": 1.8}}
         traces.append(_points("Suggested pick", [move.before for move in waiting], texts, marker))
     pairs = [(move, move.after) for move in figure.picks if move.after]
     if pairs:
-        texts = [hover(after, "after full fine-tuning", figure, _why(move)) for move, after in pairs]
+        texts = [hover(after, "after full fine-tuning", figure, _why(move, figure)) for move, after in pairs]
         marker = {"size": 16, "symbol": "star", "color": palette.PICK, "line": {"width": 1, "color": "#FFFFFF"}}
         finished = [after for _, after in pairs]
         traces.append(_points("Pick after full fine-tuning", finished, texts, marker, error_x=_error_x(finished)))
@@ -158,15 +176,23 @@ def _marks(figure: FrontFigure) -> list[Spec]:
         texts = [hover(item, "native model", figure) for item in figure.natives]
         marker = {"size": 13, "symbol": "square", "color": palette.NATIVE, "line": {"width": 1, "color": "#FFFFFF"}}
         traces.append(_points("Native model", figure.natives, texts, marker, error_x=_error_x(figure.natives)))
+    if figure.tuned_moves:
+        texts = [hover(item, item.fidelity, figure) for item in figure.tuned_moves]
+        edge = {"width": 1, "color": "#FFFFFF"}
+        marker = {"size": 15, "symbol": "triangle-down", "color": palette.FREE_MOVE, "line": edge}
+        name, error = "Free move after fine-tuning", _error_x(figure.tuned_moves)
+        traces.append(_points(name, figure.tuned_moves, texts, marker, error_x=error))
     marker = {"size": 13, "symbol": "diamond", "color": palette.BASELINE, "line": {"width": 1, "color": "#FFFFFF"}}
     text = hover(figure.baseline, "unpruned", figure)
     return [*traces, _points("Baseline (unpruned)", [figure.baseline], [text], marker)]
 
 
-def _why(move: PickMove) -> str:
-    """Why the network was picked, and how far its figures go."""
+def _why(move: PickMove, figure: FrontFigure) -> str:
+    """Why the network was picked, which free move beats it, and how far its figures go."""
+    better = figure.beaten_by(move.trial_id, after=move.after is not None)
+    beaten = f", beaten by {better.name}" if better else ""
     reach = "" if move.after else f", {move.before.fidelity}"
-    return f"{move.chosen_as or 'picked'}{reach}"
+    return f"{move.chosen_as or 'picked'}{beaten}{reach}"
 
 
 def _arrow(move: PickMove) -> Spec:

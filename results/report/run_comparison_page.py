@@ -28,7 +28,8 @@ def write_overlay(paths: Sequence[str | Path], target: Path | None = None) -> Pa
 
 
 def runs_spec(found: Overlay) -> Spec:
-    """Every run's front as a staircase with its markers, its finished picks as stars, its baseline as a diamond."""
+    """Every run's front as a staircase with its markers, its finished picks as stars, its baseline as a diamond with
+    its free moves as a thin line from it."""
     traces = [trace for index, run in enumerate(found.runs) for trace in _traces(run, index)]
     label = found.runs[0].figure.baseline.accuracy_label
     return {
@@ -59,8 +60,12 @@ def _traces(run: RunLine, index: int) -> list[Spec]:
     front = {"size": 10, "symbol": _MARKERS[index], "color": colour, "line": edge}
     stars = {"size": 16, "symbol": "star", "color": colour, "line": edge}
     base = {"size": 13, "symbol": "diamond", "color": colour, "line": edge}
+    free = {"size": 7, "symbol": "triangle-down", "color": colour, "line": edge}
+    moves = _points(run, figure.free_line, "free move")
+    moves |= {"mode": "lines+markers", "line": {"color": colour, "width": 1, "dash": "dot"}, "opacity": 0.7}
     return [
         line,
+        {**shared, "name": f"{name}: free moves", **moves, "marker": free},
         {**shared, "name": f"{name}: front", **_points(run, figure.front, "on the front"), "marker": front},
         {**shared, "name": f"{name}: fully fine-tuned", **_points(run, run.finished, "pick"), "marker": stars},
         {**shared, "name": f"{name}: unpruned", **_points(run, [figure.baseline], "unpruned"), "marker": base},

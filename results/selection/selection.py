@@ -233,6 +233,11 @@ def _farthest_first(
     return added
 
 
-def lead_pick(selected: Sequence[Selected]) -> Selected | None:
-    """The fully fine-tuned pick that a summary speaks of: the knee if it is there, else the most accurate one."""
+def lead_pick(selected: Sequence[Selected], baseline: Mapping[str, Any]) -> Selected | None:
+    """The fully fine-tuned pick that a careful person would take: the fastest within DEFAULT_MAX_DROP of the unpruned
+    model's accuracy; where there is none, the knee, else the most accurate one. baseline: of baseline.json."""
+    floor = (accuracy_of(baseline["metrics"]) or 0.0) - DEFAULT_MAX_DROP - _ROUNDING
+    within = [item for item in selected if (accuracy_of(item.after) or 0.0) >= floor and "latency_ms" in item.after]
+    if within:
+        return min(within, key=lambda item: float(item.after["latency_ms"]))
     return max(selected, key=lambda item: (item.chosen_as == KNEE, accuracy_of(item.after) or 0.0), default=None)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretoprune.results.store.accuracy import LABELS, accuracy_name
+from paretoprune.results.store.accuracy import LABELS, accuracy_name, missing_metric
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, Losses, to_losses
-from paretoprune.results.store.records import TrialRecord, likely_speedups
+from paretoprune.results.store.records import TrialRecord, as_record, likely_speedups
+from paretoprune.results.store.run_files import Native, Selected
 
 Z95 = 1.959964
 UNKNOWN = "not known (a run made before it was measured): accuracies are taken as exact"
@@ -132,6 +133,37 @@ def standings(
         beating = others & better.any(axis=1) & ~worse.any(axis=1)
         found[record.trial_id] = Standing(_names(ids, tied), _names(ids, beating))
     return found
+
+
+def beaten_by_free_moves(
+    shown: Sequence[TrialRecord], moves: Sequence[TrialRecord], noise: AccuracyNoise | None = None
+) -> dict[str, str]:
+    """Trial -> the free move that beats it; trials that none beats are not in it.
+
+    A free move (`RunFolder.read_free_moves`) beats a trial as in `standings`, by accuracy and latency whatever the
+    run's objectives are: clearly better in one, clearly worse in none. Of several it is the most accurate.
+    """
+    if not moves:
+        return {}
+    name = accuracy_name(moves[0].metrics)
+    judged = [item for item in shown if item.number(name) is not None and item.number("latency_ms") is not None]
+    ordered = sorted(moves, key=lambda move: -float(move.metrics[name]))
+    found = standings(judged, ordered, (name, "latency_ms"), noise)
+    return {trial_id: standing.beaten_by[0] for trial_id, standing in found.items() if standing.beaten_by}
+
+
+def beaten_picks(
+    selected: Sequence[Selected],
+    moves: Sequence[TrialRecord],
+    tuned: Sequence[Native] = (),
+    noise: AccuracyNoise | None = None,
+) -> dict[str, str]:
+    """`beaten_by_free_moves` for picks after their full fine-tuning; a free move that was fine-tuned, too (`tuned`),
+    counts as it is then."""
+    rivals = {move.trial_id: move for move in moves}
+    rivals |= {item.name: as_record(item.name, item.after) for item in tuned if not missing_metric(item.after)}
+    finished = [as_record(item.trial_id, item.after) for item in selected if not missing_metric(item.after)]
+    return beaten_by_free_moves(finished, list(rivals.values()), noise)
 
 
 def _names(ids: NDArray[np.str_], mask: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -172,6 +172,13 @@ class TrialRecord(Persisted):
         return cls(**content)
 
 
+def as_record(name: str, metrics: Mapping[str, Any], imgsz: int | None = None) -> TrialRecord:
+    """A network that is no trial, measured as trials are, in the form in which they are compared."""
+    values: dict[str, Any] = {"state": TrialState.COMPLETED, "plan_hash": "", "ratios": {}, "epochs": 0}
+    values |= {"fidelity": "refit", "finished_at": 0.0, "metrics": dict(metrics), "imgsz": imgsz}
+    return TrialRecord(trial_id=name, **values)
+
+
 def present_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's metrics under today's names: older runs gave a prediction's interval the name of a measured one's."""
     names = {CI95: PI95} if metrics.get(SOURCE) == FORETOLD else {}

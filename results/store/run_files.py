@@ -13,6 +13,8 @@ from paretoprune.results.store.accuracy import accuracy_name, missing_metric
 from paretoprune.results.store.persisted import Count, Metrics, Number, Persisted, Ratio, parse_json
 from paretoprune.results.store.records import SCHEMA_VERSION, present_metrics
 
+UNPRUNED_AT = "unpruned@"
+
 
 class _Row(BaseModel):
     """A part of a file; what is not listed is passed on as it is."""
@@ -53,6 +55,31 @@ class Noise(_Row):
     map50_95_std: Number | None = None
     map50_std: Number | None = None
     top1_std: Number | None = None
+
+
+def free_move_name(imgsz: int) -> str:
+    """What the unpruned model at an input size is called: unpruned@256."""
+    return f"{UNPRUNED_AT}{imgsz}"
+
+
+class FreeMove(_Row):
+    """The unpruned model at a smaller input. imgsz: its side, pixels. metrics: as a trial's, latency against that of
+    the unpruned model at the run's own size."""
+
+    imgsz: Annotated[Count, Field(ge=1)]
+    metrics: Metrics
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> FreeMove:
+        if missing := missing_metric(self.metrics):
+            raise RecordError("metrics", f"the metrics at {self.imgsz} px must hold {missing}")
+        return self
+
+
+class FreeMoves(Persisted):
+    """free_moves.json: what is to be had without pruning, as far as it is measured."""
+
+    moves: list[FreeMove] = Field(default_factory=list)
 
 
 class Baseline(Persisted):
@@ -127,7 +154,8 @@ class Selected(_Finished):
 
 
 class Native(_Finished):
-    """A smaller stock model that was given a pick's budget and measured beside the picks: native/<name>/metrics.json.
+    """A rival that was given a pick's budget and measured beside the picks: a smaller stock model, in
+    native/<name>/metrics.json, or the unpruned model at a smaller input, in free_moves/unpruned@<imgsz>/metrics.json.
 
     model: the checkpoint it began as. recipe: how it was trained, in words.
     """

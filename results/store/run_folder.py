@@ -12,11 +12,30 @@ import yaml
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.errors import one_line
-from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, METRICS, PLAN, PRUNED, SESSION, STUDY, TRIALS
+from paretoprune.base.file_names import (
+    BASELINE_RECORD,
+    BEST,
+    CONFIG,
+    FREE_MOVES,
+    METRICS,
+    PLAN,
+    PRUNED,
+    SESSION,
+    STUDY,
+    TRIALS,
+)
 from paretoprune.results.errors import RunFolderError
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, check_objectives
-from paretoprune.results.store.records import SCHEMA_VERSION, RecordStore, TrialRecord
-from paretoprune.results.store.run_files import Baseline, FinalSession, Native, Selected, checked
+from paretoprune.results.store.records import SCHEMA_VERSION, RecordStore, TrialRecord, as_record
+from paretoprune.results.store.run_files import (
+    Baseline,
+    FinalSession,
+    FreeMoves,
+    Native,
+    Selected,
+    checked,
+    free_move_name,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,11 @@ class RunFolder:
     def baseline(self) -> Path:
         """The unpruned model's metrics, layers and environment."""
         return self.path / BASELINE_RECORD
+
+    @property
+    def free_moves(self) -> Path:
+        """The unpruned model at smaller inputs."""
+        return self.path / FREE_MOVES
 
     @property
     def trials_file(self) -> Path:
@@ -62,6 +86,11 @@ class RunFolder:
     def native_root(self) -> Path:
         """One folder a native rival."""
         return self.path / "native"
+
+    @property
+    def tuned_moves_root(self) -> Path:
+        """One folder a free move that was fine-tuned."""
+        return self.path / "free_moves"
 
     def native_dir(self, name: str) -> Path:
         """best.pt and metrics.json of one native rival."""
@@ -145,6 +174,19 @@ class RunFolder:
         content, known = checked(self.baseline, Baseline)
         return {**content, "metrics": known.metrics}
 
+    def write_free_move(self, imgsz: int, metrics: Mapping[str, Any]) -> Path:
+        """Add the unpruned model at an input of `imgsz` pixels to free_moves.json, atomically."""
+        known = {move.imgsz: move.metrics for move in self.read_free_moves() if move.imgsz}
+        rows = [{"imgsz": size, "metrics": found} for size, found in {**known, imgsz: dict(metrics)}.items()]
+        return write_json(self.free_moves, {"schema_version": SCHEMA_VERSION, "moves": rows})
+
+    def read_free_moves(self) -> list[TrialRecord]:
+        """The free moves in the form of trials, largest input first; [] where none was measured."""
+        if not self.free_moves.is_file():
+            return []
+        moves = sorted(checked(self.free_moves, FreeMoves)[1].moves, key=lambda move: -move.imgsz)
+        return [as_record(free_move_name(move.imgsz), move.metrics, move.imgsz) for move in moves]
+
     def inside(self, path: str) -> str:
         """`path` as config.yaml names it: relative to the run folder where it lies in it, so that this may be moved."""
         return str(Path(path).relative_to(self.path)) if Path(path).is_relative_to(self.path) else path
@@ -199,5 +241,17 @@ class RunFolder:
 
     def read_natives(self) -> list[Native]:
         """The native rivals that are trained and measured, by name."""
-        paths = sorted(self.native_root.glob("*/metrics.json"))
-        return [checked(path, Native, name=path.parent.name, directory=path.parent)[1] for path in paths]
+        return _read_rivals(self.native_root)
+
+    def read_tuned_moves(self) -> list[Native]:
+        """The free moves that were fine-tuned and measured, by name (unpruned@256)."""
+        return _read_rivals(self.tuned_moves_root)
+
+    def model_path(self) -> Path:
+        """The unpruned model's checkpoint."""
+        return Path(str((self.read_config().get("model") or {}).get("path") or self.read_baseline().get("model") or ""))
+
+
+def _read_rivals(root: Path) -> list[Native]:
+    paths = sorted(root.glob("*/metrics.json"))
+    return [checked(path, Native, name=path.parent.name, directory=path.parent)[1] for path in paths]

@@ -71,9 +71,10 @@ def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> 
     """The result in three lines: the unpruned model, the pick that the report's headline names, the report."""
     from paretoprune.results.selection.selection import lead_pick
 
-    best = lead_pick(selected)
+    content = folder.read_baseline()
+    best = lead_pick(selected, content)
     assert best is not None  # a promotion that failed for every pick ended the demo before
-    baseline = folder.read_baseline()["metrics"]
+    baseline = content["metrics"]
     won = f"speed-up {best.after['speedup']:.2f}x ({best.chosen_as})"
     return [
         f"unpruned   {_figures(baseline)}",

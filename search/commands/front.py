@@ -11,8 +11,8 @@ from paretoprune.search.commands.options import RUN, format_option, selector
 from paretoprune.search.commands.output import emit, with_objectives
 
 COLUMNS = (
-    "trial_id", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "imgsz",
-    "branches_removed", "fidelity", "tied_with", "beaten_by", "chosen_as", "checkpoint",
+    "trial_id", "kind", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "imgsz",
+    "branches_removed", "fidelity", "tied_with", "beaten_by", "beaten_by_free_move", "chosen_as", "checkpoint",
 )  # fmt: skip
 
 SHORTENED = ("tied_with", "beaten_by", "branches_removed")
@@ -24,10 +24,11 @@ IDS_IN_A_CELL = 3
 @format_option
 @selector
 def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -> None:
-    """Print RUN's front, the most accurate trial first.
+    """Print RUN's front, the most accurate trial first, then its free moves: the unpruned model at smaller inputs.
 
     tied_with: trials statistically indistinguishable from this one (overlapping intervals of latency and of accuracy).
     beaten_by: trials that are significantly better in one objective and significantly worse in none.
+    beaten_by_free_move: the free move that is so in accuracy and latency.
     """
     from paretoprune.results.analysis.frames import front_rows
     from paretoprune.results.selection.uncertainty import accuracy_noise
@@ -38,7 +39,9 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
     if form != "table":
         emit(rows, form)
         return
+    moves = folder.read_free_moves()
     unused = {"chosen_as": not pick, "branches_removed": not any(row["branches_removed"] for row in rows)}
+    unused |= dict.fromkeys(("kind", "beaten_by_free_move"), not moves)
     columns = with_objectives([name for name in COLUMNS if not unused.get(name)], folder.objectives())
     emit(
         [{**row, **{name: _few(row[name]) for name in SHORTENED}} for row in rows],
@@ -46,6 +49,8 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
         columns,
         "no trials",
     )
+    if not moves:
+        click.echo("free moves: none, this run did not measure the unpruned model at smaller inputs", err=True)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
 
 

@@ -17,17 +17,20 @@ FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_
 
 def sweep(prepared: Prepared) -> int:
     """Run the sweep, print the front, say what comes next."""
-    from paretoprune.results.analysis.frames import front_rows
+    from paretoprune.results.analysis.frames import TRIAL, front_rows
     from paretoprune.results.store.records import BEYOND_BOUNDS
     from paretoprune.search.sweep.sweep import run_sweep
 
     outcome = run_sweep(prepared)
     say_ignored(prepared.config.data.path)
     rows = front_rows(prepared.folder)
-    emit(rows, "table", with_objectives(FRONT_COLUMNS, prepared.config.search.objectives), "no trials")
+    beaten = ("beaten_by_free_move",) if any(row["beaten_by_free_move"] for row in rows) else ()
+    columns = with_objectives((*FRONT_COLUMNS, *beaten), prepared.config.search.objectives)
+    emit(rows, "table", columns, "no trials")
     counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
-    click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(rows)} trials", err=True)
+    members = [row for row in rows if row["kind"] == TRIAL]
+    click.echo(f"{outcome.finished}/{outcome.total} trials{told}; front of {len(members)} trials", err=True)
     if outcome.fault:
         click.echo(outcome.fault, err=True)
     if outcome.used_up:

@@ -19,8 +19,12 @@ from paretoprune.results.store.run_folder import RunFolder
 def test_baseline_picks_and_natives_stand_side_by_side(finished_run: RunFolder) -> None:
     summary = summarise(finished_run)
     kinds = [row.kind for row in summary.finished]
-    assert kinds == ["baseline", "pick", "pick", "pick", "native"]
-    native = summary.finished[-1]
+    assert kinds == ["baseline", "pick", "pick", "pick", "native", "free move"]
+    native, tuned = summary.finished[-2:]
+    assert (tuned.name, tuned.epochs) == ("unpruned@224", 33)
+    for row in summary.finished[1:4]:  # slower and less accurate than that free move after the same fine-tuning
+        worse = row.at is not None and row.at.latency_ms > 0.56 * 12.4
+        assert row.beaten_by_free_move == ("unpruned@224" if worse else "")
     assert (native.name, native.chosen_as, native.epochs) == ("small", "fresh head", 33)
     assert native.change_ci95 == (-0.08, -0.02)
     assert summary.has_test

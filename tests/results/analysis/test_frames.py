@@ -84,6 +84,27 @@ def test_rows_of_another_fidelity_stay_out_even_if_a_bound_leaves_only_them(
     assert front_rows(make_run(records), Bounds(max_latency_ms=3.0)) == []
 
 
+def test_free_moves_stand_behind_the_trials_and_mark_those_that_they_beat(record: Build, make_run: Any) -> None:
+    folder = make_run([record("good", 0.6, 8.0), record("beaten", 0.57, 7.0), record("other", 0.4, 6.0)])
+    plain = front_rows(folder)
+    assert {row["beaten_by_free_move"] for row in plain} == {None}
+    folder.write_free_move(224, {"map50_95": 0.58, "latency_ms": 6.5, "latency_ratio": 6.5 / 12.4, "gflops": 1.0})
+    folder.write_free_move(288, {"map50_95": 0.605, "latency_ms": 10.5, "params_m": 3.0})
+    rows = front_rows(folder)
+    assert [row["trial_id"] for row in rows] == ["good", "beaten", "other", "unpruned@288", "unpruned@224"]
+    assert [row["kind"] for row in rows] == ["trial"] * 3 + ["free move"] * 2
+    assert [row["beaten_by_free_move"] for row in rows] == [None, "unpruned@224", None, None, None]
+    assert [row["imgsz"] for row in rows[3:]] == [288, 224]
+    assert {tuple(row) for row in rows} == {tuple(plain[0])}  # the same keys
+    assert rows[-1]["gflops"] == 1.0
+    assert rows[-1]["plan"] is None
+    assert rows[-1]["latency_ratio"] == 6.5 / 12.4
+    assert [row["trial_id"] for row in front_rows(folder, Bounds(max_latency_ms=7.0))][-1:] == ["unpruned@224"]
+    assert [row["kind"] for row in front_rows(folder, picks=["knee"])] == ["trial"]
+    frame = front_frame(folder)
+    assert list(frame["kind"]) == [row["kind"] for row in rows]
+
+
 def test_a_finished_pick_is_told_in_its_row(records: list[TrialRecord], make_run: Callable[..., RunFolder]) -> None:
     bend = knee(records)
     assert bend is not None
@@ -101,7 +122,7 @@ def test_the_csv_frame_is_flat(records: list[TrialRecord], make_run: Callable[..
 
 
 def test_the_csv_frame_of_an_empty_run_has_a_header(make_run: Callable[..., RunFolder]) -> None:
-    assert list(front_frame(make_run([])).columns)[:3] == ["trial_id", "map50_95", "latency_ms"]
+    assert list(front_frame(make_run([])).columns)[:4] == ["trial_id", "kind", "map50_95", "latency_ms"]
 
 
 def test_objectives_of_masks_stand_in_the_tables(records: list[TrialRecord], baseline: dict[str, Any]) -> None:

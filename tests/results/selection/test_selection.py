@@ -200,13 +200,18 @@ def test_choose_says_why(record: Build, baseline: dict[str, Any]) -> None:
     }
 
 
-def test_the_leading_pick_is_the_knee_or_the_most_accurate(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert lead_pick(folder.read_selected()) is None
-    folder.write_selected("a", {"after": {"map50_95": 0.5}, "chosen_as": "spread over the front"})
-    folder.write_selected("b", {"after": {"map50_95": 0.6}, "chosen_as": "chosen by hand"})
-    by_id = {item.trial_id: item for item in folder.read_selected()}
-    assert lead_pick(list(by_id.values())) is by_id["b"]
-    folder.write_selected("c", {"after": {"map50_95": 0.4}, "chosen_as": "knee"})
-    by_id = {item.trial_id: item for item in folder.read_selected()}
-    assert lead_pick(list(by_id.values())) is by_id["c"]
+def test_the_leading_pick_is_the_fastest_close_one_else_the_knee_else_the_most_accurate(tmp_path: Path) -> None:
+    folder, baseline = RunFolder(tmp_path), {"metrics": {"map50_95": 0.8}}
+
+    def leading(*picks: tuple[str, float, float, str]) -> str | None:
+        for trial_id, accuracy, latency, chosen_as in picks:
+            after = {"map50_95": accuracy, "latency_ms": latency}
+            folder.write_selected(trial_id, {"after": after, "chosen_as": chosen_as})
+        found = lead_pick(folder.read_selected(), baseline)
+        return found.trial_id if found else None
+
+    assert leading() is None
+    assert leading(("a", 0.5, 5.0, "spread over the front"), ("b", 0.6, 6.0, "chosen by hand")) == "b"
+    assert leading(("c", 0.4, 4.0, "knee")) == "c"
+    assert leading(("d", 0.79, 8.0, "chosen by hand")) == "d"
+    assert leading(("e", 0.78, 7.0, "chosen by hand"), ("f", 0.779, 6.5, "chosen by hand")) == "e"

@@ -14,10 +14,13 @@ from paretoprune.results.selection.uncertainty import (
     Z95,
     AccuracyNoise,
     accuracy_noise,
+    beaten_by_free_moves,
+    beaten_picks,
     loss_intervals,
     standings,
 )
-from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.records import TrialRecord, as_record
+from paretoprune.results.store.run_files import Native, Selected
 
 Build = Callable[..., TrialRecord]
 BASE_MS = 12.0
@@ -51,6 +54,39 @@ def test_standings_are_what_every_pair_says(trials: list[TrialRecord], std: floa
         assert found[a.trial_id].tied_with == tuple(tied)
         assert found[a.trial_id].beaten_by == tuple(beating)
         assert found[a.trial_id].firm == (not tied and not beating)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.017])
+def test_a_free_move_beats_what_every_pair_says(trials: list[TrialRecord], std: float) -> None:
+    """The most accurate one that is clearly better in accuracy or latency and clearly worse in neither."""
+    moves = [as_record(f"unpruned@{32 * k}", {**item.metrics, "params_m": 9.0}) for k, item in enumerate(trials[:4], 7)]
+    found = beaten_by_free_moves(trials[4:], moves, AccuracyNoise({"map50_95": std}))
+    for trial in trials[4:]:
+        beating = [m for m in moves if any(clearly_better(m, trial, std)) and not any(clearly_better(trial, m, std))]
+        best = max((move.metrics["map50_95"] for move in beating), default=None)
+        assert (trial.trial_id in found) == bool(beating)
+        if beating:
+            assert found[trial.trial_id] in {m.trial_id for m in beating if m.metrics["map50_95"] == best}
+    assert found
+    assert beaten_by_free_moves(trials, []) == {}
+
+
+def test_as_accurate_and_as_fast_is_not_beaten_and_a_failed_trial_neither(record: Build) -> None:
+    move = measured(record, "unpruned@256", 0.6, 1.5, 0.0)
+    same, slower = measured(record, "same", 0.6, 1.5, 0.0), measured(record, "slower", 0.6, 1.4, 0.0)
+    failed = record("failed", state="failed", error="no luck", metrics={}).changed(metrics={})
+    assert beaten_by_free_moves([same, slower, failed], [move]) == {"slower": "unpruned@256"}
+
+
+def test_a_pick_is_compared_with_the_fine_tuned_free_move_where_there_is_one(record: Build) -> None:
+    def after(accuracy: float, speedup: float) -> dict[str, Any]:
+        return dict(measured(record, "x", accuracy, speedup, 0.01).metrics)
+
+    picks = [Selected(trial_id="t1", after=after(0.62, 1.5), directory="t1")]
+    move = measured(record, "unpruned@256", 0.6, 1.5, 0.01)
+    tuned = Native(name="unpruned@256", after=after(0.63, 1.5), directory="n")
+    assert beaten_picks(picks, [move]) == {}
+    assert beaten_picks(picks, [move], [tuned]) == {"t1": "unpruned@256"}
 
 
 def test_a_front_member_that_leads_by_less_than_the_noise_is_said_to(record: Build) -> None:

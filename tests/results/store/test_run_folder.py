@@ -115,6 +115,21 @@ def test_json_with_nan_is_refused_and_files_are_readable_by_others(tmp_path: Pat
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_free_moves_are_added_one_by_one_and_come_back_as_trials(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_free_moves() == []
+    for imgsz, accuracy in ((224, 0.5), (288, 0.6), (224, 0.55)):
+        folder.write_free_move(imgsz, {"map50_95": accuracy, "latency_ms": 5.0})
+    moves = folder.read_free_moves()
+    assert [(move.trial_id, move.imgsz, move.metrics["map50_95"]) for move in moves] == [
+        ("unpruned@288", 288, 0.6),
+        ("unpruned@224", 224, 0.55),
+    ]
+    folder.free_moves.write_text('{"schema_version": 1, "moves": [{"imgsz": 224, "metrics": {"map50_95": 0.5}}]}')
+    with pytest.raises(RecordError, match=r"free_moves.json: the metrics at 224 px must hold latency_ms; restore it"):
+        folder.read_free_moves()
+
+
 def test_files_of_schema_version_1_still_load(record: Callable[..., TrialRecord]) -> None:
     folder = RunFolder(FIXTURES / "run_v1")
     assert folder.read_baseline()["metrics"]["map50_95"] == 0.612
