@@ -31,7 +31,7 @@ from paretoprune.search.samplers.observations import Teller, Told
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.samplers.warm_start import warm_start
 from paretoprune.search.storage.event_log import WAITING
-from paretoprune.search.storage.request import TrialRequest
+from paretoprune.search.storage.request import TrialRequest, plan_of
 from paretoprune.search.sweep.state import SweepState
 
 WORK = ("prune", "recover", "finetune", "evaluate", "latency")
@@ -70,9 +70,7 @@ def make_state(problem: SyntheticProblem, folder: RunFolder, trials: int) -> Swe
         problem.space, OBJECTIVES, "gp", 0, warm_start(problem.space, trials), journal=folder.study
     )  # fmt: skip
     study.replay(unpruned, Told(problem.observe(unpruned, np.random.default_rng(0))), "baseline")
-    return SweepState(
-        folder, problem.space, study, [], trials, lambda ratios: str(hash(tuple(ratios))), Teller(tuple(OBJECTIVES))
-    )
+    return SweepState(folder, problem.space, study, [], trials, Teller(tuple(OBJECTIVES)))
 
 
 def pretend(trials: int, slots: int, seconds: float, tune_s: float, folder: RunFolder) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def pretend(trials: int, slots: int, seconds: float, tune_s: float, folder: RunF
         arrived, _, request = heapq.heappop(running)
         end = max(end, arrived)
         now = max(arrived, free_at)
-        levels = problem.space.levels_of(request.ratios)
+        levels = problem.space.levels_of(plan_of(request))
         assert levels is not None
         record = TrialRecord(
             trial_id=request.trial_id, state=TrialState.COMPLETED, plan_hash=request.trial_id, ratios=request.ratios,

@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.rivals import RIVALS, Problem
 from paretoprune.base.atomic import write_json
 from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.selection.pareto import hypervolume, non_dominated
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
@@ -135,12 +136,12 @@ def prepare_baseline(settings: Mapping[str, Any]) -> dict[str, Any]:
     latency = latency_metrics({**measured, "speedup": 1.0}, float(measured["median_ms"]))
     scores = {"taylor": bench.loss_scores, "l2": Workbench(config.model.path, importance="l2").scores}
     groups = {group.name: np.concatenate(group.parts) for group in bench.table.groups}
-    by_axis = {k: [s[groups[axis.groups[0].name]].tolist() for axis in space.axes] for k, s in scores.items()}
+    by_axis = {k: [s[groups[axis.groups[0].name]].tolist() for axis in space.width_axes] for k, s in scores.items()}
     return {
         "metrics": {**metrics, "latency_ms": latency["latency_ms"]},
         "geometry": bench.geometry.to_json(),
         "scores": by_axis,
-        "losses": [_curve(tools, axis.groups[0], float(metrics["map50_95"])) for axis in space.axes],
+        "losses": [_curve(tools, axis.groups[0], float(metrics["map50_95"])) for axis in space.width_axes],
     }
 
 
@@ -149,7 +150,7 @@ def _curve(tools: Any, group: Any, whole: float) -> list[float]:
     sampled = sorted({group.nearest(ratio) for ratio in CURVE_RATIOS}, reverse=True)
     ratios, losses = [0.0], [0.0]
     for width in (w for w in sampled if w < group.channels):
-        network, _ = tools.prune(dict.fromkeys(group.layers, group.ratio(width)))
+        network, _ = tools.prune(Plan(dict.fromkeys(group.layers, group.ratio(width))))
         ratios.append(group.ratio(width))
         losses.append(whole - float(tools.evaluate(network)["map50_95"]))
     return [float(np.interp(group.ratio(width), ratios, losses)) for width in group.widths]
@@ -241,7 +242,7 @@ def run_rival(comparison: Comparison, searcher: str, seed: int) -> list[TrialRec
             more = levels is not None
             if levels is None:
                 break
-            name, ratios = trial_name(number), comparison.problem.space.ratios(levels)
+            name, ratios = trial_name(number), comparison.problem.space.plan(levels).ratios
             number += 1
             if name in known and known[name].ratios == ratios:
                 records.append(known[name])

@@ -38,7 +38,7 @@ class Problem:
 
     def kept_macs(self, levels: Levels) -> float:
         """Share of the multiply-adds that stays."""
-        macs = self.geometry.macs(self.geometry.shares([{}, self.space.ratios(levels)])).sum(axis=1)
+        macs = self.geometry.macs(self.geometry.shares([{}, self.space.plan(levels).ratios])).sum(axis=1)
         return float(macs[1] / macs[0])
 
 
@@ -82,7 +82,7 @@ def random_search(problem: Problem, trials: int, seed: int) -> Rival:
 
 def uniform_ladder(problem: Problem, trials: int, seed: int) -> Rival:
     """One ratio for all layers, in `trials` steps: what people do by hand."""
-    top = max(group.ratio(group.widths[-1]) for axis in problem.space.axes for group in axis.groups)
+    top = max(group.ratio(group.widths[-1]) for axis in problem.space.width_axes for group in axis.groups)
     return Listed([problem.space.uniform(top * (step + 1) / trials) for step in range(trials)])
 
 
@@ -100,7 +100,7 @@ def global_ranking(criterion: str) -> Callable[[Problem, int, int], Rival]:
         def plan(strength: float) -> Levels:
             threshold = everything[min(int(strength * len(everything)), len(everything) - 1)]
             ratios = [float((s < threshold).mean()) for s in scores]
-            groups = [axis.groups[0] for axis in problem.space.axes]
+            groups = [axis.groups[0] for axis in problem.space.width_axes]
             return tuple(g.widths.index(g.nearest(r)) for g, r in zip(groups, ratios, strict=True))
 
         return Listed(plans_by_cost(problem, plan, trials))
@@ -142,7 +142,7 @@ class OptunaTpe:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = problem.space
-        leaders = {axis.name: axis.groups[0] for axis in problem.space.axes}
+        leaders = {axis.name: axis.groups[0] for axis in problem.space.width_axes}
         self._leaders = leaders
         ratios: dict[str, Any] = {
             name: optuna.distributions.FloatDistribution(g.ratio(g.widths[0]), g.ratio(g.widths[-1]))

@@ -203,9 +203,9 @@ def budget_for_speedup(bench: Workbench, model: LatencyModel, speedup: float) ->
         middle = (low + high) / 2
         enough = 1 / float(predicted_at(bench, model, middle).ratio[0]) >= speedup
         low, high = (middle, high) if enough else (low, middle)
-    return Budget(low, enough=lambda ratios: 1 / float(model.predict([ratios]).ratio[0]) >= speedup)
+    return Budget(low, enough=lambda ratios: 1 / float(model.predict([Plan(ratios)]).ratio[0]) >= speedup)
 
 
 def predicted_at(bench: Workbench, model: LatencyModel, share: float) -> ForetoldLatency:
     """The latency of the network that keeps this share of its multiply-adds, shapes (1,)."""
-    return model.predict([ratios_within(bench, Budget(share))])
+    return model.predict([Plan(ratios_within(bench, Budget(share)))])

@@ -8,7 +8,7 @@ latency.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -148,6 +148,33 @@ class NetworkGeometry:
         params = self.params - (self._params(whole) - self._params(shares))
         operations = self._operations(whole) - self._operations(shares)
         return params / 1e6, self.gflops - operations / 1e9
+
+    def at(self, imgsz: int | None) -> NetworkGeometry:
+        """The same network on inputs of another side, pixels; None: this one's own.
+
+        Positions and operations grow with the input's area, but for what comes after a global pooling.
+        """
+        if imgsz is None or imgsz == self.imgsz:
+            return self
+        if imgsz not in self._others:
+            area = (imgsz / self.imgsz) ** 2
+
+            def scaled(count: int) -> int:
+                return count if count <= 1 else round(count * area)
+
+            convs = (
+                replace(c, **{name: scaled(getattr(c, name)) for name in ("weight_uses", "in_pixels", "out_pixels")})
+                for c in self.convs
+            )
+            norms = (replace(norm, pixels=scaled(norm.pixels)) for norm in self.norms)
+            self._others[imgsz] = replace(
+                self, imgsz=imgsz, gflops=self.gflops * area, convs=tuple(convs), norms=tuple(norms)
+            )
+        return self._others[imgsz]
+
+    @cached_property
+    def _others(self) -> dict[int, NetworkGeometry]:
+        return {}
 
     @property
     def layers(self) -> Set[str]:

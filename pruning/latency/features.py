@@ -1,15 +1,18 @@
-"""What a convolution's time depends on, counted from the widths alone. No torch here.
+"""What a convolution's time depends on, counted from widths and input size alone. No torch here.
 
-Everything is a share of the unpruned network's own total, so that a coefficient reads as a share of its latency.
+Everything is a share of the total of the unpruned network at the geometry's own size, so that a coefficient reads as a
+share of its latency.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
+from paretoprune.pruning.plan import Plan
 
 _LANES = 16  # channels that a vector unit works on together: 512 bits of float32; a GPU's matrix units take 8 or 16
 
@@ -18,9 +21,9 @@ _LANES = 16  # channels that a vector unit works on together: 512 bits of float3
 class LatencyFeatures:
     """Features of some plans.
 
-    `whole`: of the network: a constant (launches, decoding, everything that no width changes), multiply-adds by kind of
-    convolution (pointwise, larger kernels, depthwise), the same with the output channels padded to full vectors,
-    activations written, activations read, weights read; shape (plans, features).
+    `whole`: of the network: a constant (launches), the input's area (decoding, upsampling, all that no width changes),
+    multiply-adds by kind of convolution (pointwise, larger kernels, depthwise), the same with the output channels
+    padded to full vectors, activations written, activations read, weights read; shape (plans, features).
     `macs`, `written`: by convolution, multiply-adds and activations written, shapes (plans, convs). They let single
     layers be slower or faster than their kind.
     """
@@ -30,15 +33,23 @@ class LatencyFeatures:
     written: FloatArray
 
 
-def latency_features(geometry: NetworkGeometry, shares: FloatArray) -> LatencyFeatures:
-    """Features of the plans that leave each group these `shares` of its channels, shape (plans, groups)."""
-    unpruned = np.ones((1, len(geometry.groups)))
-    ours, theirs = _counts(geometry, shares), _counts(geometry, unpruned)
+def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> LatencyFeatures:
+    """Features of plans by their realised ratios and sizes (None: the geometry's own).
+
+    Raises `PlanError` for a layer that is in no group.
+    """
+    theirs = _counts(geometry, np.ones((1, len(geometry.groups))))
+    sizes = np.array([plan.imgsz or geometry.imgsz for plan in plans])
+    ours = {name: np.empty((len(plans), len(geometry.convs))) for name in theirs}
+    for size in np.unique(sizes).tolist():
+        at, rows = geometry.at(size), np.flatnonzero(sizes == size)
+        for name, counts in _counts(at, at.shares([plans[row].ratios for row in rows])).items():
+            ours[name][rows] = counts
     area = np.array([conv.area for conv in geometry.convs])
     deep = geometry.depthwise
     kinds = [kind for kind in ((area == 1) & ~deep, (area > 1) & ~deep, deep) if kind.any()]
     everything = np.ones(len(geometry.convs), dtype=bool)
-    columns = [np.ones(len(shares))]
+    columns = [np.ones(len(plans)), (sizes / geometry.imgsz) ** 2]
     for name, subsets in {
         "macs": kinds, "padded": kinds, "written": [everything], "read": [everything], "weights": [everything],
     }.items():  # fmt: skip

@@ -108,7 +108,7 @@ def _block(session: Timed, count: int) -> Block:
 def measure_group(
     models: Mapping[str, Network],
     reference: str,
-    imgsz: ImageSize,
+    imgsz: ImageSize | Mapping[str, ImageSize],
     device: str = "cpu",
     batch: int = 1,
     threads: int | None = None,
@@ -120,13 +120,19 @@ def measure_group(
     """Time all `models` in one session: name -> `median_ms`, `p90_ms`, `iterations`, `baseline_median_ms`, `speedup`
     over `reference` with `speedup_ci95`, `converged`, and `over`: every other name -> [speed-up over it, low, high].
 
-    Intervals are those for another measurement at another time, as everywhere (see `LatencyResult`).
-    The caller keeps the device free of others. Raises PruningError for a runtime, device or bound that is not usable.
+    `imgsz`: size of all networks' images, or by name of each one's. Intervals are those for another measurement at
+    another time, as everywhere (see `LatencyResult`). The caller keeps the device free of others. Raises PruningError
+    for a runtime, device or bound that is not usable.
     """
-    check_image_size(imgsz, max(map(stride_of, models.values())), "the networks")
+    sizes = imgsz if isinstance(imgsz, Mapping) else dict.fromkeys(models, imgsz)
+    for name, model in models.items():
+        check_image_size(sizes[name], stride_of(model), name)
     with timing_conditions(threads):
-        spec, exports = SessionSpec(imgsz, device, batch, half, torch.get_num_threads()), ExportCache()
-        sessions = {name: open_session(model, spec, runtime, exports) for name, model in models.items()}
+        count, exports = torch.get_num_threads(), ExportCache()
+        sessions = {
+            name: open_session(model, SessionSpec(sizes[name], device, batch, half, count), runtime, exports)
+            for name, model in models.items()
+        }
         times = time_group(sessions, reference, max_seconds, target_halfwidth)
     base_ms = float(np.median(times.all_ms(reference)))
     found = {}

@@ -1,4 +1,4 @@
-"""A plan's latency, predicted from its widths: fitted on measured plans, with its own error. No torch here.
+"""A plan's latency, predicted from its widths and input size: fitted on measured plans, with its own error. No torch.
 
 The latency of a network is the sum of its layers' latencies, and each of those is nearly linear in what the layer does.
 So the model is linear in physical features (`pruning.latency.features`), with Gaussian priors on its coefficients in
@@ -14,7 +14,7 @@ constant takes it all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from scipy.special import stdtrit
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.latency.features import LatencyFeatures, latency_features
+from paretoprune.pruning.plan import Plan
 
 FEWEST_PLANS = 6
 """Measured plans below which no model is fitted."""
@@ -40,19 +41,21 @@ _WIDTH = 2.0
 
 @dataclass(frozen=True)
 class MeasuredPlan:
-    """`ratios`: realised, by layer. `latency_ratio`: pruned / unpruned, both measured.
+    """`plan`: realised ratios by layer, and the size. `latency_ratio`: its network / the unpruned one at the
+    geometry's own size, both measured.
 
     `halfwidth`: of the ratio's 95 % interval, as a fraction of the ratio; 0 where it is not known.
     """
 
-    ratios: Mapping[str, float]
+    plan: Plan
     latency_ratio: float
     halfwidth: float = 0.0
 
 
 @dataclass(frozen=True)
 class ForetoldLatency:
-    """Latency ratios (pruned / unpruned), and the intervals that hold what a measurement would say in 95 % of cases.
+    """Latency ratios (a plan's network / the unpruned one), and the intervals that hold what a measurement would say in
+    95 % of cases.
 
     `halfwidth`: of the interval that holds the latency itself in 95 % of cases, as a fraction of `ratio`; narrower,
     since a measurement's own noise is not in it. Shapes (plans,).
@@ -81,7 +84,9 @@ class LatencyModel:
 
     def __init__(self, geometry: NetworkGeometry, measured: Sequence[MeasuredPlan], scales: FloatArray | None) -> None:
         self._geometry = geometry
-        self._features = self._features_of([{}, *(plan.ratios for plan in measured)])  # the unpruned network is known
+        self._features = self._features_of(
+            [Plan({}), *(known.plan for known in measured)]
+        )  # the unpruned network is known
         self._ratios = np.array([1.0, *(plan.latency_ratio for plan in measured)])
         self._own_noise = np.array([_BASELINE_NOISE, *(plan.halfwidth / _Z95 for plan in measured)])
         self.scales = self._likeliest_scales() if scales is None else scales
@@ -93,8 +98,8 @@ class LatencyModel:
         self._typical_noise = max(noise_of_one, _LEAST_NOISE)
         self.error, self._widen = self._left_out()
 
-    def predict(self, plans: Sequence[Mapping[str, float]]) -> ForetoldLatency:
-        """Latency of plans given by their realised ratios, thousands at a time.
+    def predict(self, plans: Sequence[Plan]) -> ForetoldLatency:
+        """Latency of plans of realised ratios, thousands at a time.
 
         Raises:
             PlanError: a layer that the model does not have.
@@ -132,8 +137,8 @@ class LatencyModel:
         widen = max(normal, ranked)
         return ForetoldError(plans, float(np.median(error)), float(np.quantile(error, 0.95))), widen
 
-    def _features_of(self, plans: Sequence[Mapping[str, float]]) -> LatencyFeatures:
-        return latency_features(self._geometry, self._geometry.shares(plans))
+    def _features_of(self, plans: Sequence[Plan]) -> LatencyFeatures:
+        return latency_features(self._geometry, plans)
 
     def _noise(self, scales: FloatArray) -> FloatArray:
         """Standard deviation of each measurement as a fraction of it: its own, and what no feature explains."""

@@ -123,8 +123,11 @@ def measure_pair(
     exports: ExportCache | None = None,
     gate: DeviceGate | None = None,
     patience: float = 1.0,
+    baseline_imgsz: ImageSize | None = None,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
+
+    `imgsz`: of the candidate's images; `baseline_imgsz`: of the baseline's, None for the same.
 
     Goes on until the half-width of the session's 95 % interval is at most `target_halfwidth` (a fraction) or
     `max_seconds` are over, warm-up included, preparation not. `threads`: the runtime's threads on the CPU while
@@ -138,15 +141,17 @@ def measure_pair(
     Raises PruningError for a runtime, device, precision or bound that is not usable.
     """
     _check_bounds(batch, threads, max_seconds, target_halfwidth)
-    check_image_size(imgsz, max(stride_of(candidate), stride_of(baseline)), "the network")
+    sizes = imgsz, imgsz if baseline_imgsz is None else baseline_imgsz
+    for network, size in zip((candidate, baseline), sizes, strict=True):
+        check_image_size(size, stride_of(network), "the network")
     place = torch_device(device)
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(threads))
         stack.enter_context(freed_memory_kept())
-        spec = SessionSpec(imgsz, device, batch, half, torch.get_num_threads())
+        specs = [SessionSpec(size, device, batch, half, torch.get_num_threads()) for size in sizes]
         door = gate or NullGate()
         with door.using():
-            first, second = _made_ready((candidate, baseline), spec, runtime, exports or ExportCache())
+            first, second = _made_ready((candidate, baseline), specs, runtime, exports or ExportCache())
         stack.enter_context(door.measuring())
         stack.enter_context(_no_garbage_collection())
         device_watch = watch(place)
@@ -169,13 +174,15 @@ def measure_pair(
     )
 
 
-def _made_ready(networks: Sequence[Network], spec: SessionSpec, runtime: str, exports: ExportCache) -> list[Session]:
+def _made_ready(
+    networks: Sequence[Network], specs: Sequence[SessionSpec], runtime: str, exports: ExportCache
+) -> list[Session]:
     """A session of each network that has run already, nothing of it still under way on the device."""
-    sessions = [open_session(network, spec, runtime, exports) for network in networks]
+    sessions = [open_session(network, spec, runtime, exports) for network, spec in zip(networks, specs, strict=True)]
     for session in sessions:
         for _ in range(_LAZY):
             session.time_ms()
-    finish = device_finisher(torch_device(spec.device))
+    finish = device_finisher(torch_device(specs[0].device))
     if finish is not None:
         finish()  # what the GPU still has to do would run on beside another's timing
     return sessions

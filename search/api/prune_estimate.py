@@ -74,9 +74,10 @@ def latency_row(geometry: NetworkGeometry, ratios: Mapping[str, float], measured
     if measured is None:
         return {**dict.fromkeys(names), "latency_source": UNKNOWN}
     from paretoprune.pruning.latency.model import fit_latency_model
+    from paretoprune.pruning.plan import Plan
 
     model = fit_latency_model(geometry, measured.plans)
-    found = model.predict([ratios])
+    found = model.predict([Plan(ratios)])
     ratio = float(found.ratio[0])
     values = (
         ratio, [float(found.low[0]), float(found.high[0])], 1 / ratio, ratio * measured.baseline_ms,
@@ -146,7 +147,7 @@ def by_measuring(bench: Any, wanted: Any, count: int, device: str) -> Measured:
                 network, bench.model, bench.imgsz, device=device, threads=threads, max_seconds=SECONDS_PER_PLAN
             )
         low, high = found.speedup_ci95
-        plans.append(MeasuredPlan(dict(plan.ratios), 1 / found.speedup, (high - low) / 2 / found.speedup))
+        plans.append(MeasuredPlan(plan, 1 / found.speedup, (high - low) / 2 / found.speedup))
         baselines.append(found.baseline_median_ms)
     source = f"{count} plans measured now at {bench.imgsz} px, on {device}"
     return Measured(tuple(plans), float(np.median(baselines)), source)

@@ -30,7 +30,8 @@ from paretoprune.search.config.sections import (
 )
 from paretoprune.search.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of config.yaml; in version 1 a run had one input size (`space.imgsz` was not there, and means now what it meant)."""
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
 FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.")
@@ -38,6 +39,8 @@ FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.logger
 # Settings of older versions, with the value that means what is done now: a file may hold them still.
 REMOVED = {"search.rungs": None, "finetune.amp": True}
 REPLACED = {"search.sampler": {"nsga3": "nsga2"}}
+# Settings that a file of version 1 does not have, with the value that means what was done then.
+SINCE_VERSION_2: dict[str, Any] = {"space.imgsz": []}
 
 
 class RunConfig(Section):
@@ -50,7 +53,7 @@ class RunConfig(Section):
     data: DataSection
     """The dataset."""
     space: SpaceSection = SpaceSection()
-    """Which widths may be chosen."""
+    """Which widths and input sizes may be chosen."""
     search: SearchSection = SearchSection()
     """How they are explored."""
     recover: RecoverSection = RecoverSection()
@@ -162,6 +165,8 @@ def _of_this_version(values: dict[str, Any], path: Path) -> dict[str, Any]:
         elif isinstance(value, str) and value in REPLACED[key]:
             part[name] = REPLACED[key][value]
             note(f"{path}: `{key}: {value}` is of an older version; taken as {part[name]}")
+    if values.get("schema_version") == 1:
+        values = merge(merge(nest(SINCE_VERSION_2), values), {"schema_version": SCHEMA_VERSION})
     return values
 
 

@@ -63,7 +63,12 @@ class DataSection(Section):
 
 
 class SpaceSection(Section):
-    """Which widths the search may choose."""
+    """Which widths and input sizes the search may choose."""
+
+    imgsz: list[int] | None = None
+    """Sides of the input, pixels, at which trials may work besides ``model.imgsz``, which is always one of them; none
+    given: the sizes below it down to 0.6 of it in steps of the model's largest stride, at most 5 in all. A list of
+    ``model.imgsz`` alone (or of nothing) leaves the size as it is."""
 
     granularity: Literal["layer", "block"] = "layer"
     """One axis per prunable group ("layer"), or one per block of the network ("block")."""
@@ -80,6 +85,15 @@ class SpaceSection(Section):
     bounds: dict[str, tuple[Ratio, Ratio]] = {}
     """Layer or pattern -> [minimum, maximum] ratio, instead of min_ratio and max_ratio. A name takes precedence over a
     pattern, a longer pattern over a shorter one, the later of two equals over the earlier."""
+
+    @field_validator("imgsz")
+    @classmethod
+    def _different(cls, value: list[int] | None) -> list[int] | None:
+        for size in value or ():
+            check_image_size(size)
+        if value and len(set(value)) != len(value):
+            raise ValueError(f"every size must be given once, got {value}")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> SpaceSection:
@@ -115,7 +129,8 @@ class SearchSection(Section):
     """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
     and latency_ms."""
     warm_start: bool = True
-    """Begin with plans by sensitivity: the first 8 trials, and of 12 or more one with a uniform ratio."""
+    """Begin with plans by sensitivity, whose cut is shared between input size and widths: the first 8 trials, and one
+    uniform plan, for comparison, of 12 trials or more."""
     loggers: list[Literal["mlflow", "wandb"]] = []
     """Experiment trackers that log every trial, through Ray's own integrations."""
     plans: list[str] = []

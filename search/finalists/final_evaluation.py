@@ -91,12 +91,12 @@ def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
         _compare(here)
 
 
-def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any]) -> dict[str, Any]:
+def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, Any]:
     """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
     if not tools.measures_here:
-        return {name: tools.start_measure(model).result() for name, model in models.items()}
+        return {name: tools.at(sizes.get(name)).start_measure(model).result() for name, model in models.items()}
     with gate.measuring():
-        return dict(tools.measure_together(models))
+        return dict(tools.measure_together(models, sizes))
 
 
 def _compare(context: WorkerContext) -> None:
@@ -108,14 +108,15 @@ def _compare(context: WorkerContext) -> None:
     with tools.logging(folder.path / "session.log"):
         models = {BASELINE: tools.baseline}
         models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
-        accuracies = tools.evaluate_together(models)
+        sizes = {item.name: records[item.name].imgsz for item in networks if not item.is_native}
+        accuracies = tools.evaluate_together(models, sizes)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
-        times = _timed(tools, gate, models)
+        times = _timed(tools, gate, models, sizes)
     base_ms = float(before["latency_ms"])
     session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
     beside = {**before, **accuracies[BASELINE], "latency_measured_ms": float(times[BASELINE]["median_ms"])}
     for item in networks:
-        after = {**accuracies[item.name], **tools.stats(models[item.name])}
+        after = {**accuracies[item.name], **tools.at(sizes.get(item.name)).stats(models[item.name])}
         after.update(latency_metrics(times[item.name], base_ms))
         content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
         if item.is_native:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
 from paretoprune.base.messages import note
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
 from paretoprune.results.selection.picks import pick_trials
@@ -180,6 +181,8 @@ def finetune_job(context: WorkerContext, job: Job) -> None:
 
 def _finetune(context: WorkerContext, job: Job) -> None:
     tools, _ = tools_of(context)
+    if not job.native:
+        tools = tools.at(Plan.load(context.folder.trial_plan(job.name)).imgsz)
     target = context.folder.path / job.place
     target.mkdir(parents=True, exist_ok=True)
     settings = _recipe(context.settings["finetune"])

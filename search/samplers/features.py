@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,22 @@ TILE = 16  # channels; kernels of CPUs and GPUs work in tiles, so that latency i
 
 @dataclass(frozen=True)
 class PlanFeatures:
-    """``kept[i]``: fraction of channels left at every level of axis i; ``tiled[i]``: the same in whole tiles."""
+    """``kept[i]``: fraction of channels left at every level of axis i; ``tiled[i]``: the same in whole tiles.
+
+    ``areas``: the input's area at every level of the last axis, as a fraction of the run's; empty where there is no
+    such axis.
+    """
 
     kept: tuple[Array, ...]
     tiled: tuple[Array, ...]
+    areas: Array = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of(cls, space: Space) -> PlanFeatures:
-        """By the widths of each axis's leading group."""
-        return cls.of_widths([(axis.groups[0].widths, axis.groups[0].channels) for axis in space.axes])
+        """By the widths of each axis's leading group, and the size of the input."""
+        widths = [(axis.groups[0].widths, axis.groups[0].channels) for axis in space.width_axes]
+        sides = np.array(space.image_sizes, dtype=np.float64)
+        return replace(cls.of_widths(widths), areas=(sides / sides.max(initial=1.0)) ** 2)
 
     @classmethod
     def of_widths(cls, axes: Sequence[tuple[Sequence[int], int]]) -> PlanFeatures:
@@ -39,7 +46,7 @@ class PlanFeatures:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of levels of each axis."""
-        return tuple(len(values) for values in self.kept)
+        return (*(len(values) for values in self.kept), *([len(self.areas)] if len(self.areas) else []))
 
     def design(self, levels: Whole) -> Design:
         """Plans (n, d) of levels as the surrogate wants them.
@@ -47,14 +54,17 @@ class PlanFeatures:
         Families: fractions kept; their squares (loss grows faster than the ratio); fractions in whole tiles; products
         of neighbouring axes in whole tiles (a convolution costs input times output). Measured on the synthetic problem:
         the last two raise the share of the front after 100 trials from 0.90 to 0.93; products of the fractions
-        themselves, as well as tiled ones, take a hundredth away again.
+        themselves, as well as tiled ones, take a hundredth away again. What a convolution costs grows with the input's
+        area, so the last two are multiplied by it.
         """
-        levels = levels.reshape(-1, len(self.kept))
-        kept = self._looked_up(self.kept, levels)
+        levels = levels.reshape(-1, len(self.sizes))
+        columns = (*self.kept, *([self.areas] if len(self.areas) else []))
+        kept = self._looked_up(columns, levels)
+        area = kept[:, -1:] if len(self.areas) else np.ones((len(levels), 1))
         tiled = self._looked_up(self.tiled, levels)
-        low = np.array([values.min() for values in self.kept])
-        span = np.array([np.ptp(values) or 1.0 for values in self.kept])
-        families = (kept, kept**2, tiled, tiled[:, 1:] * tiled[:, :-1])
+        low = np.array([values.min() for values in columns])
+        span = np.array([np.ptp(values) or 1.0 for values in columns])
+        families = (kept, kept**2, area * tiled, area * tiled[:, 1:] * tiled[:, :-1])
         return Design((kept - low) / span, tuple(_scaled(family) for family in families))
 
     @staticmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.messages import note
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import (
@@ -22,6 +23,7 @@ from paretoprune.search.errors import ConfigError
 from paretoprune.search.samplers.warm_start import Start, warm_start
 from paretoprune.search.space.constraints import bounds_of_search
 from paretoprune.search.space.space import Space
+from paretoprune.search.storage.request import plan_of
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
@@ -47,9 +49,9 @@ def starts_of(
     config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None
 ) -> list[Start]:
     """The plans to try first, in this order and each once: given by the user, of another run, the warm start."""
-    starts = [Start(space.nearest(ratios), PLAN) for ratios in read_plans(config.search.plans)]
+    starts = [Start(space.nearest(plan), PLAN) for plan in read_plans(config.search.plans)]
     if other is not None:
-        starts += [Start(space.nearest(record.ratios), OTHER_RUN) for record in other.retried]
+        starts += [Start(space.nearest(plan_of(record)), OTHER_RUN) for record in other.retried]
     if config.search.warm_start:
         starts += warm_start(space, config.search.trials, baseline.get("sensitivity", ()))
     first: dict[tuple[int, ...], Start] = {}
@@ -58,17 +60,15 @@ def starts_of(
     return list(first.values())
 
 
-def read_plans(paths: Sequence[str]) -> list[dict[str, float]]:
-    """The ratios of plan files; raises what :meth:`pruning.plan.Plan.load` raises."""
-    from paretoprune.pruning.plan import Plan
-
-    return [dict(Plan.load(Path(path)).ratios) for path in paths]
+def read_plans(paths: Sequence[str]) -> list[Plan]:
+    """The plans of files; raises what :meth:`pruning.plan.Plan.load` raises."""
+    return [Plan.load(Path(path)) for path in paths]
 
 
 def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
     """Every plan is readable and of this model; :class:`ConfigError` names the file and the layer that is not."""
-    for path, ratios in zip(paths, read_plans(paths), strict=True):
-        unknown = [layer for layer in ratios if layer not in layers]
+    for path, plan in zip(paths, read_plans(paths), strict=True):
+        unknown = [layer for layer in plan.ratios if layer not in layers]
         if unknown:
             raise ConfigError(
                 f"search.plans: {path} must be of this model, but it prunes {unknown[0]}, which the model does not "
@@ -76,17 +76,21 @@ def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def changed_plans(paths: Sequence[str], space: Space) -> list[str]:
-    """A line for each plan that the space does not hold as it is: what it is tried with in place of it."""
+def changed_plans(paths: Sequence[str], space: Space, imgsz: int) -> list[str]:
+    """A line for each plan that the space does not hold as it is: what it is tried with in place of it. ``imgsz``: the
+    run's."""
     lines = []
-    for path, ratios in zip(paths, read_plans(paths), strict=True):
-        tried = space.ratios(space.nearest(ratios))
-        changed = [f"{name} {old:g} -> {new:g}" for name, old, new in _differences(ratios, tried, space)]
+    for path, plan in zip(paths, read_plans(paths), strict=True):
+        tried = space.plan(space.nearest(plan))
+        changed = [f"{name} {old:g} -> {new:g}" for name, old, new in _differences(plan.ratios, tried.ratios, space)]
+        if (plan.imgsz or imgsz) != (tried.imgsz or imgsz):
+            changed.insert(0, f"imgsz {plan.imgsz} -> {tried.imgsz or imgsz}")
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             lines.append(
                 f"search.plans: {path} lies outside the search space and is tried with {', '.join(changed[:3])}{more}; "
-                "to try it as it is, widen space.max_ratio, space.exclude, space.blocks, or lower space.round_to"
+                "to try it as it is, widen space.imgsz, space.max_ratio, space.exclude, space.blocks, or lower "
+                "space.round_to"
             )
     return lines
 
@@ -95,7 +99,7 @@ def _differences(
     given: Mapping[str, float], tried: Mapping[str, float], space: Space
 ) -> Iterator[tuple[str, float, float]]:
     """Layer, ratio given, ratio tried, where they differ. A ratio given for any layer of a group is that of all."""
-    groups = [group.layers for axis in space.axes for group in axis.groups]
+    groups = [group.layers for axis in space.width_axes for group in axis.groups]
     free = {layer for layers in groups for layer in layers}
     for layers in [*groups, *((layer,) for layer in given if layer not in free)]:
         name = next((layer for layer in layers if layer in given), layers[0])

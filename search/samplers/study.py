@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.initial_plans import PLAN
 from paretoprune.search.samplers.observations import MAXIMIZED, VARIANCES, Told
@@ -53,11 +54,11 @@ class SearchStudy:
         seed: int = 0,
         starts: Sequence[Start] = (),
         journal: Path | None = None,
-        refusal: Callable[[dict[str, float]], str] | None = None,
+        refusal: Callable[[Plan], str] | None = None,
     ) -> None:
         """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory.
 
-        ``refusal``: of a plan's ratios, why it is not worth trying; "" where it is.
+        ``refusal``: why a plan is not worth trying; "" where it is.
         """
         import optuna
 
@@ -66,7 +67,7 @@ class SearchStudy:
         self._space = space
         self._objectives = dict(objectives)
         self._starts = list(starts)
-        self._refusal = refusal or (lambda ratios: "")
+        self._refusal = refusal or (lambda plan: "")
         self._generator = random.Random(seed)
         self._sampler_name = sampler
         self._seen: set[Levels] = set()
@@ -109,7 +110,7 @@ class SearchStudy:
         """
         while self._starts:
             start = self._starts.pop(0)
-            refused = start.provenance != PLAN and self._refusal(self._space.ratios(start.levels))
+            refused = start.provenance != PLAN and self._refusal(self._space.plan(start.levels))
             if start.levels not in self._seen and not refused:
                 return self.ask_for(start.levels, start.provenance, trial_id)
         if len(self._seen) >= self._space.count():
@@ -118,7 +119,7 @@ class SearchStudy:
         while repeats < RE_ASKS and refusals < MOST_REFUSALS:
             trial = self.study.ask(dict(self._distributions))
             levels = tuple(trial.params[axis.name] for axis in self._space.axes)
-            refused = "" if levels in self._seen else self._refusal(self._space.ratios(levels))
+            refused = "" if levels in self._seen else self._refusal(self._space.plan(levels))
             if levels not in self._seen and not refused:
                 return self._start(trial, levels, self._sampler_name, trial_id)
             repeats, refusals = (repeats, refusals + 1) if refused else (repeats + 1, refusals)

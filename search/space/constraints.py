@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.search.space.prediction import LatencyPredictor
 
@@ -38,14 +39,15 @@ class Screen:
     predictor: LatencyPredictor
     geometry: NetworkGeometry | None = None
 
-    def refusal(self, ratios: Mapping[str, float]) -> str:
-        """Why the plan of ``ratios`` (layer -> ratio) is not tried; "" where it may keep all bounds."""
+    def refusal(self, plan: Plan) -> str:
+        """Why ``plan`` is not tried; "" where it may keep all bounds."""
         known: dict[str, Any] = {}
         if self.geometry is not None:
-            params, gflops = self.geometry.costs(self.geometry.shares([ratios]))
+            geometry = self.geometry.at(plan.imgsz)
+            params, gflops = geometry.costs(geometry.shares([plan.ratios]))
             known = {"params_m": float(params[0]), "gflops": float(gflops[0])}
         if self.bounds.limit_latency:
-            prediction = self.predictor.predict(ratios)
+            prediction = self.predictor.predict(plan)
             if prediction is not None:  # its most optimistic end: what may keep the bound is measured
                 known["latency_ms"] = prediction.low * self.baseline_latency_ms
         unpruned = {"metrics": {"latency_ms": self.baseline_latency_ms}}

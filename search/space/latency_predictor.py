@@ -10,8 +10,10 @@ import numpy as np
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.latency.model import FEWEST_PLANS, MeasuredPlan, fit_latency_model
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import FORETOLD, SOURCE, TrialRecord, speedup_interval
 from paretoprune.search.space.prediction import LatencyPredictor, NoPredictor, Prediction
+from paretoprune.search.storage.request import plan_of
 
 if TYPE_CHECKING:
     from paretoprune.pruning.latency.model import ForetoldError, LatencyModel
@@ -33,15 +35,15 @@ class RecordPredictor:
     def learn(self, record: TrialRecord) -> None:
         """Take a trial's measured latency in; one without, or with layers of another model, is passed over."""
         plan = measured_plan(record)
-        if plan is not None and self._fits(plan.ratios):
+        if plan is not None and self._fits(plan.plan.ratios):
             self._plans.append(plan)
 
-    def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+    def predict(self, plan: Plan) -> Prediction | None:
         """None where too little was measured, or where the plan is not this model's."""
         model = self._fitted()
-        if model is None or not self._fits(ratios):
+        if model is None or not self._fits(plan.ratios):
             return None
-        found = model.predict([ratios])
+        found = model.predict([plan])
         return Prediction(*(float(figure[0]) for figure in (found.ratio, found.low, found.high, found.halfwidth)))
 
     @property
@@ -76,7 +78,7 @@ def measured_plan(record: TrialRecord) -> MeasuredPlan | None:
     if ratio is None or ratio <= 0 or record.metrics.get(SOURCE) == FORETOLD:
         return None
     low, high = speedup_interval(record.metrics) or (0.0, 0.0)
-    return MeasuredPlan(record.ratios, ratio, abs(high - low) / 2 * ratio)  # of the speed-up, 1 / ratio
+    return MeasuredPlan(plan_of(record), ratio, abs(high - low) / 2 * ratio)  # of the speed-up, 1 / ratio
 
 
 def make_predictor(baseline: Mapping[str, Any], records: Iterable[TrialRecord] = ()) -> LatencyPredictor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord
 
 PRECISE = 0.1  # half-width: what a measurement has to reach, too, on a busy machine (`USEFUL_HALFWIDTH`)
@@ -45,8 +45,8 @@ class LatencyPredictor(Protocol):
         """Take a finished trial's measured ``latency_ratio`` in."""
         ...
 
-    def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
-        """The latency of the plan of ``ratios`` (layer -> ratio); None where nothing can be said yet."""
+    def predict(self, plan: Plan) -> Prediction | None:
+        """The latency of ``plan``; None where nothing can be said yet."""
         ...
 
 
@@ -56,6 +56,6 @@ class NoPredictor:
     def learn(self, record: TrialRecord) -> None:
         """Forgets it."""
 
-    def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+    def predict(self, plan: Plan) -> Prediction | None:
         """None."""
         return None

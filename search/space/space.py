@@ -1,8 +1,9 @@
-"""The search space: which widths a plan may choose, as a few whole-numbered axes.
+"""The search space: which widths and input sizes a plan may choose, as a few whole-numbered axes.
 
-An axis is one prunable group, or one block. Its variable is a *level*: level 0 is the greatest width allowed, each
-further level the next width in steps of ``round_to``. Widths are thus the real variables (no two levels give the same
-plan), and an axis with a single width does not exist: it would be a dead dimension to the sampler.
+An axis is one prunable group, or one block, or the size of the input. Its variable is a *level*: level 0 is the
+greatest width (size) allowed, each further level the next one in steps of ``round_to``. Widths are thus the real
+variables (no two levels give the same plan), and an axis with a single width does not exist: it would be a dead
+dimension to the sampler.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from functools import cached_property
 from typing import Protocol
 
 from paretoprune.pruning.graph.patterns import governing, means
+from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import SpaceError
 
 Levels = tuple[int, ...]
+
+MOST_SIZES = 5  # each is one more measurement of the unpruned model before a front can be judged
+SMALLEST_SIZE = 0.6  # of the run's; below it a detector loses more than widths would cost (docs/search.md)
 
 
 class GroupLike(Protocol):
@@ -107,44 +112,92 @@ class Axis:
         ratio = leader.ratio(width)
         return {leader.name: width, **{group.name: group.nearest(ratio) for group in self.groups[1:]}}
 
+    def uniform(self, ratio: float) -> int:
+        """The level nearest to ``ratio``."""
+        return self.groups[0].level(ratio)
+
+    def nearest(self, plan: Plan) -> int:
+        """The level nearest to ``plan``."""
+        leader = self.groups[0]
+        return leader.level(next((plan.ratios[layer] for layer in leader.layers if layer in plan.ratios), 0.0))
+
+
+@dataclass(frozen=True)
+class SizeAxis:
+    """The side of the input, pixels: the run's own, then smaller ones, falling."""
+
+    sizes: tuple[int, ...]
+    name: str = "imgsz"
+
+    @property
+    def size(self) -> int:
+        """How many levels there are (at least 2)."""
+        return len(self.sizes)
+
+    def uniform(self, ratio: float) -> int:
+        """The run's own size."""
+        return 0
+
+    def nearest(self, plan: Plan) -> int:
+        """The level nearest to ``plan`` (the larger one of two equally near)."""
+        wanted = plan.imgsz or self.sizes[0]
+        return min(range(self.size), key=lambda level: abs(self.sizes[level] - wanted))
+
 
 @dataclass(frozen=True)
 class Space:
-    """All axes, and the groups that were left out with the reason."""
+    """All axes, those of widths first, and the groups that were left out with the reason."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis | SizeAxis, ...]
     left_out: Mapping[str, str]
+
+    @property
+    def width_axes(self) -> tuple[Axis, ...]:
+        """The axes of widths."""
+        return tuple(axis for axis in self.axes if isinstance(axis, Axis))
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sides of the input that plans choose from, the run's own first; () where that is the only one."""
+        return next((axis.sizes for axis in self.axes if isinstance(axis, SizeAxis)), ())
 
     @property
     def sizes(self) -> dict[str, int]:
         """Axis name -> number of levels."""
         return {axis.name: axis.size for axis in self.axes}
 
-    def ratios(self, levels: Levels) -> dict[str, float]:
-        """Layer -> ratio, exactly what the widths realise; layers that keep all channels are absent."""
+    def plan(self, levels: Levels) -> Plan:
+        """The plan of ``levels``: ratios by layer, exactly what the widths realise (layers that keep all channels are
+        absent), and the input's size where it is not the run's own."""
         ratios: dict[str, float] = {}
+        imgsz = None
         for axis, level in zip(self.axes, levels, strict=True):
+            if isinstance(axis, SizeAxis):
+                imgsz = axis.sizes[level] if level else None
+                continue
             widths = axis.widths(level)
             for group in axis.groups:
                 if widths[group.name] < group.channels:
                     ratios.update(dict.fromkeys(group.layers, group.ratio(widths[group.name])))
-        return ratios
+        return Plan(ratios, imgsz=imgsz)
 
-    def levels_of(self, ratios: Mapping[str, float]) -> Levels | None:
-        """The levels that give ``ratios`` (absent layers count as 0), None where no plan of this space does."""
-        levels = self.nearest(ratios)
-        realised = self.ratios(levels)
-        cut = {layer: ratio for layer, ratio in ratios.items() if ratio > 0}
-        same = realised.keys() == cut.keys() and all(abs(realised[name] - cut[name]) < 1e-4 for name in cut)
-        return levels if same else None
+    def levels_of(self, plan: Plan) -> Levels | None:
+        """The levels that give ``plan`` (absent layers count as 0), None where no plan of this space is equal."""
+        levels = self.nearest(plan)
+        realised = self.plan(levels)
+        cut = {layer: ratio for layer, ratio in plan.ratios.items() if ratio > 0}
+        same = realised.ratios.keys() == cut.keys() and all(abs(realised.ratios[n] - cut[n]) < 1e-4 for n in cut)
+        own = self.image_sizes[:1] == (plan.imgsz,)
+        same_size = realised.imgsz == (None if own else plan.imgsz)
+        return levels if same and same_size and not plan.branches else None
 
     def uniform(self, ratio: float) -> Levels:
-        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds."""
-        return tuple(axis.groups[0].level(ratio) for axis in self.axes)
+        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds, at the run's own size."""
+        return tuple(axis.uniform(ratio) for axis in self.axes)
 
-    def nearest(self, ratios: Mapping[str, float]) -> Levels:
-        """The plan nearest to ``ratios`` by layer (absent ones count as 0), within every axis's bounds."""
-        return tuple(self._level_of(axis, ratios) for axis in self.axes)
+    def nearest(self, plan: Plan) -> Levels:
+        """The plan nearest to ``plan``, layer by layer (absent ones count as 0), within every axis's bounds."""
+        return tuple(axis.nearest(plan) for axis in self.axes)
 
     def random_narrower(self, generator: random.Random) -> Levels:
         """A plan drawn among those that narrow every axis."""
@@ -161,14 +214,38 @@ class Space:
             total *= axis.size
         return total
 
-    @staticmethod
-    def _level_of(axis: Axis, ratios: Mapping[str, float]) -> int:
-        leader = axis.groups[0]
-        return leader.level(next((ratios[layer] for layer in leader.layers if layer in ratios), 0.0))
+
+def image_sizes(own: int, wanted: Sequence[int] | None, stride: int) -> tuple[int, ...]:
+    """The sides of the input that a search may choose, pixels, falling; ``own``, the run's, is always the first.
+
+    ``wanted`` None: what lies below ``own`` down to 0.6 of it in steps of ``stride`` (the network's largest, 32 at
+    least), evenly chosen where that are more than 5. Raises :class:`SpaceError` for a size that is greater than the
+    run's or no multiple of the stride.
+    """
+    if wanted is None:
+        below = range(own, 0, -stride)
+        every = [size for size in below if size >= SMALLEST_SIZE * own] or [own]
+        count = min(MOST_SIZES, len(every))
+        return tuple(every[round(step * (len(every) - 1) / max(1, count - 1))] for step in range(count))
+    for size in wanted:
+        if size > own:
+            raise SpaceError(
+                f"space.imgsz: every size must be at most the run's {own} px, but got {size}; leave it out, or give "
+                "a greater --imgsz"
+            )
+        if size < stride or size % stride:
+            raise SpaceError(
+                f"space.imgsz: every size must be a multiple of {stride}, the largest stride of the "
+                f"model, but got {size}; give {max(stride, size // stride * stride)}"
+            )
+    return tuple(sorted({own, *wanted}, reverse=True))
 
 
-def build_space(table: TableLike, section: SpaceSection, first_only: bool = False) -> Space:
+def build_space(table: TableLike, section: SpaceSection, first_only: bool = False, sizes: Sequence[int] = ()) -> Space:
     """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
+
+    ``sizes``: sides of the input, pixels, the run's own first (see :func:`image_sizes`); an axis where they are
+    several.
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
@@ -191,7 +268,7 @@ def build_space(table: TableLike, section: SpaceSection, first_only: bool = Fals
             f"nothing is left to prune: all {len(table.groups)} groups are left out "
             f"({_summary(left_out)}); widen space.blocks, space.exclude, the ratios, or lower space.round_to"
         )
-    return Space(tuple(axes), left_out)
+    return Space((*axes, *([SizeAxis(tuple(sizes))] if len(sizes) > 1 else [])), left_out)
 
 
 def _axes(choices: Sequence[GroupChoice], granularity: str) -> list[Axis]:

@@ -14,9 +14,10 @@ from pydantic import Field
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import RECORD, REQUEST
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.errors import RecordError
 from paretoprune.results.store.persisted import Number, Persisted, Ratio, parse_json
-from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.records import Size, TrialRecord
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
 
@@ -33,7 +34,8 @@ class TrialRequest(Persisted):
     """``ratios``: layer -> ratio as the widths realise it; ``provenance``: ladder, the sampler's name, ...
 
     ``losses``: why earlier workers of this trial were lost. ``foretold``: its latency as a fraction of the unpruned
-    network's, where the driver knows it precisely: ``ratio``, and the 95 % interval ``low`` to ``high``.
+    network's, where the driver knows it precisely: ``ratio``, and the 95 % interval ``low`` to ``high``. ``imgsz``:
+    side of the input, pixels; None: the run's. ``branches_removed``: branches to remove whole.
     """
 
     trial_id: str
@@ -41,6 +43,8 @@ class TrialRequest(Persisted):
     provenance: str
     losses: list[str] = Field(default_factory=list)
     foretold: dict[str, Number] | None = None
+    imgsz: Size | None = None
+    branches_removed: list[str] = Field(default_factory=list)
 
     def again(self, reason: str) -> TrialRequest | None:
         """The request to hand out after a worker was lost for ``reason``; None where the trial has to be given up."""
@@ -63,6 +67,11 @@ class TrialRequest(Persisted):
     def save(self, folder: RunFolder) -> None:
         """Write to the trial's folder, atomically."""
         write_json(folder.trial_dir(self.trial_id) / REQUEST, self.model_dump())
+
+
+def plan_of(item: TrialRequest | TrialRecord) -> Plan:
+    """The plan that a request asks for, or that a record is of."""
+    return Plan(item.ratios, imgsz=item.imgsz, branches=tuple(item.branches_removed))
 
 
 def trial_number(trial_id: str) -> int:

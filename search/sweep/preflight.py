@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.messages import note
-from paretoprune.pruning.names import SEQUENTIAL
+from paretoprune.pruning.names import SEQUENTIAL, STRUCTURAL
+from paretoprune.pruning.yolo.image_size import STRIDE, stride_of
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
@@ -23,7 +24,7 @@ from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.errors import ConfigError, RunFolderError
 from paretoprune.search.monitoring.trackers import check_loggers
 from paretoprune.search.samplers.initial_plans import check_other_dataset, check_other_run, check_plans
-from paretoprune.search.space.space import Space, build_space, check_patterns
+from paretoprune.search.space.space import Space, build_space, check_patterns, image_sizes
 from paretoprune.search.storage.driver_lock import alive_driver
 from paretoprune.search.trial.exclusive_device import measuring_threads
 from paretoprune.search.worker.cluster import is_joined, with_model_brought_along
@@ -65,17 +66,20 @@ def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
-    config = with_model_brought_along(config, folder, copy=False)
+    config = with_model_brought_along(_with_sizes_of(folder, config), folder, copy=False)
     check_run_folder(folder, config, moved)
     check_weights(folder, config.model.path)
     check_other_run(config)
-    space, objectives, task = check_model(config)
+    space, sizes, objectives, task = check_model(config)
     identity = identity_of(config, task)
     check_dataset_same(folder, config, identity)
     check_other_dataset(config, identity)
     check_loggers(config.search.loggers, folder.path.name)
-    search = config.search.model_copy(update={"objectives": objectives})
-    return Prepared(folder, config.model_copy(update={"search": search}), space, identity)
+    decided = {
+        "search": config.search.model_copy(update={"objectives": objectives}),
+        "space": config.space.model_copy(update={"imgsz": sizes}),
+    }
+    return Prepared(folder, config.model_copy(update=decided), space, identity)
 
 
 def check_files(config: RunConfig) -> None:
@@ -205,11 +209,12 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
+def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
     """The model loads, the dataset fits it, the criterion exists, a teacher that is asked for can teach this kind of
     network, the settings leave something to prune, and a random plan of theirs gives a network that computes the same.
 
-    Also returns the objectives (those given, or the usual ones in the words of the model's task) and that task.
+    Also returns the input sizes, pixels, the run's own first; the objectives (those given, or the usual ones in the
+    words of the model's task) and that task.
     """
     from paretoprune.cluster.device_lock import DeviceLock
     from paretoprune.pruning.data.dataset import check_dataset
@@ -232,21 +237,27 @@ def check_model(config: RunConfig) -> tuple[Space, list[str], str]:
     )
     for remark in check_dataset(config.data.path, bench.model):
         note(remark)
+    wanted = config.space.imgsz
+    if wanted is None and config.trial.strategy != STRUCTURAL:
+        wanted = []  # these are controls: they show what another way of cutting gives, all else equal
+    sizes = image_sizes(config.model.imgsz, wanted, stride_of(bench.model))
     if config.trial.epochs:
-        check_batches(config, "trial", bench.model)
+        check_batches(config, "trial", bench.model, sizes[-1])
     check_teachable(config, bench.model)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.plans, [layer.name for layer in bench.table.layers])
-    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL)
+    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes)
     if get_strategy(config.trial.strategy).exact:
-        bench.check_surgery(space.ratios(space.random_narrower(random.Random(config.search.seed))))
-    return space, objectives, task_of(bench.model)
+        narrower = space.plan(space.random_narrower(random.Random(config.search.seed)))
+        bench.check_surgery(narrower.ratios)
+    return space, list(sizes), objectives, task_of(bench.model)
 
 
-def check_batches(config: RunConfig, section: str, model: Any = None) -> None:
-    """The training of the ``section`` ("trial", "finetune") is by batches that the run's ``model`` can be trained on.
+def check_batches(config: RunConfig, section: str, model: Any = None, imgsz: int | None = None) -> None:
+    """The training of the ``section`` ("trial", "finetune") is by batches that the run's ``model`` can be trained on,
+    at ``imgsz`` (None: the run's).
 
     Without a ``model`` it is loaded where the batch is of one image, and the dataset is not looked at.
     """
@@ -259,7 +270,7 @@ def check_batches(config: RunConfig, section: str, model: Any = None) -> None:
         return
     images = training_images(config.data.path, model, 2) if model is not None else batch
     model = model if model is not None else load_model(config.model.path, config.model.trust_checkpoint)
-    check_batch(model, config.model.imgsz, batch, images, f"{section}.batch")
+    check_batch(model, imgsz or config.model.imgsz, batch, images, f"{section}.batch")
 
 
 def check_teachable(config: RunConfig, model: Any = None) -> None:
@@ -331,8 +342,21 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
         )
 
 
+def _with_sizes_of(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Where no input sizes were given, those that the run has: of an older version's run that is its own alone."""
+    from paretoprune.search.config.stored import load_run_config
+
+    if config.space.imgsz is not None or not folder.config.is_file():
+        return config
+    sizes = _decided(load_run_config(folder)).space.imgsz
+    return config.model_copy(update={"space": config.space.model_copy(update={"imgsz": sizes})})
+
+
 def _decided(config: RunConfig) -> RunConfig:
     """Defaults that depend on this machine become values, so that config.yaml repeats the run."""
+    if config.space.imgsz is not None:
+        sizes = list(image_sizes(config.model.imgsz, config.space.imgsz, STRIDE))
+        config = config.model_copy(update={"space": config.space.model_copy(update={"imgsz": sizes})})
     target = LatencyTarget.parse(config.latency.target)
     if config.latency.threads is not None or target.resource is not None:  # a node decides by its own cores
         return config

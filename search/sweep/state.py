@@ -5,7 +5,7 @@ Called by the driver only, from one thread. No Ray here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from paretoprune.base.errors import typed_line
@@ -20,6 +20,7 @@ from paretoprune.search.space.space import Space
 from paretoprune.search.storage.request import (
     TrialRequest,
     left_record,
+    plan_of,
     requested,
     trial_name,
     trial_number,
@@ -45,15 +46,14 @@ class SweepState:
         study: SearchStudy,
         records: Sequence[TrialRecord],
         total: int,
-        plan_hash: Callable[[dict[str, float]], str],
         teller: Teller,
         predictor: LatencyPredictor | None = None,
         budget: Budget | None = None,
     ) -> None:
         """Replay ``records`` into ``study`` and queue the trials that an earlier driver left unfinished.
 
-        ``total``: finished trials at the end; ``plan_hash``: ratios -> hash, for trials whose worker died;
-        ``predictor``: learns latency from the records; ``budget``: None is without limit.
+        ``total``: finished trials at the end; ``predictor``: learns latency from the records; ``budget``: None is
+        without limit.
         """
         self.folder = folder
         self._store = folder.store  # one for all: each would read the whole file at its first append
@@ -61,7 +61,6 @@ class SweepState:
         self.total = total
         self._space = space
         self._study = study
-        self._plan_hash = plan_hash
         self._teller = teller
         self._predictor = predictor or NoPredictor()
         self.budget = budget or Budget()
@@ -73,7 +72,7 @@ class SweepState:
             self._replay(record)
         finished = {record.trial_id for record in self.records}
         left = unfinished(folder, finished)
-        self._waiting = [request for request in left if space.levels_of(request.ratios) is not None]
+        self._waiting = [request for request in left if space.levels_of(plan_of(request)) is not None]
         self._known = len(self.records)  # of earlier drivers, whose faults may be mended by now
         self._faults = FaultCounter()
         self.remarks: list[str] = []
@@ -160,7 +159,7 @@ class SweepState:
             if again is not None:
                 self._queue_again(again)
                 return None
-            record = failed_record(request, reason, self._plan_hash(request.ratios)).changed(retries=request.losses)
+            record = failed_record(request, reason, plan_of(request).hash).changed(retries=request.losses)
         self.finish(record)
         return record
 
@@ -196,7 +195,7 @@ class SweepState:
     def _replay(self, record: TrialRecord) -> None:
         # As it was asked: a strategy that leaves layers whole realises other ratios than those it was given.
         asked = requested(self.folder, record.trial_id)
-        levels = self._space.levels_of(asked.ratios if asked else record.ratios)
+        levels = self._space.levels_of(plan_of(asked or record))
         if levels is None:
             return
         try:
@@ -210,7 +209,7 @@ class SweepState:
         request = self._waiting.pop(0)
         if request.trial_id in self._numbers:
             return request  # its worker was lost; the study still has it running
-        levels = self._space.levels_of(request.ratios)
+        levels = self._space.levels_of(plan_of(request))
         assert levels is not None, "filtered at the start"
         suggestion = self._study.ask_for(levels, request.provenance, request.trial_id)
         self._numbers[request.trial_id] = suggestion.number
@@ -223,10 +222,16 @@ class SweepState:
             return None
         self._next += 1
         self._numbers[trial_id] = suggestion.number
-        ratios = self._space.ratios(suggestion.levels)
-        prediction = self._predictor.predict(ratios)
-        foretold = prediction.foretold() if prediction is not None and prediction.is_precise else None
-        return TrialRequest(trial_id=trial_id, ratios=ratios, provenance=suggestion.provenance, foretold=foretold)
+        plan = self._space.plan(suggestion.levels)
+        prediction = self._predictor.predict(plan)
+        return TrialRequest(
+            trial_id=trial_id,
+            ratios=dict(plan.ratios),
+            imgsz=plan.imgsz,
+            branches_removed=list(plan.branches),
+            provenance=suggestion.provenance,
+            foretold=prediction.foretold() if prediction is not None and prediction.is_precise else None,
+        )
 
     def _left_behind(self, trial_id: str) -> TrialRecord | None:
         try:

@@ -40,7 +40,7 @@ from paretoprune.search.space.constraints import bounds_of_search, make_screen
 from paretoprune.search.space.latency_predictor import make_predictor
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.object_store import published, remote_of
-from paretoprune.search.storage.request import adopt_records
+from paretoprune.search.storage.request import adopt_records, plan_of
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
 from paretoprune.search.sweep.state import SweepState
@@ -134,7 +134,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             make_state(prepared, records).close()
             _refuse_failures_alone(folder, records)
             return outcome_of(records, config.search.trials)
-        for line in changed_plans(config.search.plans, prepared.space) if not records else ():
+        for line in changed_plans(config.search.plans, prepared.space, config.model.imgsz) if not records else ():
             note(line)
         note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", remedy):
@@ -193,8 +193,6 @@ def _refuse_failures_alone(folder: RunFolder, records: Sequence[TrialRecord]) ->
 
 def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = None) -> SweepState:
     """The study rebuilt from ``records``, with the unpruned network added where it was measured."""
-    from paretoprune.pruning.plan import Plan
-
     config, space = prepared.config, prepared.space
     settings = config.search
     baseline = prepared.folder.read_baseline() if prepared.folder.baseline.is_file() else {}
@@ -214,20 +212,26 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
         refusal=screen.refusal if screen else None,
     )
     unpruned = space.uniform(0.0)
-    if baseline and not space.ratios(unpruned):
+    if baseline and not space.plan(unpruned).ratios:
         study.replay(unpruned, teller.told_baseline(), "baseline")
     if other:
         theirs = Teller(settings.objectives, bounds, baseline)  # of its own: how their trials go on is theirs
         for record in other.told:
             theirs.learn(record)
         for record in other.told:
-            levels = space.levels_of(record.ratios)
+            levels = space.levels_of(plan_of(record))
             if levels is not None:
                 study.replay(levels, theirs.told(record), f"{OTHER_RUN}/{record.trial_id}")
     return SweepState(
-        prepared.folder, space, study, records, settings.trials, lambda ratios: Plan(ratios).hash, teller, predictor,
+        prepared.folder,
+        space,
+        study,
+        records,
+        settings.trials,
+        teller,
+        predictor,
         budget,
-    )  # fmt: skip
+    )
 
 
 def start_workers(

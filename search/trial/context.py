@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from paretoprune.pruning.plan import Plan
+
 OnEpoch = Callable[[int, Mapping[str, float]], bool]
 """Called after every epoch with its number and metrics; True ends the fine-tuning there."""
 
@@ -20,6 +22,10 @@ class PlanLike(Protocol):
 
     @property
     def ratios(self) -> Mapping[str, float]: ...
+    @property
+    def imgsz(self) -> int | None: ...
+    @property
+    def branches(self) -> Sequence[str]: ...
     @property
     def hash(self) -> str: ...
     def save(self, path: Path, made_with: Mapping[str, Any] | None = None) -> object: ...
@@ -78,16 +84,17 @@ class TrialTools(Protocol):
 
     device: str
 
+    def at(self, imgsz: int | None) -> TrialTools:
+        """The tools for networks of another input size, pixels; None: the run's."""
+        ...
+
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """Send the libraries' chatter to ``path`` for a while."""
         ...
 
-    def plan_hash(self, ratios: Mapping[str, float]) -> str:
-        """The hash that the plan of ``ratios`` has."""
-        ...
-
-    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
-        """A new, pruned network. Takes the device by itself, and gives it up between the parts of long work."""
+    def prune(self, plan: Plan) -> tuple[Any, PlanLike]:
+        """A new, pruned network, and what was done of ``plan``. Takes the device by itself, and gives it up between the
+        parts of long work."""
         ...
 
     def recover(self, model: Any, plan: PlanLike) -> None:

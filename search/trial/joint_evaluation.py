@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
@@ -20,14 +21,20 @@ SECONDS_FACTOR = 4.0  # against a trial's measurement: these figures are the one
 
 
 def evaluate_together(
-    models: Mapping[str, Any], config: RunConfig, device: str, gate: DeviceGate, evaluator: Evaluator
+    models: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    config: RunConfig,
+    device: str,
+    gate: DeviceGate,
+    evaluator: Evaluator,
 ) -> dict[str, dict[str, Any]]:
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
 
-    Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images, with the
-    95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change`` likewise. Picks
-    have ``map50_95_over`` too: native rival -> [difference, low, high].
+    ``sizes``: side of a network's images, pixels, where it is not the run's; ``evaluator``: on the validation split at
+    the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
+    with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
+    likewise. Picks have ``map50_95_over`` too: native rival -> [difference, low, high].
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import Turn
@@ -35,17 +42,31 @@ def evaluate_together(
 
     turn = Turn(gate)  # resampling keeps a CPU busy for seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
-    seen = _evaluate_split(models, evaluator, "", found)
+    data, own = config.data, config.model.imgsz
+
+    def evaluator_of(imgsz: int, split: str) -> Evaluator:
+        return Evaluator(data.path, imgsz, device, data.batch, split, gate, config.trial.workers)
+
+    seen = {}
+    for imgsz, members in _by_size(models, sizes, own).items():
+        with closing(evaluator_of(imgsz, "val")) as sized:
+            seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found)
     _compare(seen, "", config.search.seed, found, turn)
     _compare_with_natives(seen, config.search.seed, found, turn)
-    data = config.data
     if has_split(data.path, TEST, models[BASELINE]):
-        test = Evaluator(data.path, config.model.imgsz, device, data.batch, TEST, gate, config.trial.workers)
-        try:
-            seen = _evaluate_split(models, test, f"{TEST}_", found)
-            _compare(seen, f"{TEST}_", config.search.seed, found, turn)
-        finally:
-            test.close()
+        seen = {}
+        for imgsz, members in _by_size(models, sizes, own).items():
+            with closing(evaluator_of(imgsz, TEST)) as test:
+                seen |= _evaluate_split(members, test, f"{TEST}_", found)
+        _compare(seen, f"{TEST}_", config.search.seed, found, turn)
+    return found
+
+
+def _by_size(models: Mapping[str, Any], sizes: Mapping[str, int | None], own: int) -> dict[int, dict[str, Any]]:
+    """The networks by the side of their images, so that no more than one loader is open at a time."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, model in models.items():
+        found.setdefault(sizes.get(name) or own, {})[name] = model
     return found
 
 
@@ -93,8 +114,12 @@ def _compare_with_natives(
         found[name]["map50_95_over"] = {key: [noise.difference, *noise.ci95] for key, noise in pairs.items()}
 
 
-def measure_together(models: Mapping[str, Any], config: RunConfig, device: str) -> dict[str, dict[str, Any]]:
+def measure_together(
+    models: Mapping[str, Any], sizes: Mapping[str, int | None], config: RunConfig, device: str
+) -> dict[str, dict[str, Any]]:
     """Name -> latency of each network, all timed in turn in one session; the caller has the device alone.
+
+    ``sizes``: side of a network's images, pixels, where it is not the run's.
 
     The fields of a pair's measurement (``median_ms`` ... ``speedup`` over ``baseline`` with ``speedup_ci95``), and
     ``over``: every other network -> [speed-up over it, low, high].
@@ -105,7 +130,7 @@ def measure_together(models: Mapping[str, Any], config: RunConfig, device: str) 
     return measure_group(
         models,
         BASELINE,
-        config.model.imgsz,
+        {name: sizes.get(name) or config.model.imgsz for name in models},
         device=device,
         batch=latency.batch,
         threads=latency.threads,

@@ -3,6 +3,7 @@ reused."""
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from paretoprune.search.trial.joint_evaluation import evaluate_together, measure
 from paretoprune.search.trial.remote_latency import RemoteMeasurer
 
 if TYPE_CHECKING:
+    from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.plan import Plan
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection, TrialSection
 
@@ -31,13 +34,15 @@ class PruningTools:
     """A workbench (baseline, layer table, calibration batch), an evaluator with its loader, and the run's settings."""
 
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:
-        from paretoprune.pruning.evaluation.evaluator import Evaluator
         from paretoprune.pruning.latency.runtimes import ExportCache
         from paretoprune.pruning.workbench import Workbench
 
         self._config = config
         self._gate = gate
         self.device = device
+        self._imgsz = config.model.imgsz
+        self._own: PruningTools = self  # those of the run's size
+        self._sized: PruningTools | None = None  # the last ones of another
         self._bench = Workbench(
             config.model.path,
             config.data.path,
@@ -54,9 +59,29 @@ class PruningTools:
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         target = LatencyTarget.parse(config.latency.target)
         self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
-        self._evaluator = Evaluator(
-            config.data.path, config.model.imgsz, device, config.data.batch, gate=gate, workers=config.trial.workers
-        )
+        self._evaluator = self._make_evaluator()
+
+    def _make_evaluator(self) -> Evaluator:
+        from paretoprune.pruning.evaluation.evaluator import Evaluator
+
+        data, workers = self._config.data, self._config.trial.workers
+        return Evaluator(data.path, self._imgsz, self.device, data.batch, gate=self._gate, workers=workers)
+
+    def at(self, imgsz: int | None) -> PruningTools:
+        """The tools for networks of another input size, pixels; None: the run's.
+
+        Images, refit targets and the loader of the run's size and of one other are kept: they fill memory.
+        """
+        own = self._own
+        if imgsz is None or imgsz == own._imgsz:
+            return own
+        if own._sized is None or own._sized._imgsz != imgsz:
+            if own._sized is not None:
+                own._sized._evaluator.close()
+            own._sized = copy.copy(own)
+            own._sized._imgsz, own._sized._bench = imgsz, own._bench.at(imgsz)
+            own._sized._evaluator = own._sized._make_evaluator()
+        return own._sized
 
     @property
     def baseline(self) -> Any:
@@ -69,16 +94,10 @@ class PruningTools:
 
         return quiet_ultralytics(path)
 
-    def plan_hash(self, ratios: Mapping[str, float]) -> str:
-        """The hash of the plan with these realised ratios."""
-        from paretoprune.pruning.plan import Plan
-
-        return Plan(dict(ratios)).hash
-
-    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
-        """A pruned copy of the baseline and its plan."""
+    def prune(self, plan: Plan) -> tuple[Any, PlanLike]:
+        """A pruned copy of the baseline and its plan; channels are chosen by their importance at the run's size."""
         self._score()
-        return self._bench.prune(ratios)
+        return self._bench.prune(plan)
 
     def recover(self, model: Any, plan: Any) -> None:
         """Refit ``model`` in place as the configuration says."""
@@ -88,7 +107,7 @@ class PruningTools:
         """Parameters (millions), GFLOPs and size of a network."""
         from paretoprune.pruning.yolo.loading import model_stats
 
-        stats = model_stats(model, self._config.model.imgsz)
+        stats = model_stats(model, self._imgsz)
         return {"params_m": stats.params_m, "gflops": stats.gflops, "size_mb": stats.size_mb}
 
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -110,8 +129,7 @@ class PruningTools:
         """A stock checkpoint."""
         from paretoprune.pruning.yolo.saving import save_checkpoint
 
-        config = self._config
-        save_checkpoint(model, path, {"imgsz": config.model.imgsz, "data": config.data.path})
+        save_checkpoint(model, path, {"imgsz": self._imgsz, "data": self._config.data.path})
 
     def load(self, path: Path, trust: bool | None = None) -> Any:
         """A network from its checkpoint; ``trust`` None: it was made of the run's model, and is trusted as that is."""
@@ -128,7 +146,7 @@ class PruningTools:
         """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
         if self._remote is not None:
             with self._gate.using():  # only made ready to be sent
-                return self._remote.start(model)
+                return self._remote.start(model, self._imgsz)
         found = self._measured(model)
         energy = "energy_j" in self._config.search.objectives
         return Measured({**found, "energy_j": self._energy(model)} if energy else found)
@@ -158,13 +176,15 @@ class PruningTools:
         result = train_native(path, data, settings, folder, device, gate, on_epoch, as_one, trust)
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
-    def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def evaluate_together(
+        self, models: Mapping[str, Any], sizes: Mapping[str, int | None]
+    ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.evaluate_together`."""
-        return evaluate_together(models, self._config, self.device, self._gate, self._evaluator)
+        return evaluate_together(models, sizes, self._config, self.device, self._gate, self._evaluator)
 
-    def measure_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
-        return measure_together(models, self._config, self.device)
+        return measure_together(models, sizes, self._config, self.device)
 
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
@@ -188,9 +208,10 @@ class PruningTools:
         """Score the channels, if they are not yet: once a run, so in the order in which steps give them up."""
         from paretoprune.pruning.budget.progressive import path_scores
 
-        if not self._scored and self._bench.importance == self._bench.loss_criterion:
-            self._bench.scores = path_scores(self._bench, lambda line: None)
-        self._scored = True
+        own = self._own
+        if not own._scored and own._bench.importance == own._bench.loss_criterion:
+            own._bench.scores = path_scores(own._bench, lambda line: None)
+        own._scored = True
 
     def _scores_made_from(self) -> dict[str, Any]:
         config = self._config
@@ -269,7 +290,8 @@ class PruningTools:
         return measure_pair(
             model,
             self._bench.model,
-            self._config.model.imgsz,
+            self._imgsz,
+            baseline_imgsz=self._config.model.imgsz,
             device=self.device,
             batch=latency.batch,
             threads=latency.threads,
@@ -288,7 +310,7 @@ class PruningTools:
         from paretoprune.pruning.latency.runtimes.base import SessionSpec
 
         latency = self._config.latency
-        spec = SessionSpec(self._config.model.imgsz, self.device, latency.batch, latency.half, latency.threads)
+        spec = SessionSpec(self._imgsz, self.device, latency.batch, latency.half, latency.threads)
         with self._gate.measuring():
             return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
 
@@ -307,7 +329,7 @@ class PruningTools:
 
         settings = FinetuneSettings(
             epochs=section.epochs,
-            imgsz=self._config.model.imgsz,
+            imgsz=self._imgsz,
             batch=section.batch,
             lr=section.lr,
             patience=patience,

@@ -32,7 +32,8 @@ _KEPT: dict[str, tuple[Any, Any]] = {}
 class MeasuringJob:
     """What is measured how, as plain data.
 
-    ``suffix``: of both models' files; ``channels``: of their images. ``cpu``: not on a GPU of the node. ``trust``: both
+    ``suffix``: of both models' files; ``channels``: of their images, ``imgsz`` and ``baseline_imgsz``: their sides,
+    pixels. ``cpu``: not on a GPU of the node. ``trust``: both
     files are loaded as the run's model was.
     """
 
@@ -40,6 +41,7 @@ class MeasuringJob:
     channels: int
     baseline_key: str
     imgsz: int
+    baseline_imgsz: int
     batch: int
     threads: int | None
     max_seconds: float
@@ -79,6 +81,7 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
             model,
             unpruned,
             job.imgsz,
+            baseline_imgsz=job.baseline_imgsz,
             device=device,
             batch=job.batch,
             threads=threads,
@@ -142,17 +145,19 @@ class RemoteMeasurer:
         self._exports = ExportCache()
         self._sent: tuple[Any, str] | None = None  # the baseline's reference in the cluster, its key
 
-    def start(self, model: Any) -> RemoteMeasurement:
-        """Send ``model`` as it is now, and return at once."""
+    def start(self, model: Any, imgsz: int) -> RemoteMeasurement:
+        """Send ``model`` as it is now, and return at once; ``imgsz``: side of its input, pixels."""
         import ray
 
+        own = self._config.model.imgsz
         if self._sent is None:
-            content = self._content(self._baseline)
+            content = self._content(self._baseline, own)
             self._sent = (ray.put(content), hashlib.sha256(content).hexdigest())
         baseline, key = self._sent
-        candidate = baseline if model is self._baseline else ray.put(self._content(model))
+        same = model is self._baseline and imgsz == own
+        candidate = baseline if same else ray.put(self._content(model, imgsz))
         task = ray.remote(num_cpus=0, max_retries=2, **self._place())(measure_there)
-        return RemoteMeasurement(task.remote(self._job(key), candidate, baseline), self._target)
+        return RemoteMeasurement(task.remote(self._job(key, imgsz), candidate, baseline), self._target)
 
     def _place(self) -> dict[str, Any]:
         """Where Ray puts the task. A trial's own resources are not asked: they are taken."""
@@ -165,7 +170,7 @@ class RemoteMeasurer:
         here = ray.get_runtime_context().get_node_id()
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
-    def _job(self, key: str) -> MeasuringJob:
+    def _job(self, key: str, imgsz: int) -> MeasuringJob:
         from paretoprune.pruning.latency.runtimes import image_channels
 
         latency = self._config.latency
@@ -173,7 +178,8 @@ class RemoteMeasurer:
             suffix=self._suffix,
             channels=image_channels(self._baseline),
             baseline_key=key,
-            imgsz=self._config.model.imgsz,
+            imgsz=imgsz,
+            baseline_imgsz=self._config.model.imgsz,
             batch=latency.batch,
             threads=self._target.threads or latency.threads,
             max_seconds=latency.max_seconds,
@@ -192,12 +198,12 @@ class RemoteMeasurer:
         as_onnx = latency.runtime == "openvino" or (latency.runtime == "onnx" and not latency.half)
         return ".onnx" if as_onnx else ".pt"
 
-    def _content(self, model: Any) -> bytes:
+    def _content(self, model: Any, imgsz: int) -> bytes:
         from paretoprune.pruning.latency.runtimes import SessionSpec
         from paretoprune.pruning.yolo.saving import save_checkpoint
 
         if self._suffix == ".onnx":
-            spec = SessionSpec(self._config.model.imgsz, "cpu", self._config.latency.batch)
+            spec = SessionSpec(imgsz, "cpu", self._config.latency.batch)
             return self._exports.content(model, "onnx", spec, half=False)
         with tempfile.TemporaryDirectory(prefix="paretoprune-latency-") as folder:
             path = Path(folder) / "model.pt"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from paretoprune.search.trial.context import OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.operations import PruningTools
 
 if TYPE_CHECKING:
+    from paretoprune.pruning.plan import Plan
     from paretoprune.search.config.run_config import RunConfig
 
 STRATEGY_FOLDER = "strategy"
@@ -35,13 +37,13 @@ class StrategyTrialTools(PruningTools):
         self._strategy = get_strategy(config.trial.strategy)
         self._asked: dict[str, float] = {}
 
-    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, PlanLike]:
+    def prune(self, plan: Plan) -> tuple[Any, PlanLike]:
         """The strategy's network without an epoch, recovered already, and the plan that it realised."""
-        self._asked = dict(ratios)
+        self._asked = dict(plan.ratios)
         self._score()
         with tempfile.TemporaryDirectory(prefix="paretoprune-untuned-") as scratch:
             outcome = self._run(0, Path(scratch), lambda network, epochs, place: network)
-        return outcome.model, outcome.plan
+        return outcome.model, replace(outcome.plan, imgsz=plan.imgsz)
 
     def recover(self, model: Any, plan: Any) -> None:
         """Nothing: strategies recover by themselves, a sequence after each of its cuts."""

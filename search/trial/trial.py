@@ -29,7 +29,7 @@ from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, Tria
 from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, Everyone, Judge
 from paretoprune.search.storage.event_log import PhaseClock
-from paretoprune.search.storage.request import TrialRequest
+from paretoprune.search.storage.request import TrialRequest, plan_of
 from paretoprune.search.trial.context import Measurement, PlanLike, TrialTools, Tuned
 
 ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
@@ -92,11 +92,12 @@ def run_trial(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tools.logging(folder / TRIAL_LOG):
-            record = _attempted(Workplace(request, settings, tools, gate, folder, clock), judge or Everyone())
+            its = tools.at(request.imgsz)
+            record = _attempted(Workplace(request, settings, its, gate, folder, clock), judge or Everyone())
     except Exception as error:  # noqa: BLE001  contained: see above
         with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
             traceback.print_exc(file=log)
-        record = failed_record(request, f"{clock.current}: {typed_line(error)}", _hash(tools, request), clock.seconds)
+        record = failed_record(request, f"{clock.current}: {typed_line(error)}", _hash(request), clock.seconds)
     finally:
         tools.release()
     # First here, then by the driver into trials.jsonl: a driver that died meanwhile finds it at its next start. Where
@@ -116,6 +117,8 @@ def failed_record(
         state=TrialState.FAILED,
         plan_hash=plan_hash,
         ratios=dict(request.ratios),
+        imgsz=request.imgsz,
+        branches_removed=list(request.branches_removed),
         metrics={},
         epochs=0,
         fidelity="refit",
@@ -244,6 +247,8 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         state=TrialState.STOPPED if cut_short else TrialState.COMPLETED,
         plan_hash=plan.hash,
         ratios=dict(plan.ratios),
+        imgsz=plan.imgsz,
+        branches_removed=list(plan.branches),
         metrics=metrics,
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",
@@ -267,7 +272,7 @@ def _refitted(start: Mapping[str, float]) -> dict[str, float]:
 def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
     """The network of the plan, recovered without a gradient step."""
     with work.clock.phase("prune"):
-        model, plan = work.tools.prune(work.request.ratios)
+        model, plan = work.tools.prune(plan_of(work.request))
     if work.settings.recover:
         with work.clock.phase("recover"):
             work.tools.recover(model, plan)
@@ -280,9 +285,9 @@ def _violations(settings: TrialSettings, metrics: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in settings.bounds.violations(metrics, unpruned).items() if value > 0}
 
 
-def _hash(tools: TrialTools, request: TrialRequest) -> str:
+def _hash(request: TrialRequest) -> str:
     """The plan's hash for a failed record; an unusable plan has none, and its failure must still be recorded."""
     try:
-        return tools.plan_hash(request.ratios)
+        return plan_of(request).hash
     except Exception:  # noqa: BLE001  see above
         return ""

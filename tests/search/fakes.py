@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
@@ -60,21 +61,6 @@ def make_table(count: int = 6, channels: int = 64) -> FakeTable:
     return FakeTable(tuple(groups))
 
 
-@dataclass(frozen=True)
-class FakePlan:
-    ratios: Mapping[str, float]
-
-    @property
-    def hash(self) -> str:
-        from paretoprune.pruning.plan import Plan
-
-        return Plan(dict(self.ratios)).hash
-
-    def save(self, path: Path, made_with: Mapping[str, Any] | None = None) -> None:
-        content = {"hash": self.hash, "ratios": dict(self.ratios), "made_with": dict(made_with or {})}
-        path.write_text(json.dumps(content))
-
-
 def accuracy_of(ratios: Mapping[str, float]) -> float:
     """Falls with every ratio, the earlier layers' most."""
     cost = sum(ratio**2 / (1 + index) for index, ratio in enumerate(ratios[name] for name in sorted(ratios)))
@@ -96,12 +82,12 @@ class FakeTools:
     def logging(self, path: Path) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def plan_hash(self, ratios: Mapping[str, float]) -> str:
-        return FakePlan(ratios).hash
+    def at(self, imgsz: int | None) -> FakeTools:
+        return self
 
-    def prune(self, ratios: Mapping[str, float]) -> tuple[Any, FakePlan]:
-        self._note("prune", ratios)
-        return dict(ratios), FakePlan(dict(ratios))
+    def prune(self, plan: Plan) -> tuple[Any, Plan]:
+        self._note("prune", plan.ratios)
+        return dict(plan.ratios), plan
 
     def recover(self, model: Any, plan: Any) -> None:
         self._note("recover", model)
@@ -156,7 +142,9 @@ class FakeTools:
         on_epoch(1, {"map50_95": 0.4})
         return Tuned({"native": 0.5}, 2, 1, {}, {}), "as pretended"
 
-    def evaluate_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def evaluate_together(
+        self, models: Mapping[str, Any], sizes: Mapping[str, int | None]
+    ) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for name, model in models.items():
             found[name] = {**self.evaluate(model), "test_map50_95": accuracy_of(model) - 0.1}
@@ -165,7 +153,7 @@ class FakeTools:
                 found[name].update(map50_95_change=change, map50_95_change_ci95=[change - 0.01, change + 0.01])
         return found
 
-    def measure_together(self, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         over = {name: {other: [1.0, 0.9, 1.1] for other in models if other != name} for name in models}
         return {name: {**self.measure(model), "over": over[name]} for name, model in models.items()}
 

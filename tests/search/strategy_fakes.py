@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.pruning.plan import Plan
 from paretoprune.search.comparison.operations import OnStage, StrategyJob, StrategyRun
 from paretoprune.search.config.run_config import RunConfig
-from tests.search.fakes import FakePlan, FakeTools
+from tests.search.fakes import FakeTools
 
 FIRST_SESSION = "session-1.pt"
 
@@ -21,7 +22,7 @@ FIRST_SESSION = "session-1.pt"
 class FakeOutcome:
     strategy: str
     model: dict[str, float]
-    plan: FakePlan
+    plan: Plan
     layers: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     epochs: int
@@ -45,7 +46,7 @@ class FakeStrategyTools(FakeTools):
         ratio = 0.0 if job.strategy == "mask" else next(iter(job.ratios.values()))
         model = {"model.0": ratio, "model.1": ratio}
         outcome: Any = FakeOutcome(
-            job.strategy, model, FakePlan(model), tuple(model), (("model.2", "feeds an addition"),), job.epochs,
+            job.strategy, model, Plan(model), tuple(model), (("model.2", "feeds an addition"),), job.epochs,
             (folder / FIRST_SESSION,) if job.strategy == "sequential" else (), {"sessions": 1},
         )  # fmt: skip
         return StrategyRun(outcome, {"map50_95": 0.3} if job.epochs else {})

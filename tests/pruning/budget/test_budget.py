@@ -13,6 +13,7 @@ from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.importance.allocation import Unit
 from paretoprune.pruning.latency.model import LatencyModel, MeasuredPlan, fit_latency_model
+from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.workbench import Workbench
 from tests.pruning.recovery_material import shapes_dataset
@@ -108,7 +109,7 @@ def model(bench: Workbench) -> LatencyModel:
         ratios = bench.allocated(float(share)) or {}
         shaken = {layer: float(np.clip(r + random.normal(0, 0.02), 0, 0.95)) for layer, r in ratios.items()}
         macs = geometry.macs(geometry.shares([{}, shaken])).sum(axis=1)
-        plans.append(MeasuredPlan(shaken, float(0.3 + 0.7 * macs[1] / macs[0]), 0.005))
+        plans.append(MeasuredPlan(Plan(shaken), float(0.3 + 0.7 * macs[1] / macs[0]), 0.005))
     return fit_latency_model(geometry, plans)
 
 

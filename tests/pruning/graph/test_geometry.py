@@ -53,6 +53,11 @@ def test_it_foretells_what_surgery_makes(name: str) -> None:
     assert gflops == pytest.approx([s.gflops for s in stats], rel=3e-3)
     assert gflops[1] < 0.8 * gflops[0]
 
+    smaller, read = geometry.at(96), read_geometry(model, table, 96)
+    assert (smaller.convs, smaller.norms) == (read.convs, read.norms)
+    assert smaller.costs(shares)[1] == pytest.approx([model_stats(n, 96).gflops for n in (model, pruned)], rel=3e-3)
+    assert geometry.at(None) is geometry.at(IMGSZ) is geometry
+
 
 def test_it_goes_through_json_whole() -> None:
     model = tiny_model()

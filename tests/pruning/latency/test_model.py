@@ -13,6 +13,7 @@ from paretoprune.pruning.errors import PlanError, PruningError
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.latency.model import MeasuredPlan, fit_latency_model
+from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from tests.pruning.masking import build
 
@@ -64,7 +65,7 @@ def measured(
     plans = random_plans(geometry, count, seed)
     true = law(geometry, geometry.shares(plans)) / law(geometry, geometry.shares([{}]))
     seen = true * np.exp(np.random.default_rng(seed + 1).normal(0, noise, count))
-    return [MeasuredPlan(p, float(y), 1.96 * noise) for p, y in zip(plans, seen, strict=True)], true
+    return [MeasuredPlan(Plan(p), float(y), 1.96 * noise) for p, y in zip(plans, seen, strict=True)], true
 
 
 @pytest.mark.parametrize("law", [uneven_cpu, launch_bound_gpu, staircase])
@@ -72,7 +73,7 @@ def test_it_foretells_plans_it_has_not_seen(geometry: NetworkGeometry, law: Law)
     known, _ = measured(geometry, law, 40, seed=0)
     others, true = measured(geometry, law, 100, seed=9)
     model = fit_latency_model(geometry, known)
-    foretold = model.predict([plan.ratios for plan in others])
+    foretold = model.predict([plan.plan for plan in others])
     assert np.median(np.abs(foretold.ratio / true - 1)) < 0.015
     seen = np.array([plan.latency_ratio for plan in others])
     covered = (foretold.low <= seen) & (seen <= foretold.high)
@@ -89,7 +90,7 @@ def test_the_latency_itself_is_known_better_than_one_measurement_tells(geometry:
     noise = 0.04
     known, _ = measured(geometry, law, 30, seed=0, noise=noise)
     others, true = measured(geometry, law, 200, seed=9, noise=noise)
-    foretold = fit_latency_model(geometry, known).predict([plan.ratios for plan in others])
+    foretold = fit_latency_model(geometry, known).predict([plan.plan for plan in others])
     assert (np.abs(true / foretold.ratio - 1) <= foretold.halfwidth).mean() > 0.9
     seen = np.array([plan.latency_ratio for plan in others])
     assert ((foretold.low <= seen) & (seen <= foretold.high)).mean() > 0.9
@@ -100,7 +101,7 @@ def test_the_latency_itself_is_known_better_than_one_measurement_tells(geometry:
 def test_a_device_that_is_bound_by_launches_is_foretold_flat(geometry: NetworkGeometry) -> None:
     known, _ = measured(geometry, launch_bound_gpu, 20, seed=0, noise=0.003)
     half = {layer: 0.5 for group in geometry.groups for layer in group.layers}
-    foretold = fit_latency_model(geometry, known).predict([{}, half])
+    foretold = fit_latency_model(geometry, known).predict([Plan({}), Plan(half)])
     assert foretold.ratio == pytest.approx([1.0, 0.98], abs=0.01)
 
 
@@ -110,7 +111,7 @@ def test_the_error_is_that_of_leaving_each_plan_out(geometry: NetworkGeometry) -
     errors = []
     for i, plan in enumerate(known):
         without = fit_latency_model(geometry, known[:i] + known[i + 1 :], scales=model.scales)
-        errors.append(abs(float(without.predict([plan.ratios]).ratio[0]) / plan.latency_ratio - 1))
+        errors.append(abs(float(without.predict([plan.plan]).ratio[0]) / plan.latency_ratio - 1))
     assert model.error.median == pytest.approx(np.median(errors), rel=1e-6)
     assert model.error.p95 == pytest.approx(np.quantile(errors, 0.95), rel=1e-6)
     assert str(model.error) == (
@@ -121,7 +122,7 @@ def test_the_error_is_that_of_leaving_each_plan_out(geometry: NetworkGeometry) -
 
 def test_a_doubtful_measurement_counts_less(geometry: NetworkGeometry) -> None:
     known, _ = measured(geometry, uneven_cpu, 20, seed=0)
-    wrong, sure = dict(known[0].ratios), known[1:]
+    wrong, sure = known[0].plan, known[1:]
     off = 1.3 * known[0].latency_ratio
 
     def foretold(halfwidth: float) -> float:
@@ -134,7 +135,7 @@ def test_a_doubtful_measurement_counts_less(geometry: NetworkGeometry) -> None:
 def test_far_from_what_was_measured_the_interval_is_wider(geometry: NetworkGeometry) -> None:
     light, _ = measured(geometry, uneven_cpu, 30, seed=0)
     heavy: Mapping[str, float] = {layer: 0.875 for g in geometry.groups if g.channels >= 64 for layer in g.layers}
-    found = fit_latency_model(geometry, light).predict([light[0].ratios, heavy])
+    found = fit_latency_model(geometry, light).predict([light[0].plan, Plan(heavy)])
     halfwidth = (found.high - found.low) / 2
     assert halfwidth[1] > 2 * halfwidth[0]
     assert (found.low > 0).all()
@@ -145,9 +146,9 @@ def test_what_cannot_be_fitted_says_so(geometry: NetworkGeometry) -> None:
     with pytest.raises(PruningError, match="needs at least 6 measured plans, but got 5"):
         fit_latency_model(geometry, known[:5])
     with pytest.raises(PruningError, match=r"must be a positive number, but got 0\.0"):
-        fit_latency_model(geometry, [*known, MeasuredPlan({}, 0.0)])
+        fit_latency_model(geometry, [*known, MeasuredPlan(Plan({}), 0.0)])
     with pytest.raises(PlanError, match=r"model\.99"):
-        fit_latency_model(geometry, known).predict([{"model.99": 0.1}])
+        fit_latency_model(geometry, known).predict([Plan({"model.99": 0.1})])
 
 
 def test_it_needs_no_torch() -> None:

@@ -97,8 +97,8 @@ def test_a_speed_by_plans_timed_now(data: Path, capsys: Captured, monkeypatch: p
 
         asked.append((wanted, count))
         leaders = {g.layers[0]: wanted[g.layers[0]] for g in bench.table.groups if g.layers[0] in wanted}
-        drawn = [bench.prune(plan)[1].ratios for plan in scattered(leaders, count)]
-        ratios = [MeasuredPlan(plan, true_ratio(bench.geometry, dict(plan)), 0.01) for plan in drawn]
+        drawn = [bench.prune(plan)[1] for plan in scattered(leaders, count)]
+        ratios = [MeasuredPlan(plan, true_ratio(bench.geometry, dict(plan.ratios)), 0.01) for plan in drawn]
         return prune_budget.Measured(tuple(ratios), 8.0, "timed")
 
     monkeypatch.setattr(prune_budget, "by_measuring", timed)

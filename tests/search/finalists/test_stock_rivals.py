@@ -28,7 +28,7 @@ def problem() -> Problem:
 
 
 def ratios_of(levels: Levels) -> tuple[float, float]:
-    ratios = problem().space.ratios(levels)
+    ratios = problem().space.plan(levels).ratios
     return ratios.get(LAYERS[0], 0.0), ratios.get(LAYERS[1], 0.0)
 
 

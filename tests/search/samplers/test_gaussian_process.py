@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
+from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.gaussian_process import (
     Design,
@@ -15,6 +16,8 @@ from paretoprune.search.samplers.gaussian_process import (
     _priors,
     fit_hyperparameters,
 )
+from paretoprune.search.space.space import build_space
+from tests.search.fakes import make_table
 
 WIDTHS = [(tuple(range(64, 16, -8)), 64), (tuple(range(96, 24, -8)), 96), ((32, 24, 16), 32)]
 FEATURES = PlanFeatures.of_widths(WIDTHS)
@@ -35,6 +38,27 @@ def test_features_are_fractions_kept_and_whole_tiles() -> None:
     assert features.kept[0].tolist() == [1.0, 0.75, 0.5, 0.25]
     assert features.tiled[0].tolist() == [1.0, 1.0, 0.5, 0.5]
     assert features.design(np.array([[0], [3]])).points[:, 0].tolist() == [1.0, 0.0]
+
+
+def test_what_a_convolution_costs_goes_with_the_inputs_area() -> None:
+    """Latency of widths and sizes in the synthetic law is learned from few plans, and foretold at all sizes."""
+    space = build_space(make_table(4, channels=128), SpaceSection(), sizes=(320, 256, 192))
+    features = PlanFeatures.of(space)
+    assert features.sizes == tuple(axis.size for axis in space.axes)
+    assert features.areas.tolist() == pytest.approx([1.0, 0.64, 0.36])
+    random = np.random.default_rng(0)
+    levels, unseen = (
+        np.stack([random.integers(0, size, count) for size in features.sizes], axis=1) for count in (30, 60)
+    )
+
+    def latency(levels: np.ndarray) -> np.ndarray:
+        tiles = np.stack([features.tiled[i][levels[:, i]] for i in range(4)], axis=1)
+        return 0.1 + features.areas[levels[:, 4]] * (tiles[:, 0] * tiles[:, 1] + tiles[:, 2] * tiles[:, 3])
+
+    design = features.design(levels)
+    hyper = fit_hyperparameters(design, latency(levels), np.zeros(30))
+    mean, _ = Surrogate(design, latency(levels), np.zeros(30), hyper).predict(features.design(unseen))
+    assert np.abs(mean - latency(unseen)).mean() < 0.05 * latency(unseen).std()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -34,18 +34,18 @@ def saved(path: Path, ratios: dict[str, float]) -> str:
 def test_the_users_plans_come_first_and_every_start_once(tmp_path: Path) -> None:
     space = make_space()
     ladder = starts_of(make_config(**{"search.trials": 12}), space, {})
-    mine = space.ratios((space.axes[0].size - 1, *[0] * (len(space.axes) - 1)))
-    also_uniform = space.ratios(ladder[1].levels)
+    mine = space.plan((space.axes[0].size - 1, *[0] * (len(space.axes) - 1))).ratios
+    also_uniform = space.plan(ladder[1].levels).ratios
     files = [saved(tmp_path / "a.json", mine), saved(tmp_path / "b.json", also_uniform)]
     starts = starts_of(make_config(**{"search.trials": 12, "search.plans": files}), space, {})
     assert [start.provenance for start in starts[:3]] == [PLAN, PLAN, ladder[0].provenance]
-    assert [space.ratios(start.levels) for start in starts[:2]] == [mine, also_uniform]
+    assert [space.plan(start.levels).ratios for start in starts[:2]] == [mine, also_uniform]
     assert len({start.levels for start in starts}) == len(starts) == len(ladder) + 1
 
 
 def test_without_the_warm_start_only_the_users_plans_are_left(tmp_path: Path) -> None:
     space = make_space()
-    file = saved(tmp_path / "a.json", space.ratios(space.uniform(0.5)))
+    file = saved(tmp_path / "a.json", space.plan(space.uniform(0.5)).ratios)
     config = make_config(**{"search.plans": [file], "search.warm_start": False})
     assert [start.provenance for start in starts_of(config, space, {})] == [PLAN]
 
@@ -59,18 +59,18 @@ def test_a_plan_of_another_model_is_refused_by_its_layer(tmp_path: Path) -> None
 
 def test_a_plan_outside_the_space_is_said_to_be_changed_and_into_what(tmp_path: Path) -> None:
     space = make_space()  # ratios up to 0.7, in steps of 8 of 64 channels
-    inside = saved(tmp_path / "in.json", space.ratios(space.uniform(0.5)))
+    inside = saved(tmp_path / "in.json", space.plan(space.uniform(0.5)).ratios)
     alone = saved(tmp_path / "alone.json", {"model.0.d0": 0.5})  # its twin c0 moves with it
     beyond = saved(tmp_path / "out.json", {"model.0.c0": 0.875, "model.1.c0": 0.3, "model.1.c1": 0.5})
     fixed = saved(tmp_path / "fixed.json", {"model.9.head": 0.5})
-    assert changed_plans([inside, alone], space) == []
-    lines = changed_plans([inside, beyond, fixed], space)
+    assert changed_plans([inside, alone], space, 640) == []
+    lines = changed_plans([inside, beyond, fixed], space, 640)
     assert len(lines) == 2
     assert "out.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625, " in lines[0]
-    assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.max_ratio" in lines[0]
+    assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.imgsz, space.max_ratio" in lines[0]
     assert "is tried with model.9.head 0.5 -> 0;" in lines[1]
     tried = starts_of(make_config(**{"search.plans": [beyond], "search.warm_start": False}), space, {})[0]
-    assert space.ratios(tried.levels)["model.0.d0"] == 0.625
+    assert space.plan(tried.levels).ratios["model.0.d0"] == 0.625
 
 
 def other_run(tmp_path: Path, imgsz: int, baseline: dict[str, Any] | None) -> tuple[RunConfig, Path]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.samplers.extrapolation import FEWEST, Estimate, LearningCurves
@@ -134,6 +135,9 @@ def test_a_plan_is_refused_only_where_even_the_best_case_is_too_slow() -> None:
 
 def test_parameters_and_work_are_computed() -> None:
     class Geometry:
+        def at(self, imgsz: int | None) -> Any:
+            return self
+
         def shares(self, plans: Any) -> Any:
             return plans
 
@@ -142,10 +146,10 @@ def test_parameters_and_work_are_computed() -> None:
 
     geometry: Any = Geometry()
     screen = Screen(Bounds(max_params_m=2.5, max_gflops=7.0), 10.0, NoPredictor(), geometry)
-    assert screen.refusal({"a": 0.4}) == "beyond max_params_m, max_gflops"
-    assert screen.refusal({"a": 0.6}) == "beyond max_gflops"
-    assert screen.refusal({"a": 0.9}) == "beyond max_gflops"
-    assert Screen(Bounds(max_params_m=2.5), 10.0, NoPredictor(), geometry).refusal({"a": 0.5}) == ""
+    assert screen.refusal(Plan({"a": 0.4})) == "beyond max_params_m, max_gflops"
+    assert screen.refusal(Plan({"a": 0.6})) == "beyond max_gflops"
+    assert screen.refusal(Plan({"a": 0.9})) == "beyond max_gflops"
+    assert Screen(Bounds(max_params_m=2.5), 10.0, NoPredictor(), geometry).refusal(Plan({"a": 0.5})) == ""
 
 
 def test_budgets_in_hours_and_gpu_hours() -> None:

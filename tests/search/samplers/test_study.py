@@ -12,6 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.observations import VARIANCES, Told
@@ -25,7 +26,7 @@ SAMPLERS = ["gp", "optuna-gp", "tpe", "nsga2", "random"]
 
 
 def metrics_of(space: Space, levels: Levels) -> dict[str, float]:
-    ratios = space.ratios(levels)
+    ratios = space.plan(levels).ratios
     return {"map50_95": accuracy_of(ratios), "latency_ms": 20.0 / (1 + sum(ratios.values()))}
 
 
@@ -158,21 +159,21 @@ def test_with_several_under_way_the_first_plans_are_those_of_one_at_a_time(sampl
 def test_what_is_refused_is_never_asked_for_but_the_users_own_plans_are() -> None:
     space = make_space()
 
-    def refusal(ratios: dict[str, float]) -> str:
-        return "too light" if sum(ratios.values()) < 2.0 else ""
+    def refusal(plan: Plan) -> str:
+        return "too light" if sum(plan.ratios.values()) < 2.0 else ""
 
     light, heavy = space.uniform(0.1), space.uniform(0.5)
     starts = [Start(light, "ladder"), Start(heavy, "ladder"), Start(space.uniform(0.2), "plan")]
     study = SearchStudy(space, OBJECTIVES, "gp", starts=starts, refusal=refusal)
     seen = explore(study, space, 15)
     assert [levels for levels, _ in seen[:2]] == [heavy, space.uniform(0.2)]
-    assert all(not refusal(space.ratios(levels)) for levels, who in seen if who != "plan")
+    assert all(not refusal(space.plan(levels)) for levels, who in seen if who != "plan")
     assert len(seen) == 15
 
 
 def test_where_everything_is_refused_plans_come_all_the_same() -> None:
     space = make_space()
-    study = SearchStudy(space, OBJECTIVES, "random", refusal=lambda ratios: "no")
+    study = SearchStudy(space, OBJECTIVES, "random", refusal=lambda plan: "no")
     assert study.ask() is not None
     assert [trial.user_attrs.get("reason") for trial in study.study.trials[:-1]] == ["no"] * MOST_REFUSALS
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paretoprune.pruning.graph.geometry import FIXED, ConvGeometry, GroupGeometry, NetworkGeometry
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.space.latency_predictor import MOST_PLANS, RecordPredictor, make_predictor
 from paretoprune.search.space.prediction import NoPredictor, Prediction
@@ -33,10 +34,10 @@ def geometry() -> NetworkGeometry:
     )
 
 
-def true_ratio(ratios: Mapping[str, float]) -> float:
-    """A fifth is overhead, the rest goes with the middle convolution."""
+def true_ratio(ratios: Mapping[str, float], area: float = 1.0) -> float:
+    """A fifth is overhead, the rest goes with the middle convolution and the input's area."""
     first, second = (1 - ratios.get(layer, 0.0) for layer in LAYERS)
-    return 0.2 + 0.8 * first * second
+    return 0.2 + 0.8 * first * second * area
 
 
 def record(number: int, ratios: Mapping[str, float], state: TrialState = TrialState.COMPLETED) -> TrialRecord:
@@ -65,12 +66,12 @@ def test_it_foretells_from_the_records_and_from_nothing_else() -> None:
     baseline = {"geometry": geometry().to_json()}
     predictor = make_predictor(baseline, records(20))
     again = make_predictor(baseline, records(20))
-    plan = {"model.0": 0.125, "model.1": 0.625}
+    plan = Plan({"model.0": 0.125, "model.1": 0.625})
     found = predictor.predict(plan)
     assert found is not None
     assert found == again.predict(plan)
-    assert found.ratio == pytest.approx(true_ratio(plan), rel=0.02)
-    assert found.low < true_ratio(plan) < found.high
+    assert found.ratio == pytest.approx(true_ratio(plan.ratios), rel=0.02)
+    assert found.low < true_ratio(plan.ratios) < found.high
     assert found.high - found.low < 0.1
     assert isinstance(predictor, RecordPredictor)
     assert predictor.error is not None
@@ -78,9 +79,25 @@ def test_it_foretells_from_the_records_and_from_nothing_else() -> None:
     assert predictor.error.median < 0.02
 
 
+def test_the_size_of_the_input_counts() -> None:
+    """All but the overhead goes with the area; sizes and widths that were not measured together are predicted."""
+    generator, predictor = random.Random(1), RecordPredictor(geometry())
+    for number in range(30):
+        ratios, imgsz = random_plan(generator), generator.choice([None, 24, 20])
+        ratio = true_ratio(ratios, ((imgsz or 32) / 32) ** 2)
+        metrics = {"latency_ratio": ratio, "speedup_ci95": [0.99 / ratio, 1.01 / ratio]}
+        known = record(number, ratios)
+        predictor.learn(known.changed(metrics={**known.metrics, **metrics}, imgsz=imgsz))
+    for imgsz in (None, 28, 24, 20):
+        found = predictor.predict(Plan({"model.0": 0.125, "model.1": 0.625}, imgsz=imgsz))
+        assert found is not None
+        area = ((imgsz or 32) / 32) ** 2
+        assert found.ratio == pytest.approx(true_ratio({"model.0": 0.125, "model.1": 0.625}, area), rel=0.03)
+
+
 def test_it_is_silent_until_enough_was_measured_and_learns_on() -> None:
     predictor = RecordPredictor(geometry())
-    plan = {"model.0": 0.5}
+    plan = Plan({"model.0": 0.5})
     widths = []
     for each in records(40):
         predictor.learn(each)
@@ -98,10 +115,10 @@ def test_trials_without_a_latency_are_passed_over_and_stopped_ones_count() -> No
         predictor.learn(each)
     predictor.learn(record(90, {"model.0": 0.25}, TrialState.FAILED))
     predictor.learn(record(91, {"model.7": 0.25}))  # of another model
-    assert predictor.predict({"model.0": 0.5}) is None
+    assert predictor.predict(Plan({"model.0": 0.5})) is None
     predictor.learn(record(92, {"model.0": 0.25}, TrialState.STOPPED))
-    assert predictor.predict({"model.0": 0.5}) is not None
-    assert predictor.predict({"model.7": 0.5}) is None
+    assert predictor.predict(Plan({"model.0": 0.5})) is not None
+    assert predictor.predict(Plan({"model.7": 0.5})) is None
 
 
 def test_what_was_foretold_teaches_nothing() -> None:
@@ -110,7 +127,7 @@ def test_what_was_foretold_teaches_nothing() -> None:
         predictor.learn(each)
     measured = record(90, {"model.0": 0.25}, TrialState.STOPPED)
     predictor.learn(measured.changed(metrics={**measured.metrics, "latency_source": "foretold"}))
-    assert predictor.predict({"model.0": 0.5}) is None
+    assert predictor.predict(Plan({"model.0": 0.5})) is None
 
 
 @pytest.mark.parametrize(("halfwidth", "precise"), [(0.08, True), (0.12, False)])
@@ -132,4 +149,4 @@ def test_only_the_latest_plans_of_a_long_run_are_fitted() -> None:
 def test_a_baseline_without_geometry_foretells_nothing() -> None:
     predictor = make_predictor({"metrics": {}}, records(20))
     assert isinstance(predictor, NoPredictor)
-    assert predictor.predict({"model.0": 0.5}) is None
+    assert predictor.predict(Plan({"model.0": 0.5})) is None

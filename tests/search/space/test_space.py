@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import SpaceError
 from paretoprune.search.samplers.warm_start import ladder_plans, ladder_ratios, warm_start
-from paretoprune.search.space.space import build_space
+from paretoprune.search.space.space import build_space, image_sizes
 from tests.search.fakes import FakeGroup, FakeTable, make_space, make_table
 
 
@@ -17,13 +18,13 @@ def test_levels_are_the_widths_between_the_bounds() -> None:
     space = build_space(make_table(), SpaceSection(round_to=8, min_ratio=0.1, max_ratio=0.5))
     # 64 channels: ratio 0.1 to 0.5 is width 57.6 to 32
     assert [axis.groups[0].widths for axis in space.axes] == [(56, 48, 40, 32)] * 6
-    assert space.ratios((0,) * 6)["model.0.c0"] == pytest.approx(1 - 56 / 64)
+    assert space.plan((0,) * 6).ratios["model.0.c0"] == pytest.approx(1 - 56 / 64)
 
 
 def test_every_level_vector_is_another_plan() -> None:
     space = build_space(make_table(2, channels=40), SpaceSection())
     plans = {
-        tuple(sorted(space.ratios((a, b)).items()))
+        tuple(sorted(space.plan((a, b)).ratios.items()))
         for a in range(space.axes[0].size)
         for b in range(space.axes[1].size)
     }
@@ -39,13 +40,13 @@ def test_ratios_lead_back_to_their_levels(granularity: str) -> None:
     generator = random.Random(0)
     for _ in range(200):
         levels = space.random(generator)
-        assert space.levels_of(space.ratios(levels)) == levels
+        assert space.levels_of(space.plan(levels)) == levels
 
 
 def test_ratios_of_another_space_are_not_mistaken() -> None:
     table = make_table()
     wide, narrow = build_space(table, SpaceSection()), build_space(table, SpaceSection(max_ratio=0.3))
-    assert narrow.levels_of(wide.ratios((5,) * 6)) is None
+    assert narrow.levels_of(wide.plan((5,) * 6)) is None
 
 
 def test_one_axis_per_block() -> None:
@@ -56,7 +57,7 @@ def test_one_axis_per_block() -> None:
     )
     space = build_space(FakeTable(groups), SpaceSection(granularity="block"))
     assert [axis.name for axis in space.axes] == ["model.0", "model.1"]
-    ratios = space.ratios(space.uniform(0.5))
+    ratios = space.plan(space.uniform(0.5)).ratios
     assert ratios == {"model.0.a": 0.5, "model.0.b": 0.5, "model.1.a": 0.5}
     assert space.axes[0].groups[0].name == "model.0.b"  # the widest leads, so no level repeats a plan
 
@@ -132,7 +133,10 @@ def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
     assert len({start.levels for start in starts}) == len(starts)
     assert space.uniform(0.0) not in {start.levels for start in starts}
     levels = {start.levels for start in starts}
-    assert not levels & {space.nearest(rows[0]["ratios"]), space.nearest(rows[-1]["ratios"])}  # the path's ends
+    assert not levels & {
+        space.nearest(Plan(rows[0]["ratios"])),
+        space.nearest(Plan(rows[-1]["ratios"])),
+    }
 
 
 @pytest.mark.parametrize(("trials", "order"), [(12, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [2, 4, 1, 3, 0]), (2, [1, 0])])
@@ -145,6 +149,75 @@ def test_a_warm_start_that_is_cut_off_has_the_front_in_outline(trials: int, orde
     assert [sorted(sensible).index(levels) for levels in sensible] == order
 
 
+def test_a_warm_start_shares_the_cut_between_size_and_widths() -> None:
+    """At half of the work both are smaller; hardly cut, the size is the run's; each plan leaves the work of its row."""
+    sizes = (320, 288, 256, 224, 192)
+    space = build_space(make_table(channels=512), SpaceSection(), sizes=sizes)
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 33)]
+    path = [space.plan(start.levels) for start in warm_start(space, 8, rows)]
+    assert len({plan.hash for plan in path}) == 8
+    works = []
+    for plan in sorted(path, key=lambda plan: (-(plan.imgsz or 320), sum(plan.ratios.values()))):
+        area = ((plan.imgsz or 320) / 320) ** 2
+        works.append(area * (1 - plan.ratios.get("model.0.c0", 0.0)))
+    wanted = [1 - (4 * part + 3) / 40 for part in range(8)]  # the middles of eight equal parts
+    assert sorted(works, reverse=True) == pytest.approx(wanted, abs=0.02)
+    assert {plan.imgsz for plan in path} == {None, 288, 256, 224, 192}
+    (half,) = [plan for plan in path if plan.imgsz == 256 and 0.7 < 1 - plan.ratios["model.0.c0"] < 0.8]
+    assert half.ratios["model.0.c0"] > 0.2
+
+
+def test_a_size_is_an_axis_of_its_own() -> None:
+    """Equal widths at two sizes are two plans; the run's own size counts as none, as in a plan of an older run."""
+    space = build_space(make_table(2), SpaceSection(), sizes=(320, 256, 192))
+    assert space.sizes == {"model.0.c0": 6, "model.0.c1": 6, "imgsz": 3}
+    every = [(a, b, c) for a in range(6) for b in range(6) for c in range(3)]
+    plans = [space.plan(levels) for levels in every]
+    assert len({plan.hash for plan in plans}) == space.count() == 108
+    assert [space.levels_of(plan) for plan in plans] == every
+    ratios = {"model.0.c0": 0.5, "model.0.d0": 0.5}
+    own, given = space.levels_of(Plan(ratios)), space.levels_of(Plan(ratios, imgsz=320))
+    assert own == given == (4, 0, 0)
+    assert space.plan((4, 0, 0)) == Plan(ratios)
+    assert space.levels_of(Plan(ratios, imgsz=224)) is None
+    assert space.nearest(Plan(ratios, imgsz=200)) == (4, 0, 2)
+    assert space.uniform(0.5) == (4, 4, 0)
+    without = build_space(make_table(2), SpaceSection(), sizes=(320,))
+    assert without.sizes == {"model.0.c0": 6, "model.0.c1": 6}
+    assert without.levels_of(Plan(ratios, imgsz=256)) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "stride", "sizes"),
+    [
+        (640, None, 32, (640, 576, 512, 448, 384)),
+        (320, None, 32, (320, 288, 256, 224, 192)),
+        (160, None, 32, (160, 128, 96)),
+        (1280, None, 64, (1280, 1152, 1024, 896, 768)),
+        (320, None, 64, (320, 256, 192)),
+        (64, None, 32, (64,)),
+        (32, None, 32, (32,)),
+        (640, [], 32, (640,)),
+        (640, [640], 32, (640,)),
+        (640, [320, 512], 32, (640, 512, 320)),
+    ],
+)
+def test_the_sizes_of_a_space(own: int, wanted: list[int] | None, stride: int, sizes: tuple[int, ...]) -> None:
+    assert image_sizes(own, wanted, stride) == sizes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stride", "line"),
+    [
+        ([640], 32, "every size must be at most the run's 320 px, but got 640"),
+        ([288], 64, "must be a multiple of 64, the largest stride of the model, but got 288; give 256"),
+    ],
+)
+def test_a_size_that_cannot_be_is_one_line(wanted: list[int], stride: int, line: str) -> None:
+    with pytest.raises(SpaceError, match=line):
+        image_sizes(320, wanted, stride)
+
+
 @pytest.mark.parametrize("trials", [1, 2, 3])
 def test_warm_start_never_takes_more_than_the_trials(trials: int) -> None:
     assert 1 <= len(warm_start(make_space(), trials, [{"keep": 0.5, "ratios": {"model.0.c0": 0.5}}])) <= trials
@@ -153,7 +226,7 @@ def test_warm_start_never_takes_more_than_the_trials(trials: int) -> None:
 def test_nearest_plan_is_the_nearest_level_of_every_axis() -> None:
     space = make_space()
     ratios = {"model.0.c0": 0.31, "model.1.c1": 0.9, "model.2.c0": 0.02}
-    for axis, level in zip(space.axes, space.nearest(ratios), strict=True):
+    for axis, level in zip(space.axes, space.nearest(Plan(ratios)), strict=True):
         leader = axis.groups[0]
         wanted = next((ratios[name] for name in leader.layers if name in ratios), 0.0)
         distances = [abs(leader.ratio(width) - wanted) for width in leader.widths]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState as StudyState
 
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
 from paretoprune.search.space.prediction import NoPredictor, Prediction
 from paretoprune.search.storage.driver_lock import DriverLock, alive_driver
-from paretoprune.search.storage.request import TrialRequest, adopt_records, trial_name, trial_number, unfinished
+from paretoprune.search.storage.request import (
+    TrialRequest,
+    adopt_records,
+    plan_of,
+    trial_name,
+    trial_number,
+    unfinished,
+)
 from paretoprune.search.sweep.state import SAME_FAULT, SweepState
 from paretoprune.search.sweep.sweep import make_state
 from paretoprune.search.trial.trial import TrialSettings, failed_record, run_trial
@@ -50,7 +57,7 @@ def test_a_request_carries_a_latency_that_is_foretold_precisely(tmp_path: Path) 
         def __init__(self) -> None:
             self.halfwidths = iter((0.02, 0.2))
 
-        def predict(self, ratios: Mapping[str, float]) -> Prediction | None:
+        def predict(self, plan: Plan) -> Prediction | None:
             halfwidth = next(self.halfwidths, None)
             return None if halfwidth is None else Prediction(0.5, 0.3, 0.7, halfwidth)
 
@@ -123,7 +130,7 @@ def test_a_dead_worker_leaves_a_failed_record_with_the_plan(tmp_path: Path) -> N
     assert record is not None
     assert record.state is TrialState.FAILED
     assert record.error == "worker: its process died"
-    assert record.plan_hash == FakeTools().plan_hash(request.ratios)
+    assert record.plan_hash == plan_of(request).hash
     assert states(state) == [StudyState.FAIL]
     assert state.lose(request.trial_id, "again") is None
 

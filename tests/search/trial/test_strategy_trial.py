@@ -175,13 +175,13 @@ def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
     config = config_of(material, "skip", **{"trial.epochs": 0})
     space, folder = prepare(config, tmp_path / "run").space, RunFolder(tmp_path / "run")
     levels = space.uniform(0.5)
-    request = TrialRequest(trial_id="t0000", ratios=space.ratios(levels), provenance="ladder")
+    request = TrialRequest(trial_id="t0000", ratios=space.plan(levels).ratios, provenance="ladder")
     request.save(folder)
     tools = tools_of(config, monkeypatch)
     record = run_trial(request, TrialSettings(0, True, 2.0), tools, NoGate(), folder.trial_dir("t0000"))
     assert record.ratios != request.ratios
     study = SearchStudy(space, {"map50_95": "max", "latency_ms": "min"}, "random")
-    SweepState(folder, space, study, [record], 2, lambda ratios: "", Teller(["map50_95", "latency_ms"]))
+    SweepState(folder, space, study, [record], 2, Teller(["map50_95", "latency_ms"]))
     assert study._seen == {levels}
 
 

@@ -19,7 +19,7 @@ from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.config.run_config import build_config
 from paretoprune.search.stopping.rungs import RungReport
 from paretoprune.search.storage.event_log import last_phase
-from paretoprune.search.storage.request import TrialRequest
+from paretoprune.search.storage.request import TrialRequest, plan_of
 from paretoprune.search.trial.trial import TrialSettings, latency_metrics, run_trial
 from paretoprune.search.worker.worker import ingredients
 from tests.search.fakes import FakeTools, NoGate, accuracy_of
@@ -127,7 +127,7 @@ def test_an_exception_becomes_a_failed_record(phase: str, tmp_path: Path) -> Non
     assert record.state is TrialState.FAILED
     assert record.error == f"{named}: RuntimeError: CUDA went away"
     assert record.metrics == {}
-    assert record.plan_hash == tools.plan_hash(REQUEST.ratios)
+    assert record.plan_hash == plan_of(REQUEST).hash
     assert "Traceback" in (tmp_path / "t0001" / "trial.log").read_text()
     assert (tmp_path / "t0001" / "record.json").is_file()
     assert tools.calls[-1] == "release"
