@@ -93,7 +93,11 @@ def insight(
     for name in objectives:
         pairs = [(r, r.number(name)) for r in (trained if DIRECTIONS[name] == "max" else alive)]
         known = [(record, value) for record, value in pairs if value is not None]
-        fits[name] = _fit(_ratios([r for r, _ in known], leaders), np.array([value for _, value in known]))
+        subjects = [record for record, _ in known]
+        # What the input's size does must not be laid on the layers
+        sizes = np.array([[record.imgsz or baseline.get("imgsz") or 0.0] for record in subjects])
+        beside = (sizes / max(1.0, float(sizes.max()))) ** 2 if np.ptp(sizes) else np.empty((len(sizes), 0))
+        fits[name] = _fit(_ratios(subjects, leaders), np.array([value for _, value in known]), beside)
     blocks = {row["layer"]: row.get("block") for row in baseline.get("layers") or []}
     means = _ratios(alive, leaders).mean(axis=0)
     layers = [
@@ -107,7 +111,7 @@ def insight(
 
 @dataclass(frozen=True)
 class _Fit:
-    """Weights (d,) of the ratios, their standard deviations and shares, and the share of the spread predicted."""
+    """Weights of the ratios, their standard deviations and shares, and the share of the spread predicted."""
 
     weights: Array
     spreads: Array
@@ -119,18 +123,20 @@ class _Fit:
         return Effect(TENTH * float(self.weights[index]), TENTH * float(self.spreads[index]), float(self.shares[index]))
 
 
-def _fit(ratios: Array, values: Array) -> _Fit:
-    """Bayesian ridge regression (Bishop, "Pattern Recognition and Machine Learning", section 3.5): the trials are often
-    fewer than the layers, and the penalty is found from the data."""
+def _fit(ratios: Array, values: Array, beside: Array) -> _Fit:
+    """`ratios` (n, d), `values` (n,), `beside` (n, k): what else explains them and is not told of. Bayesian ridge
+    regression (Bishop, "Pattern Recognition and Machine Learning", section 3.5): the trials are often fewer than the
+    layers, and the penalty is found from the data."""
     from sklearn.linear_model import BayesianRidge
     from sklearn.model_selection import KFold, cross_val_predict
 
+    layers, ratios = ratios.shape[1], np.hstack([ratios, beside])
     model = BayesianRidge().fit(ratios, values)
     spread = float(np.var(values))
     folds = KFold(min(10, len(values)), shuffle=True, random_state=0)
     left_out = cross_val_predict(BayesianRidge(), ratios, values, cv=folds)
     explained = 1.0 - float(np.mean((values - left_out) ** 2)) / spread if spread > 0 else 0.0
-    parts = np.square(model.coef_) * ratios.var(axis=0)
+    parts = (np.square(model.coef_) * ratios.var(axis=0))[:layers]
     total = float(parts.sum())
     shares = parts / total if total > 0 else np.zeros_like(parts)
     return _Fit(np.asarray(model.coef_), np.sqrt(np.diag(model.sigma_)), shares, explained)

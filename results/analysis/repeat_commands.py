@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paretoprune.results.analysis.figures import FrontFigure, PickMove
@@ -56,9 +56,12 @@ class _Run:
     model: str
     data: str
     device: str
+    imgsz: int | None = None  # of a pick, where it is not the run's
 
     def get(self, key: str) -> Any:
-        """The value of `section.name` in config.yaml, None where it has none."""
+        """The value of `section.name` in config.yaml, None where it has none; of a pick its own input size."""
+        if key == "model.imgsz" and self.imgsz is not None:
+            return self.imgsz
         section, name = key.split(".")
         return (self.config.get(section) or {}).get(name)
 
@@ -89,7 +92,9 @@ def commands(
     run = _Run(folder, config, model, data, str(baseline.get("device") or ""))
     finished = {item.trial_id: item for item in selected}
     groups = [Commands("The whole run", (("the same search in a new folder", run.search("again")),))]
+    sizes = {record.trial_id: record.imgsz for record in folder.read_records()}
     for move in figure.picks:
+        run = replace(run, imgsz=sizes.get(move.trial_id))
         lines = [_prune(run, move.trial_id)]
         its = finished.get(move.trial_id)
         lines += _waiting(run, move) if its is None else [*_repeat(run, its), *_use(run, its)]
@@ -138,6 +143,8 @@ def _use(run: _Run, pick: Selected) -> list[Line]:
     where = f", on the node with {target.removeprefix('node:')}" if target.startswith("node:") else ""
     device = "cpu" if target.startswith("cpu:") else "" if where else run.device
     latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device)]
+    if run.imgsz is not None:
+        latency += ["--against-imgsz", str(replace(run, imgsz=None).get("model.imgsz"))]
     if seconds := run.get("latency.max_seconds"):
         latency += ["--max-seconds", f"{SESSION_FACTOR * seconds:g}"]
     export = ["paretoprune", "export", best, "--format", _EXPORTED_AS.get(run.get("latency.runtime"), "onnx")]

@@ -30,6 +30,7 @@ def latency(
     runtime: str = "torch",
     half: bool = False,
     imgsz: ImageSize = 640,
+    against_imgsz: ImageSize | None = None,
     batch: int = 1,
     threads: int | None = None,
     target_halfwidth: float = 0.01,
@@ -41,10 +42,11 @@ def latency(
 
     ``.speedup`` is how many times as fast it is, ``.speedup_ci95`` the interval for another measurement at another
     time, ``.median_ms`` its latency, ``.converged`` whether the interval got as narrow as ``target_halfwidth`` within
-    ``max_seconds``. ``runtime``: torch, torch-cuda-graph, onnx, openvino or tensorrt.
+    ``max_seconds``. ``against_imgsz``: input size of ``against``, None for the same. ``runtime``: torch,
+    torch-cuda-graph, onnx, openvino or tensorrt.
     """
     options: dict[str, Any] = {"half": half, "imgsz": imgsz, "batch": batch, "threads": threads, "device": device}
-    options |= {"target_halfwidth": target_halfwidth, "max_seconds": max_seconds}
+    options |= {"target_halfwidth": target_halfwidth, "max_seconds": max_seconds, "against_imgsz": against_imgsz}
     return latencies(model, against, [runtime], trust_checkpoint=trust_checkpoint, **options)[0]
 
 
@@ -54,6 +56,7 @@ def latencies(
     runtimes: Sequence[str],
     *,
     imgsz: ImageSize,
+    against_imgsz: ImageSize | None,
     half: bool,
     device: str | None,
     threads: int | None,
@@ -63,7 +66,8 @@ def latencies(
     """One result for each runtime; what a runtime cannot do is found before the first is measured."""
     for path in filter(None, (model, against)):
         check_model_file(str(path))
-    check_image_size(imgsz)
+    for size in filter(None, (imgsz, against_imgsz)):
+        check_image_size(size)
     from paretoprune.pruning.latency.pair import measure_pair
     from paretoprune.pruning.latency.runtimes import check_runtime
     from paretoprune.pruning.yolo.loading import load_model
@@ -74,6 +78,7 @@ def latencies(
     candidate = load_model(str(model), trust_checkpoint)
     baseline = candidate if against is None else load_model(str(against), trust_checkpoint)
     options |= {"half": half, "device": place, "threads": threads or measuring_threads()}
+    options |= {"baseline_imgsz": against_imgsz}
     results = []
     for runtime in runtimes:
         with alone_on(place):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paretoprune.results.analysis.frames import DataFrame
 
 PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
+DEFAULT_SIZE = 640  # pixels; Ultralytics' own
 
 Ratios = Mapping[str, float]
 
@@ -145,7 +146,7 @@ class PruneJob:
     recover: str | None = None
     strategy: str = STRUCTURAL
     round_to: int = 8
-    imgsz: int = 640
+    imgsz: int | None = None
     calibration_images: int = 512
     seed: int = 0
     measure: int | None = None
@@ -169,7 +170,9 @@ class PruneJob:
             )
         if self.recover not in (None, "none") and self.data is None:
             raise ArgumentError(f"`recover` {self.recover} looks at images: give `data`, or `recover` none")
-        _ = self.wanted  # read and checked
+        its = self.wanted.imgsz if isinstance(self.wanted, Plan) else None  # which reads and checks it
+        if its is not None and self.imgsz not in (None, its):
+            raise ArgumentError(f"the plan is for images of {its} px, but got `imgsz` {self.imgsz}; leave it out")
 
     @cached_property
     def goal(self) -> Goal | None:
@@ -183,6 +186,11 @@ class PruneJob:
             check_ratio("`ratio`", self.ratio)
             return {"*": self.ratio}
         return Plan.load(self.plan) if isinstance(self.plan, (str, Path)) else self.plan or {}
+
+    @property
+    def size(self) -> int:
+        """Side of the images, pixels: the one given, else the plan's, else 640."""
+        return self.imgsz or (self.wanted.imgsz if isinstance(self.wanted, Plan) else None) or DEFAULT_SIZE
 
     @property
     def recovery(self) -> str:
@@ -243,7 +251,7 @@ class PruneJob:
         bench = Workbench(
             str(self.model),
             None if self.data is None else str(self.data),
-            self.imgsz,
+            self.size,
             self.place,
             calibration_images=self.calibration_images,
             importance=known_criterion(self.importance or criterion).name,

@@ -26,6 +26,7 @@ COLUMNS = (
 @click.option(
     "--imgsz", type=SIZE_OR_PAIR, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH."
 )
+@click.option("--against-imgsz", type=SIZE_OR_PAIR, help="Input size of --against.  [default: --imgsz]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to a multiple of this."
 )
-@click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels.")
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: the plan's, else 640]")
 @click.option(
     "--calibration-images",
     type=click.IntRange(min=1),

@@ -30,6 +30,7 @@ from paretoprune.pruning.latency.statistics import (
     speedup,
 )
 from tests.pruning.recovery_material import fresh_yolov8n, same_weights, weights
+from tests.pruning.tiny import tiny_model
 
 
 def quads_of(candidate_ms: float, baseline_ms: float, slowness: Callable[[int], float], count: int) -> list[Quad]:
@@ -314,6 +315,21 @@ class TestMeasuring:
 
 
 class TestRealNetwork:
+    def test_each_of_the_two_is_timed_at_its_own_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes: list[Any] = []
+
+        def opened(network: Any, spec: Any, *_: Any) -> Any:
+            sizes.append(spec.imgsz)
+            return CONSTANT["fast"]
+
+        monkeypatch.setattr("paretoprune.pruning.latency.pair.open_session", opened)
+        model = tiny_model()
+        found = measure_pair(model, model, 64, threads=1, baseline_imgsz=(96, 128))
+        assert sizes == [64, (96, 128)]
+        assert found.imgsz == 64
+        with pytest.raises(PruningError, match="must be a multiple of 32, but got 100"):
+            measure_pair(model, model, 64, baseline_imgsz=100)
+
     def test_against_itself(self) -> None:
         model = fresh_yolov8n()
         before, threads = weights(model), torch.get_num_threads()

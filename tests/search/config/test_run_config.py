@@ -165,3 +165,13 @@ def test_a_file_of_an_older_version_still_loads(tmp_path: Path, capsys: pytest.C
         "`search.rungs` ([0, 2]) is a setting of an older version and ignored",
         "`search.sampler: nsga3` is of an older version; taken as nsga2",
     ]
+
+
+def test_a_file_of_version_1_is_of_a_run_at_one_size(tmp_path: Path) -> None:
+    """What was not there when it was written means what was done then, not what is the default now."""
+    path = tmp_path / "config.yaml"
+    path.write_text("schema_version: 1\nmodel: {path: a.pt, imgsz: 320}\ndata: {path: b.yaml}\nspace: {round_to: 16}\n")
+    old = load_config(path)
+    assert (old.schema_version, old.space.imgsz, old.space.round_to) == (2, [], 16)
+    path.write_text(path.read_text().replace("schema_version: 1\n", ""))  # as somebody writes it today
+    assert load_config(path).space.imgsz is None

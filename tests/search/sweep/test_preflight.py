@@ -16,6 +16,7 @@ from paretoprune.search.config.paths import resolve_paths
 from paretoprune.search.errors import ConfigError, RunFolderError, SpaceError
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.sweep.preflight import (
+    _with_sizes_of,
     check_device,
     check_energy,
     check_files,
@@ -114,6 +115,18 @@ def test_another_configuration_in_the_folder(tmp_path: Path) -> None:
 def test_same_configuration_with_more_trials_goes_on(tmp_path: Path) -> None:
     make_config().save(tmp_path / "config.yaml")
     check_run_folder(RunFolder(tmp_path), make_config(**{"search.trials": 80}))
+
+
+def test_a_run_keeps_its_sizes_where_none_are_given(tmp_path: Path) -> None:
+    """One of an older version has a single size, although a new run would have several."""
+    folder, config = RunFolder(tmp_path), make_config(**{"model.imgsz": 320})
+    for stored, sizes in (("schema_version: 1\n", [320]), ("space: {imgsz: [256]}\n", [320, 256])):
+        folder.config.write_text(f"{stored}model: {{path: model.pt, imgsz: 320}}\ndata: {{path: data.yaml}}\n")
+        ours = _with_sizes_of(folder, config)
+        assert ours.space.imgsz == sizes
+        check_run_folder(folder, ours)
+        with pytest.raises(RunFolderError, match=r"already holds another configuration: `space\.imgsz` is"):
+            check_run_folder(folder, make_config(**{"model.imgsz": 320, "space.imgsz": [288]}))
 
 
 def test_trials_without_a_configuration(tmp_path: Path) -> None:
