@@ -1,4 +1,4 @@
-"""How well a plan's latency is foretold from its widths: held-out error by number of measured plans.
+"""How well a plan's latency is predicted from widths and input size: held-out error by number of measured plans.
 
 Usage:
   python -m benchmarks.latency_prediction measure [--networks yolov8n,builtin] [--plans 96] [--seconds 300]
@@ -10,7 +10,8 @@ quiet machine.
 
 The plans are of three kinds in turn, so that they spread over the whole range of latencies: every width by itself at
 random; one ratio with some scatter about it; one ratio per block. Independent widths alone would all come out near one
-latency, and any predictor would look good on them.
+latency, and any predictor would look good on them. Sizes are drawn from those that a search has by default; the
+unpruned network is always timed at the largest.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ import numpy as np
 from paretoprune.base.atomic import write_json
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.latency.model import MeasuredPlan, fit_latency_model
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.yolo.image_size import stride_of
+from paretoprune.search.space.space import image_sizes
 
 ASSETS = Path(os.environ.get("PARETOPRUNE_ASSETS") or Path(__file__).resolve().parents[2] / "shared" / "assets")
 MEASUREMENTS = Path("runs") / "latency_prediction.json"
@@ -94,11 +98,14 @@ def measure(names: Sequence[str], plans: int, seconds: float, path: Path) -> Non
         while len(rows) < plans and time.monotonic() < end:
             kind = KINDS[len(rows) % len(KINDS)]
             rng = np.random.default_rng([len(rows), 7])
+            imgsz = int(rng.choice(image_sizes(NETWORKS[name], None, stride_of(model))))
             pruned, plan = prune(model, table, resolve(table, random_ratios(table, rng, kind), ROUND_TO), scores)
-            found = measure_pair(pruned, model, NETWORKS[name], threads=THREADS, max_seconds=4.0)
+            found = measure_pair(pruned, model, imgsz, threads=THREADS, max_seconds=4.0, baseline_imgsz=NETWORKS[name])
             kept = ("speedup", "speedup_ci95", "median_ms", "baseline_median_ms", "converged")
             values = found.to_dict()
-            rows.append({"kind": kind, "ratios": dict(plan.ratios), **{key: values[key] for key in kept}})
+            rows.append(
+                {"kind": kind, "imgsz": imgsz, "ratios": dict(plan.ratios), **{key: values[key] for key in kept}}
+            )
             write_json(path, content)
         print(f"{name}: {len(rows)} of {plans} plans measured", flush=True)
 
@@ -118,16 +125,21 @@ def held_out(geometry: NetworkGeometry, rows: Sequence[Mapping[str, Any]], size:
     plans, and a straight line over multiply-adds.
     """
     measured = [
-        MeasuredPlan(row["ratios"], 1 / row["speedup"], float(np.ptp(row["speedup_ci95"])) / 2 / row["speedup"])
+        MeasuredPlan(
+            Plan(row["ratios"], imgsz=row["imgsz"]),
+            1 / row["speedup"],
+            float(np.ptp(row["speedup_ci95"])) / 2 / row["speedup"],
+        )
         for row in rows
     ]
     errors: dict[str, list[float]] = {"model": [], "median": [], "macs": []}
+    by_size: dict[int, list[float]] = {}
     covered: list[bool] = []
     said = []
     for split in range(SPLITS):
         order = np.random.default_rng(split).permutation(len(measured))
         known, unseen = [measured[i] for i in order[:size]], [measured[i] for i in order[-UNSEEN:]]
-        plans = [plan.ratios for plan in unseen]
+        plans = [each.plan for each in unseen]
         true = np.array([plan.latency_ratio for plan in unseen])
         model = fit_latency_model(geometry, known)
         foretold = model.predict(plans)
@@ -137,11 +149,14 @@ def held_out(geometry: NetworkGeometry, rows: Sequence[Mapping[str, Any]], size:
         guesses = {"model": foretold.ratio, "median": middle, "macs": line_over_macs(geometry, known, plans)}
         for kind, guess in guesses.items():
             errors[kind].extend(np.abs(guess / true - 1))
+        for plan, error in zip(plans, np.abs(foretold.ratio / true - 1), strict=True):
+            by_size.setdefault(plan.imgsz or geometry.imgsz, []).append(float(error))
     return {
         "plans": size,
         "covered": float(np.mean(covered)),
         "said_median": float(np.mean([median for median, _ in said])),
         "said_p95": float(np.mean([p95 for _, p95 in said])),
+        "by_size": {str(size): float(np.median(values)) for size, values in sorted(by_size.items())},
         **{
             f"{kind}_{name}": float(np.quantile(values, q))
             for kind, values in errors.items()
@@ -150,14 +165,13 @@ def held_out(geometry: NetworkGeometry, rows: Sequence[Mapping[str, Any]], size:
     }
 
 
-def line_over_macs(
-    geometry: NetworkGeometry, known: Sequence[MeasuredPlan], plans: Sequence[Mapping[str, float]]
-) -> FloatArray:
-    def macs(of: Sequence[Mapping[str, float]]) -> FloatArray:
-        return geometry.macs(geometry.shares(of)).sum(axis=1)
+def line_over_macs(geometry: NetworkGeometry, known: Sequence[MeasuredPlan], plans: Sequence[Plan]) -> FloatArray:
+    def macs(of: Sequence[Plan]) -> FloatArray:
+        sized = [geometry.at(plan.imgsz) for plan in of]
+        return np.array([at.macs(at.shares([p.ratios])).sum() for at, p in zip(sized, of, strict=True)])
 
-    measured = [MeasuredPlan({}, 1.0), *known]
-    line = np.polynomial.Polynomial.fit(macs([p.ratios for p in measured]), [p.latency_ratio for p in measured], 1)
+    measured = [MeasuredPlan(Plan({}), 1.0), *known]
+    line = np.polynomial.Polynomial.fit(macs([p.plan for p in measured]), [p.latency_ratio for p in measured], 1)
     return np.asarray(line(macs(plans)))
 
 
@@ -190,7 +204,7 @@ def report(measurements: Path, output: Path) -> None:
 def markdown(result: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{key} {result['environment'][key]}" for key in SHOWN if key in result["environment"])
     lines = [
-        "# Latency foretold from widths",
+        "# Latency predicted from widths and input size",
         "",
         f"Measured {result['date']}, {result['threads']} thread, batch 1, runtime torch, float32; {shown}. Written by "
         "`python -m benchmarks.latency_prediction measure` and `report`.",
@@ -204,21 +218,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         low, middle, high = found["latency_ratios"]
         lines += [
             "",
-            f"## {name} at {found['imgsz']} px",
+            f"## {name}, unpruned at {found['imgsz']} px",
             "",
             f"{found['plans']} random plans, ratios {low:.2f} to {high:.2f} (median {middle:.2f}) of "
             f"{found['baseline_ms']:.1f} ms; one measurement's 95 % interval is ±{found['measured_halfwidth']:.1%}.",
             "",
             "| measured plans | median | 95th percentile | largest | says of itself: median, 95th | within "
-            "| line over multiply-adds: median, 95th | median plan: median, 95th |",
-            "|---|---|---|---|---|---|---|---|",
+            "| line over multiply-adds: median, 95th | median plan: median, 95th | median by input size, px |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in found["curve"]:
             pairs = (f"{row[f'{k}_median']:.1%}, {row[f'{k}_p95']:.1%}" for k in ("said", "macs", "median"))
             own, macs, median = pairs
+            sizes = ", ".join(f"{size}: {error:.1%}" for size, error in row["by_size"].items())
             lines.append(
                 f"| {row['plans']} | {row['model_median']:.1%} | {row['model_p95']:.1%} | {row['model_largest']:.1%} "
-                f"| {own} | {row['covered']:.0%} | {macs} | {median} |"
+                f"| {own} | {row['covered']:.0%} | {macs} | {median} | {sizes} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -163,8 +163,13 @@ class NetworkGeometry:
                 return count if count <= 1 else round(count * area)
 
             convs = (
-                replace(c, **{name: scaled(getattr(c, name)) for name in ("weight_uses", "in_pixels", "out_pixels")})
-                for c in self.convs
+                replace(
+                    conv,
+                    weight_uses=scaled(conv.weight_uses),
+                    in_pixels=scaled(conv.in_pixels),
+                    out_pixels=scaled(conv.out_pixels),
+                )
+                for conv in self.convs
             )
             norms = (replace(norm, pixels=scaled(norm.pixels)) for norm in self.norms)
             self._others[imgsz] = replace(

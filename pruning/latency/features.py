@@ -42,7 +42,7 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
     sizes = np.array([plan.imgsz or geometry.imgsz for plan in plans])
     ours = {name: np.empty((len(plans), len(geometry.convs))) for name in theirs}
     for size in np.unique(sizes).tolist():
-        at, rows = geometry.at(size), np.flatnonzero(sizes == size)
+        at, rows = geometry.at(size), np.flatnonzero(sizes == size).tolist()
         for name, counts in _counts(at, at.shares([plans[row].ratios for row in rows])).items():
             ours[name][rows] = counts
     area = np.array([conv.area for conv in geometry.convs])

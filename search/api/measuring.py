@@ -66,7 +66,7 @@ def latencies(
     """One result for each runtime; what a runtime cannot do is found before the first is measured."""
     for path in filter(None, (model, against)):
         check_model_file(str(path))
-    for size in filter(None, (imgsz, against_imgsz)):
+    for size in (imgsz, imgsz if against_imgsz is None else against_imgsz):
         check_image_size(size)
     from paretoprune.pruning.latency.pair import measure_pair
     from paretoprune.pruning.latency.runtimes import check_runtime

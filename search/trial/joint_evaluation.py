@@ -47,7 +47,7 @@ def evaluate_together(
     def evaluator_of(imgsz: int, split: str) -> Evaluator:
         return Evaluator(data.path, imgsz, device, data.batch, split, gate, config.trial.workers)
 
-    seen = {}
+    seen: dict[str, ImageStats] = {}
     for imgsz, members in _by_size(models, sizes, own).items():
         with closing(evaluator_of(imgsz, "val")) as sized:
             seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found)
