@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,9 +170,7 @@ class PruneJob:
             )
         if self.recover not in (None, "none") and self.data is None:
             raise ArgumentError(f"`recover` {self.recover} looks at images: give `data`, or `recover` none")
-        its = self.wanted.imgsz if isinstance(self.wanted, Plan) else None  # which reads and checks it
-        if its is not None and self.imgsz not in (None, its):
-            raise ArgumentError(f"the plan is for images of {its} px, but got `imgsz` {self.imgsz}; leave it out")
+        _ = self.wanted  # read and checked
 
     @cached_property
     def goal(self) -> Goal | None:
@@ -185,7 +183,10 @@ class PruneJob:
         if self.ratio is not None:
             check_ratio("`ratio`", self.ratio)
             return {"*": self.ratio}
-        return Plan.load(self.plan) if isinstance(self.plan, (str, Path)) else self.plan or {}
+        plan = Plan.load(self.plan) if isinstance(self.plan, (str, Path)) else self.plan or {}
+        if isinstance(plan, Plan) and None not in (plan.imgsz, self.imgsz):
+            return replace(plan, imgsz=self.imgsz)  # it is wanted for other images than those it was made for
+        return plan
 
     @property
     def size(self) -> int:
