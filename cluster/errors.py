@@ -43,3 +43,18 @@ class NodeError(ClusterError):
     def __init__(self, message: str, node: str) -> None:
         super().__init__(message)
         self.node = node
+
+
+class AgentError(ClusterError):
+    """A device's agent will not do what was asked: a wrong token, a runtime that it has not, a file it cannot run."""
+
+
+class AgentAwayError(AgentError, ConnectionError):
+    """A device's agent is not there, broke off or is full; it may be there later."""
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(
+            f"an agent must answer at {address}, but {why}; start `paretoprune agent` or agent.py on the device, and "
+            "the ssh tunnel to it"
+        )
+        self.address = address

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from paretoprune.base.errors import UserError
+from paretoprune.search.commands.agent import agent
 from paretoprune.search.commands.compare import compare
 from paretoprune.search.commands.config import config
 from paretoprune.search.commands.demo import demo
@@ -47,8 +48,8 @@ def cli(debug: bool) -> None:
 
 
 COMMANDS = (
-    demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, launch, config,
-    doctor,
+    demo, layers, prune, search, resume, status, front, finetune, report, latency, export, compare, agent, launch,
+    config, doctor,
 )  # fmt: skip
 for _command in COMMANDS:
     assert _command.callback is not None

@@ -62,7 +62,7 @@ FLOORS = {
     "cluster": """
         doctor launch joining_nodes waiting
         nodes ray_connection
-        device_lock environment lock_directory packages ray_patience ray_place ray_watch resources scratch
+        agent device_lock environment lock_directory packages ray_patience ray_place ray_watch resources scratch
         devices
         errors
     """,

@@ -14,6 +14,7 @@ SESSION: Final = "session.json"
 # Of a trial.
 REQUEST: Final = "request.json"
 RECORD: Final = "record.json"
+MEASURED: Final = "latency.json"
 EVENTS: Final = "events.jsonl"
 TRIAL_LOG: Final = "trial.log"
 PLAN: Final = "plan.json"

@@ -34,7 +34,8 @@ class Conditions:
     """A device while it was measured. `clock_mhz_*`: mean over the usable CPU cores, or the GPU's SM clock.
 
     `throttled`: whether the device lowered its clock by itself (heat, power) at any time it was looked at, or its
-    counter says so; `throttle_reasons`: what was seen, chosen settings included. None: cannot be read here.
+    counter says so; `throttle_reasons`: what was seen, chosen settings included. The last five are an agent's: its
+    hottest sensor, the governor of its cores, a Jetson's power mode. None: cannot be read here.
     """
 
     device_name: str
@@ -45,6 +46,11 @@ class Conditions:
     power_w_end: float | None = None
     throttled: bool | None = None
     throttle_reasons: tuple[str, ...] | None = None
+    temperature_c_start: float | None = None
+    temperature_c_end: float | None = None
+    governor: str | None = None
+    power_mode: str | None = None
+    memory_free_mb: int | None = None
 
 
 class Watch(Protocol):

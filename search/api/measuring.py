@@ -13,10 +13,14 @@ from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
 from paretoprune.search.api.overwriting import check_output
+from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.errors import ConfigError
 from paretoprune.search.sweep.preflight import check_model_file
+from paretoprune.search.trial.agent_latency import AgentJob, check_agents, measure_on_agents, pool_of
 from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
 
 if TYPE_CHECKING:
+    from paretoprune.cluster.agent.client import AgentPool
     from paretoprune.pruning.export.check import RealImages
     from paretoprune.pruning.latency.pair import LatencyResult
 
@@ -36,6 +40,8 @@ def latency(
     target_halfwidth: float = 0.01,
     max_seconds: float = 10.0,
     device: str | None = None,
+    latency_target: str | None = None,
+    token_file: str | Path | None = None,
     trust_checkpoint: bool = False,
 ) -> LatencyResult:
     """A checkpoint's latency, timed in turn with ``against`` (None: itself), alone on the device; milliseconds.
@@ -43,10 +49,12 @@ def latency(
     ``.speedup`` is how many times as fast it is, ``.speedup_ci95`` the interval for another measurement at another
     time, ``.median_ms`` its latency, ``.converged`` whether the interval got as narrow as ``target_halfwidth`` within
     ``max_seconds``. ``against_imgsz``: input size of ``against``, None for the same. ``runtime``: torch,
-    torch-cuda-graph, onnx, openvino or tensorrt.
+    torch-cuda-graph, onnx, openvino or tensorrt. ``latency_target``: ``http://HOST:PORT``, an agent that measures it on
+    its device (docs/edge.md).
     """
     options: dict[str, Any] = {"half": half, "imgsz": imgsz, "batch": batch, "threads": threads, "device": device}
     options |= {"target_halfwidth": target_halfwidth, "max_seconds": max_seconds, "against_imgsz": against_imgsz}
+    options |= {"latency_target": latency_target, "token_file": token_file}
     return latencies(model, against, [runtime], trust_checkpoint=trust_checkpoint, **options)[0]
 
 
@@ -61,6 +69,8 @@ def latencies(
     device: str | None,
     threads: int | None,
     trust_checkpoint: bool,
+    latency_target: str | None = None,
+    token_file: str | Path | None = None,
     **options: Any,
 ) -> list[LatencyResult]:
     """One result for each runtime; what a runtime cannot do is found before the first is measured."""
@@ -68,10 +78,20 @@ def latencies(
         check_model_file(str(path))
     for size in (imgsz, imgsz if against_imgsz is None else against_imgsz):
         check_image_size(size)
+    if latency_target is not None:
+        pool = _agents(latency_target, token_file, device, runtimes)
     from paretoprune.pruning.latency.pair import measure_pair
-    from paretoprune.pruning.latency.runtimes import check_runtime
+    from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime
     from paretoprune.pruning.yolo.loading import load_model
 
+    if latency_target is not None:
+        networks = [load_model(str(path), trust_checkpoint) for path in dict.fromkeys((model, against or model))]
+        exports = ExportCache()
+        jobs = [
+            AgentJob(runtime, imgsz, against_imgsz, half=half, threads=threads, device=device or "auto", **options)
+            for runtime in runtimes
+        ]
+        return [measure_on_agents(pool, networks[0], networks[-1], job, exports) for job in jobs]
     place = device or default_device()
     for runtime in runtimes:
         check_runtime(runtime, place, half)
@@ -84,6 +104,27 @@ def latencies(
         with alone_on(place):
             results.append(measure_pair(candidate, baseline, imgsz, runtime=runtime, **options))
     return results
+
+
+def _agents(target: str, token_file: str | Path | None, device: str | None, runtimes: Sequence[str]) -> AgentPool:
+    """The devices of ``--latency-target``, which are there and have the runtimes."""
+    try:
+        parsed = LatencyTarget.parse(target)
+        if not parsed.agents:
+            raise ValueError(
+                f"this command measures here, or on agents: the target must be http://HOST:PORT, but got {target!r}; "
+                "leave it out to measure on this machine"
+            )
+        for runtime in runtimes:
+            parsed.check_runtime(runtime)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if device not in (None, "auto", "cpu", "gpu"):
+        raise ConfigError(f"on an agent the device must be auto, cpu or gpu, but got {device!r}")
+    pool = pool_of(parsed, None if token_file is None else str(token_file))
+    for runtime in runtimes:
+        check_agents(pool, runtime)
+    return pool
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from paretoprune.pruning.names import RUNTIMES, listed
-from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, format_option, trust_option
+from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, agent_options, format_option, trust_option
 from paretoprune.search.commands.output import emit, emit_one
 
 COLUMNS = (
@@ -40,14 +40,16 @@ COLUMNS = (
     show_default=True,
     help="Maximum seconds per runtime.",
 )
-@click.option("--device", help="cpu, cuda:0, ...  [default: the first GPU, else cpu]")
+@click.option("--device", help="cpu, cuda:0, ...; on an agent cpu or gpu.  [default: the first GPU, else cpu]")
+@agent_options
 @trust_option
 @format_option
 def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: str, **settings: Any) -> None:
     """Measure MODEL's latency beside another model's, in turn, alone on the device; times in milliseconds.
 
     Stops once the speed-up is known to --target-halfwidth or --max-seconds have passed, and reports which.
-    Prints one result, or one for each of several runtimes.
+    Prints one result, or one for each of several runtimes. With --latency-target the device of an agent measures
+    (docs/edge.md).
     """
     from paretoprune.search.api.measuring import latencies
 

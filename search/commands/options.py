@@ -113,6 +113,18 @@ trust_option: Callable[[Any], Any] = click.option(
     help="Load a checkpoint that contains arbitrary pickled code. This can execute code.",
 )
 
+
+def agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Devices without Ray, and the token of their agents."""
+    target = click.option(
+        "--latency-target", metavar="http://HOST:PORT", help="An agent on the device to measure on (docs/edge.md)."
+    )
+    token = click.option(
+        "--token-file", type=FILE, help="Holds the agent's token, if PARETOPRUNE_AGENT_TOKEN is not set."
+    )
+    return target(token(command))
+
+
 hours_option = click.option("--hours", type=float, help="Stop starting trials after this many hours.")
 gpu_hours_option = click.option(
     "--gpu-hours", type=float, help="Stop starting trials after this many GPU hours in total."

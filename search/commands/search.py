@@ -51,7 +51,9 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--epochs", type=int, help="Epochs per trial; 0: evaluated right after the refit.  [default: 1]")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
 @click.option("--strategy", help=f"{listed(STRATEGY_NAMES)}.  [default: {STRUCTURAL}]")
-@click.option("--latency-target", help="own, cpu:N or node:RESOURCE; see docs/latency.md.  [default: own]")
+@click.option(
+    "--latency-target", help="own, cpu:N, node:RESOURCE or http://HOST:PORT; see docs/latency.md.  [default: own]"
+)
 @click.option("--recover", type=click.Choice(RECOVERIES), help="Recovery after removal.  [default: refit]")
 @click.option(
     "--distill/--no-distill",

@@ -5,35 +5,56 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+COMMAND = "command:"  # and a name: a program of the device that prints milliseconds
+AGENT_RUNTIMES = ("onnx", "openvino", "tensorrt")  # those that read a file
+
 _CPU = re.compile(r"cpu:([1-9]\d*)")
+_AGENT = re.compile(r"https?://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?")
 _NODE = re.compile(r"node:([A-Za-z0-9][A-Za-z0-9_.-]*)")
 
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """``threads`` are set for the CPU of the trial's host, ``resource`` for a node of the cluster; neither: own."""
+    """``threads`` are set for the CPU of the trial's host, ``resource`` for a node of the cluster, ``agents`` (their
+    addresses) for like devices without Ray; none of them: own."""
 
     threads: int | None = None
     resource: str | None = None
+    agents: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> LatencyTarget:
-        """``own``, ``cpu:N`` or ``node:RESOURCE``; ValueError for anything else."""
+        """``own``, ``cpu:N``, ``node:RESOURCE`` or ``http://HOST:PORT[,...]``; ValueError for anything else."""
         if text == "own":
             return cls()
         if match := _CPU.fullmatch(text):
             return cls(threads=int(match.group(1)))
         if match := _NODE.fullmatch(text):
             return cls(resource=match.group(1))
+        addresses = [each.strip() for each in text.split(",")]
+        if all(map(_AGENT.fullmatch, addresses)):
+            return cls(agents=tuple(dict.fromkeys(each.rstrip("/") for each in addresses)))
         raise ValueError(
-            "a latency target must be own (the trial's device), cpu:N (the CPU with N threads) or node:RESOURCE "
-            f"(a node of the cluster with that custom resource), got {text!r}"
+            "a latency target must be own (the trial's device), cpu:N (the CPU with N threads), node:RESOURCE "
+            "(a node of the cluster with that custom resource) or http://HOST:PORT (an agent on a device), "
+            f"got {text!r}"
         )
 
     def is_device(self, device: str) -> bool:
         """Whether a trial that runs on ``device`` measures there, in its own process."""
-        return self.resource is None and (self.threads is None or device == "cpu")
+        return self.resource is None and not self.agents and (self.threads is None or device == "cpu")
 
     def shares_cpu_with(self, device: str) -> bool:
         """Whether trials on ``device`` must pause for a measurement on their host's CPU too."""
         return self.threads is not None and device != "cpu"
+
+    def check_runtime(self, runtime: str) -> None:
+        """ValueError where the target cannot have the runtime: an agent needs one that reads a file, and only an agent
+        has commands."""
+        if self.agents and runtime not in AGENT_RUNTIMES and not runtime.startswith(COMMAND):
+            names = ", ".join(AGENT_RUNTIMES)
+            raise ValueError(
+                f"an agent's device runs exported files: the runtime must be {names} or command:NAME, got {runtime!r}"
+            )
+        if not self.agents and runtime.startswith(COMMAND):
+            raise ValueError(f"the runtime {runtime!r} is an agent's: give its address as the latency target")

@@ -34,7 +34,10 @@ SCHEMA_VERSION = 2
 """Of config.yaml; in version 1 a run had one input size (`space.imgsz` was not there, and means now what it meant)."""
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
-FREE_KEYS = ("search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.")
+FREE_KEYS = (
+    "search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.",
+    "latency.token_file", "latency.wait_minutes", "latency.if_away",
+)  # fmt: skip
 
 # Settings of older versions, with the value that means what is done now: a file may hold them still.
 REMOVED = {"search.rungs": None, "finetune.amp": True}

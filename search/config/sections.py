@@ -15,6 +15,7 @@ from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
 
 BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
+CommandRuntime = Annotated[str, Field(pattern=r"^command:[a-z0-9][a-z0-9_-]{0,31}$")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -245,13 +246,21 @@ class LatencySection(Section):
     interval would otherwise be wider than ±10 %; the final comparison takes four times as long for each network."""
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Stop measuring once the 95 % interval of the speed-up has this relative half width (0.01 is one per cent)."""
-    runtime: RuntimeName = "torch"
-    """Inference runtime (docs/latency.md)."""
+    runtime: RuntimeName | CommandRuntime = "torch"
+    """Inference runtime (docs/latency.md); on an agent also "command:NAME", a command that was given at its start."""
     half: bool = False
     """FP16/BF16 instead of FP32, if the device supports it natively."""
     target: str = "own"
-    """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads) or "node:RESOURCE" (a node of the
-    cluster with that custom resource)."""
+    """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads), "node:RESOURCE" (a node of the
+    cluster with that custom resource) or "http://HOST:PORT" (an agent on a device; several of like devices, separated
+    by commas)."""
+    token_file: str | None = None
+    """File that holds the agent's token, where ``PARETOPRUNE_AGENT_TOKEN`` is not set."""
+    wait_minutes: float = Field(default=30, ge=0)
+    """How long a measurement waits for an agent that is away, minutes."""
+    if_away: Literal["fail", "predict"] = "fail"
+    """What becomes of a trial whose agent stays away longer: it fails, or keeps its predicted latency, marked as
+    predicted."""
 
     @field_validator("target")
     @classmethod
@@ -264,6 +273,11 @@ class LatencySection(Section):
         wanted = LatencyTarget.parse(self.target).threads
         if wanted is not None and self.threads not in (None, wanted):
             raise ValueError(f"`target` asks for {wanted} threads and `threads` for {self.threads}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_runtime_of_the_target(self) -> LatencySection:
+        LatencyTarget.parse(self.target).check_runtime(self.runtime)
         return self
 
 

@@ -26,6 +26,7 @@ from paretoprune.search.monitoring.trackers import check_loggers
 from paretoprune.search.samplers.initial_plans import check_other_dataset, check_other_run, check_plans
 from paretoprune.search.space.space import Space, build_space, check_patterns, image_sizes
 from paretoprune.search.storage.driver_lock import alive_driver
+from paretoprune.search.trial.agent_latency import check_agents, pool_of
 from paretoprune.search.trial.exclusive_device import measuring_threads
 from paretoprune.search.worker.cluster import is_joined, with_model_brought_along
 
@@ -162,8 +163,12 @@ def check_device(config: RunConfig) -> None:
 
 
 def check_runtime_here(config: RunConfig) -> None:
-    """The runtime that measures latency can run; on another node or in a cluster only its workers can say."""
+    """The runtime that measures latency can run, here or on the agents' devices; of a cluster only its workers can
+    say."""
     target = LatencyTarget.parse(config.latency.target)
+    if target.agents:
+        check_agents(pool_of(target, config.latency.token_file), config.latency.runtime)
+        return
     if config.resources.address is not None or target.resource is not None:
         return
     from paretoprune.cluster.devices import default_device
@@ -358,7 +363,8 @@ def _decided(config: RunConfig) -> RunConfig:
         sizes = list(image_sizes(config.model.imgsz, config.space.imgsz, STRIDE))
         config = config.model_copy(update={"space": config.space.model_copy(update={"imgsz": sizes})})
     target = LatencyTarget.parse(config.latency.target)
-    if config.latency.threads is not None or target.resource is not None:  # a node decides by its own cores
+    elsewhere = target.resource is not None or target.agents  # which decides by its own cores
+    if config.latency.threads is not None or elsewhere:
         return config
     latency = config.latency.model_copy(update={"threads": target.threads or measuring_threads()})
     return config.model_copy(update={"latency": latency})

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from paretoprune.base.device_gate import DeviceGate
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
+from paretoprune.search.trial.agent_latency import AgentMeasurer
 from paretoprune.search.trial.context import Measured, Measurement, OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.joint_evaluation import evaluate_together, measure_together
 from paretoprune.search.trial.remote_latency import RemoteMeasurer
@@ -58,7 +59,10 @@ class PruningTools:
         self._scored = False
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         target = LatencyTarget.parse(config.latency.target)
-        self._remote = None if target.is_device(device) else RemoteMeasurer(config, target, self._bench.model)
+        self._remote: AgentMeasurer | RemoteMeasurer | None = None
+        if not target.is_device(device):
+            measurer = AgentMeasurer if target.agents else RemoteMeasurer
+            self._remote = measurer(config, target, self._bench.model)
         self._evaluator = self._make_evaluator()
 
     def _make_evaluator(self) -> Evaluator:
@@ -142,14 +146,17 @@ class PruningTools:
         """Whether latency is measured on this worker's own device."""
         return self._remote is None
 
-    def start_measure(self, model: Any) -> Measurement:
+    def start_measure(self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None) -> Measurement:
         """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
         if self._remote is not None:
             with self._gate.using():  # only made ready to be sent
-                return self._remote.start(model, self._imgsz)
+                return self._remote.start(model, self._imgsz, keep)
         found = self._measured(model)
-        energy = "energy_j" in self._config.search.objectives
-        return Measured({**found, "energy_j": self._energy(model)} if energy else found)
+        if "energy_j" in self._config.search.objectives:
+            found["energy_j"] = self._energy(model)
+        if keep is not None:
+            keep(found)
+        return Measured(found)
 
     def train_native(
         self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False

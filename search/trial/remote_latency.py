@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +98,12 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
 class RemoteMeasurement:
     """A measurement under way; see :class:`search.trial.context.Measurement`."""
 
-    def __init__(self, reference: Any, target: LatencyTarget) -> None:
+    def __init__(
+        self, reference: Any, target: LatencyTarget, keep: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
         self._reference = reference
         self._target = target
+        self._keep = keep
 
     def known(self) -> Mapping[str, Any] | None:
         """Nothing before the end, which is not waited for."""
@@ -130,6 +133,8 @@ class RemoteMeasurement:
             values: Mapping[str, Any] = ray.get(self._reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the node's own error, which says what to do
+        if self._keep is not None:
+            self._keep(values)
         return values
 
 
@@ -145,8 +150,11 @@ class RemoteMeasurer:
         self._exports = ExportCache()
         self._sent: tuple[Any, str] | None = None  # the baseline's reference in the cluster, its key
 
-    def start(self, model: Any, imgsz: int) -> RemoteMeasurement:
-        """Send ``model`` as it is now, and return at once; ``imgsz``: side of its input, pixels."""
+    def start(
+        self, model: Any, imgsz: int, keep: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> RemoteMeasurement:
+        """Send ``model`` as it is now, and return at once; ``imgsz``: side of its input, pixels. ``keep`` gets what was
+        measured, once it is asked for."""
         import ray
 
         own = self._config.model.imgsz
@@ -157,7 +165,7 @@ class RemoteMeasurer:
         same = model is self._baseline and imgsz == own
         candidate = baseline if same else ray.put(self._content(model, imgsz))
         task = ray.remote(num_cpus=0, max_retries=2, **self._place())(measure_there)
-        return RemoteMeasurement(task.remote(self._job(key, imgsz), candidate, baseline), self._target)
+        return RemoteMeasurement(task.remote(self._job(key, imgsz), candidate, baseline), self._target, keep)
 
     def _place(self) -> dict[str, Any]:
         """Where Ray puts the task. A trial's own resources are not asked: they are taken."""

@@ -9,6 +9,7 @@ rung of the stopping rule.
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
@@ -22,7 +23,8 @@ from typing import Any
 from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.errors import typed_line
-from paretoprune.base.file_names import EVENTS, PLAN, PRUNED, RECORD, TRIAL_LOG
+from paretoprune.base.file_names import EVENTS, MEASURED, PLAN, PRUNED, RECORD, TRIAL_LOG
+from paretoprune.cluster.errors import AgentAwayError
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
@@ -30,14 +32,15 @@ from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, Everyone, Judge
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.request import TrialRequest, plan_of
-from paretoprune.search.trial.context import Measurement, PlanLike, TrialTools, Tuned
+from paretoprune.search.trial.context import Measured, Measurement, PlanLike, TrialTools, Tuned
 
 ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
 
 CONDITIONS = (
     "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
-    "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons", "iterations",
+    "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons",
+    "temperature_c_start", "temperature_c_end", "governor", "power_mode", "memory_free_mb", "iterations",
     "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",
 )  # fmt: skip
 """The conditions of a latency that a record keeps (see ``pruning.latency.pair.LatencyResult``)."""
@@ -61,6 +64,8 @@ class TrialSettings:
     bounds: Bounds = NO_BOUNDS
     foretells: bool = False
     """Whether a predicted latency may replace a measured one at the first rung."""
+    predicts_if_away: bool = False
+    """Whether it may where the device stays away."""
 
 
 @dataclass(frozen=True)
@@ -158,41 +163,59 @@ class Latency:
     """A trial's latency: measured at once, or predicted, and then measured if the trial continues to training.
 
     A timing has the device for itself, so everybody waits for it; a trial that ends at the first rung does not compete,
-    and a precise prediction tells the searcher as much. What is trained is always measured.
+    and a precise prediction tells the searcher as much. What is trained is always measured. A measurement is kept in
+    the trial's folder as soon as it is there, so that a trial that is begun again is not measured again.
     """
 
-    def __init__(self, work: Workplace, model: Any) -> None:
-        self._work, self._model = work, model
-        self._measurement: Measurement | None = None
+    def __init__(self, work: Workplace, model: Any, plan_hash: str) -> None:
+        self._work, self._model, self._plan_hash = work, model, plan_hash
+        self._measurement: Measurement | None = self._kept()
         settings = work.settings
         may_be_stopped = settings.epochs > 0 and 0 in settings.rungs
         self._foretold = work.request.foretold if settings.foretells and may_be_stopped else None
         if self._foretold is None:
             self.measure()
 
+    def _kept(self) -> Measured | None:
+        """What an earlier attempt at this trial measured."""
+        try:
+            content = json.loads((self._work.folder / MEASURED).read_text(encoding="utf-8"))
+            return Measured(content["measured"]) if content["plan_hash"] == self._plan_hash else None
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a torn one
+            return None
+
+    def _keep(self, values: Mapping[str, Any]) -> None:
+        with suppress(OSError):
+            write_json(self._work.folder / MEASURED, {"plan_hash": self._plan_hash, "measured": dict(values)})
+
     def measure(self) -> None:
         """Measure it, or begin to, unless that was done."""
         if self._measurement is None:
             with self._work.clock.phase("latency"):
-                self._measurement = self._work.tools.start_measure(self._model)
+                self._measurement = self._work.tools.start_measure(self._model, self._keep)
 
     def costs(self) -> dict[str, float]:
         """What is known of it by now. A measurement elsewhere is waited for only where latency is bounded."""
-        if self._measurement is None:
+        bounded = self._work.settings.bounds.limit_latency
+        if self._measurement is None or bounded or self._measurement.known() is not None:
             figures = self.figures()
         else:
-            unbounded = not self._work.settings.bounds.limit_latency
-            known = self._measurement.known() if unbounded else self._measurement.result()
-            figures = {} if known is None else latency_metrics(known, self._work.settings.baseline_latency_ms)
+            figures = {}
         return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
 
     def figures(self) -> dict[str, Any]:
         """In a record's words; waits for a measurement elsewhere."""
         baseline_ms = self._work.settings.baseline_latency_ms
+        foretold = self._foretold
         if self._measurement is not None:
-            return latency_metrics(self._measurement.result(), baseline_ms)
-        assert self._foretold is not None, "measured at once, else"
-        ratio, low, high = (self._foretold[name] for name in ("ratio", "low", "high"))
+            try:
+                return latency_metrics(self._measurement.result(), baseline_ms)
+            except AgentAwayError:
+                foretold = self._work.request.foretold if self._work.settings.predicts_if_away else None
+                if foretold is None:
+                    raise
+        assert foretold is not None, "measured at once, else"
+        ratio, low, high = (foretold[name] for name in ("ratio", "low", "high"))
         figures = {"latency_ms": ratio * baseline_ms, "latency_ratio": ratio, "speedup": 1 / ratio}
         return {**figures, PI95: [1 / high, 1 / low], SOURCE: FORETOLD}
 
@@ -219,7 +242,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     model, plan = _pruned(work)
     with clock.phase("stats"), work.gate.using():
         stats = work.tools.stats(model)
-    latency = Latency(work, model)
+    latency = Latency(work, model, plan.hash)
     course = Course(
         work.request.trial_id, settings.rungs, judge, settings.accuracy, {**stats, **latency.costs()}, clock
     )

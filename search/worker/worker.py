@@ -64,6 +64,7 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
         ingredients=ingredients(config),
         bounds=bounds,
         foretells="energy_j" not in search.objectives and not bounds.limit_latency,
+        predicts_if_away=config.latency.if_away == "predict",
     )
 
 

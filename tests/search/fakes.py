@@ -126,8 +126,11 @@ class FakeTools:
         self._note("save", model)
         path.write_text(json.dumps(model))
 
-    def start_measure(self, model: Any) -> Measured:
-        return Measured(self.measure(model))
+    def start_measure(self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None) -> Measured:
+        values = self.measure(model)
+        if keep is not None:
+            keep(values)
+        return Measured(values)
 
     def measure(self, model: Any) -> dict[str, Any]:
         self._note("measure", model)

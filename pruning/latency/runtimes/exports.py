@@ -74,10 +74,20 @@ class ExportCache:
                 "verbose": False,
             }
             try:
-                return Path(str(Exporter(overrides=settings)(model=copy))).read_bytes()
+                written = Path(str(Exporter(overrides=settings)(model=copy)))
+                return _without_metadata(written) if target == "onnx" else written.read_bytes()
             except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
                 line = one_line(error, 200)
                 raise PruningError(
                     f"the model cannot be exported to {target} for timing ({type(error).__name__}: {line}); "
                     "use another runtime, or install what the format needs"
                 ) from error
+
+
+def _without_metadata(path: Path) -> bytes:
+    """An ONNX file without Ultralytics' notes, the date among them: equal networks are equal files, sent once."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    return model.SerializeToString()

@@ -1,0 +1,273 @@
+"""Latency on a device without Ray: networks go there as files, samples come back, statistics are made here as always.
+
+The device runs `cluster.agent.agent`; see docs/edge.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paretoprune.cluster.agent.client import AgentClient, AgentPool, read_token
+from paretoprune.cluster.errors import AgentAwayError
+from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paretoprune.pruning.latency.pair import LatencyResult
+    from paretoprune.pruning.latency.runtimes import ExportCache, Network, SessionSpec
+    from paretoprune.search.config.run_config import RunConfig
+
+
+SentModel = tuple[dict[str, bytes], list[int]]
+"""A network's files, role -> content, and the shape of its input."""
+
+
+@dataclass(frozen=True)
+class AgentJob:
+    """What is measured how. ``runtime``: the device's; ``imgsz``: of the candidate's images, ``baseline_imgsz`` of the
+    baseline's, None for the same; ``device``: "auto" (its GPU where the runtime has one), "cpu" or
+    "gpu"."""
+
+    runtime: str
+    imgsz: Any
+    baseline_imgsz: Any = None
+    batch: int = 1
+    half: bool = False
+    threads: int | None = None
+    max_seconds: float = 4.0
+    target_halfwidth: float = 0.01
+    device: str = "auto"
+    patience: float = 1.0
+
+
+def pool_of(target: LatencyTarget, token_file: str | None, wait_minutes: float = 0.0) -> AgentPool:
+    """The target's devices. Raises AgentError where there is no token."""
+    return AgentPool(target.agents, read_token(token_file), 60 * wait_minutes)
+
+
+def check_agents(pool: AgentPool, runtime: str) -> list[dict[str, Any]]:
+    """What each device says of itself. Raises AgentError where one is away, refuses, or has not the runtime."""
+    found = []
+    for client in pool.clients:
+        info = client.info()
+        has = [*info.get("runtimes", {}), *info.get("commands", {})]
+        if runtime not in has:
+            raise ConfigError(
+                f"the device at {client.address} must have the runtime {runtime}, but it has "
+                f"{', '.join(has) or 'none'}; install it for the Python that runs the agent, or choose another "
+                "latency.runtime (--runtime)"
+            )
+        found.append(info)
+    return found
+
+
+def measure_on_agents(
+    pool: AgentPool, candidate: Network, baseline: Network, job: AgentJob, exports: ExportCache
+) -> LatencyResult:
+    """Time ``candidate`` and ``baseline`` in turn on one device of the pool; as `pruning.latency.pair.measure_pair`.
+
+    Raises AgentAwayError where no device comes back in time, AgentError where the device cannot run them, and
+    PruningError where a network cannot be exported.
+    """
+    from paretoprune.pruning.latency.runtimes import SessionSpec, image_channels
+    from paretoprune.pruning.yolo.image_size import height_width
+
+    models: list[SentModel] = []
+    for network, imgsz in ((candidate, job.imgsz), (baseline, job.baseline_imgsz or job.imgsz)):
+        files = _files(network, job.runtime, SessionSpec(imgsz, "cpu", job.batch), exports)
+        models.append((files, [job.batch, image_channels(network), *height_width(imgsz)]))
+    return pool.run(lambda client: _measured(client, models, job))
+
+
+def _files(network: Network, runtime: str, spec: SessionSpec, exports: ExportCache) -> dict[str, bytes]:
+    """The network as the runtime reads it: role -> content."""
+    return {"model": exports.content(network, "onnx", spec, half=False)}
+
+
+def _measured(client: AgentClient, models: list[SentModel], job: AgentJob) -> LatencyResult:
+    """One measurement on one device, from sending the files to the device's last word."""
+    from paretoprune.pruning.latency.pair import (
+        WARMUP_SHARE,
+        LatencyResult,
+        figures,
+        pair_block_ms,
+        until_known,
+    )
+
+    sent = [
+        {"files": {role: client.send(content) for role, content in files.items()}, "shape": shape}
+        for files, shape in models
+    ]
+    request = {
+        "candidate": sent[0],
+        "baseline": sent[1],
+        "runner": job.runtime,
+        "device": job.device,
+        "half": job.half,
+        "threads": job.threads,
+        "seconds": job.patience * job.max_seconds,
+        "warmup_seconds": WARMUP_SHARE * job.max_seconds,
+        "block_ms": pair_block_ms(job.max_seconds),
+    }
+    events = _Events(client.measure(request))
+    try:
+        events.until("prepared")
+        begun = time.perf_counter()
+        warmup_iterations = int(events.until("warm")["iterations"])
+        times = until_known(
+            events.quads(), warmup_iterations, begun, job.max_seconds, job.target_halfwidth, patience=job.patience
+        )
+        seconds = time.perf_counter() - begun
+        if "end" not in events.seen:
+            client.enough(events.seen["started"]["id"])
+            events.until("end")
+    finally:
+        events.close()
+    started, prepared = events.seen["started"]["facts"], events.seen["prepared"]
+    return LatencyResult(
+        **figures(times),
+        device=prepared["device"],
+        threads=prepared["threads"],
+        imgsz=job.imgsz,
+        batch=job.batch,
+        runtime=job.runtime,
+        precision=prepared["precision"],
+        runtime_version=prepared["version"],
+        host=started["host"],
+        seconds=seconds,
+        target_halfwidth=job.target_halfwidth,
+        conditions=_conditions(started, events.seen["state"], events.seen["end"]["state"]),
+    )
+
+
+class _Events:
+    """An agent's events, with the last of each kind kept."""
+
+    def __init__(self, events: Iterator[dict[str, Any]]) -> None:
+        self._events = events
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """Read on to the next event of a kind."""
+        for event in self._events:
+            self.seen[event["event"]] = event
+            if event["event"] == kind:
+                return event
+        raise AgentAwayError("the device", f"it ended a measurement before it was {kind}")
+
+    def quads(self) -> Iterator[Any]:
+        """The rounds as they come, to the measurement's end."""
+        from paretoprune.pruning.latency.statistics import Quad
+
+        for event in self._events:
+            self.seen[event["event"]] = event
+            if event["event"] == "rounds":
+                for pair in event["rounds"]:
+                    yield Quad(*(tuple(tuple(block) for block in blocks) for blocks in pair))  # type: ignore[arg-type]
+            if event["event"] == "end":
+                return
+
+    def close(self) -> None:
+        """Leave; what still runs on the device for it is ended there."""
+        close: Callable[[], None] = self._events.close  # type: ignore[attr-defined]
+        close()
+
+
+def _conditions(facts: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
+    """What the device said of itself, in the words of a local measurement; a device's own counters decide."""
+    from paretoprune.pruning.latency.device_state import Conditions
+
+    counts = [state["throttle_count"] for state in (before, after)]
+    now = [state["throttled_now"] for state in (before, after)]
+    counted = None if None in counts else counts[1] > counts[0]
+    seen = None if now == [None, None] else True in now
+    throttled = None if counted is None and seen is None else bool(counted or seen)
+    return Conditions(
+        device_name=facts["model"],
+        driver=facts["system"],
+        clock_mhz_start=before["clock_mhz"],
+        clock_mhz_end=after["clock_mhz"],
+        throttled=throttled,
+        throttle_reasons=None if throttled is None else ("thermal or power",) * throttled,
+        temperature_c_start=before["temperature_c"],
+        temperature_c_end=after["temperature_c"],
+        governor=before["governor"],
+        power_mode=before["power_mode"],
+        memory_free_mb=before["memory_free_mb"],
+    )
+
+
+class AgentMeasurement:
+    """A measurement under way in a thread; see :class:`search.trial.context.Measurement`."""
+
+    def __init__(self, work: Callable[[], dict[str, Any]]) -> None:
+        self._future: Future[dict[str, Any]] = Future()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def _run(self, work: Callable[[], dict[str, Any]]) -> None:
+        try:
+            self._future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+            self._future.set_exception(error)
+
+    def known(self) -> Mapping[str, Any] | None:
+        """Nothing before the end, which is not waited for."""
+        if not self._future.done() or isinstance(self._future.exception(), AgentAwayError):
+            return None  # `result` says that the device is away: it may not be needed
+        return self._future.result()
+
+    def result(self) -> Mapping[str, Any]:
+        """Wait for it. Raises what the measuring raised; AgentAwayError where no device came back in time."""
+        return self._future.result()
+
+
+class AgentMeasurer:
+    """One worker's way to the devices; exports a network as it is now, and measures while the trial goes on."""
+
+    def __init__(self, config: RunConfig, target: LatencyTarget, baseline: Any) -> None:
+        from paretoprune.pruning.latency.runtimes import ExportCache
+
+        self._latency, self._imgsz, self._baseline = config.latency, config.model.imgsz, baseline
+        self._pool = pool_of(target, config.latency.token_file, config.latency.wait_minutes)
+        self._exports = ExportCache()
+
+    def start(
+        self, model: Any, imgsz: int, keep: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> AgentMeasurement:
+        """Export ``model`` as it is now, and return; the rest is done in a thread. ``imgsz``: side of its input, pixels.
+        ``keep`` gets what was measured."""
+        from paretoprune.pruning.latency.pair import PATIENCE
+        from paretoprune.pruning.latency.runtimes import OnnxFile, SessionSpec, image_channels
+
+        latency = self._latency
+        job = AgentJob(
+            runtime=latency.runtime,
+            imgsz=imgsz,
+            baseline_imgsz=self._imgsz,
+            batch=latency.batch,
+            half=latency.half,
+            threads=latency.threads,
+            max_seconds=latency.max_seconds,
+            target_halfwidth=latency.target_halfwidth,
+            patience=PATIENCE,
+        )
+        candidate, baseline = (
+            OnnxFile(
+                self._exports.content(network, "onnx", SessionSpec(size, "cpu", latency.batch), half=False),
+                image_channels(network),
+            )
+            for network, size in ((model, imgsz), (self._baseline, self._imgsz))
+        )
+
+        def measured() -> dict[str, Any]:
+            found = measure_on_agents(self._pool, candidate, baseline, job, self._exports).to_dict()
+            if keep is not None:
+                keep(found)
+            return found
+
+        return AgentMeasurement(measured)
