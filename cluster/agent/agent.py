@@ -875,7 +875,8 @@ class Agent:
             try:
                 self._wait_for_turn(this, tell)
                 begun = time.monotonic()
-                state = self._measured(this, tell)
+                last = self._measured(this, tell)
+                state = "done"
             except ClientGoneError:
                 state = "client gone"
                 raise
@@ -894,6 +895,7 @@ class Agent:
                 self.store.trim()  # of engines that were built
                 took = time.monotonic() - begun
                 log(f"{this.line()} for {client}: {state}, {this.count} rounds in {took:.1f} s")
+        tell(**last)
 
     def _wait_for_turn(self, this: Measurement, tell: Callable[..., None]) -> None:
         while True:
@@ -905,8 +907,8 @@ class Agent:
             with self._turn:
                 self._turn.wait_for(lambda: self._queue[0] is this, 1.0)
 
-    def _measured(self, this: Measurement, tell: Callable[..., None]) -> str:
-        """The worker's life; what the log says of its end."""
+    def _measured(self, this: Measurement, tell: Callable[..., None]) -> Dict[str, Any]:
+        """The worker's life; its last event, which is not told yet: the device is free when the client hears it."""
         this.phase = "preparing"
         tell("started", id=this.id, facts=device_facts())
         folder = Path(tempfile.mkdtemp(prefix="work-", dir=str(self.store.folder)))
@@ -930,13 +932,11 @@ class Agent:
                     this.count += len(event["rounds"])
                 if kind == "end":
                     event["state"] = device_state()
+                    return event
                 if kind == "error":
-                    tell(**event)
-                    return _line(event["error"])
+                    raise AgentError(event["status"], _line(event["error"]))
                 tell(**event)
-                if kind == "end":
-                    return "done"
-        raise AgentError(500, "unreachable")
+        raise AssertionError("`_events` ends by an exception")
 
     def _job(self, this: Measurement, folder: Path) -> Dict[str, Any]:
         """What the worker is told: the files under names of ours in a folder of its own."""
