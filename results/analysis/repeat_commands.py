@@ -141,8 +141,9 @@ def _use(run: _Run, pick: Selected) -> list[Line]:
     validate += [f"device={run.device}"] if run.device else []
     target = str(run.get("latency.target") or "own")
     where = f", on the node with {target.removeprefix('node:')}" if target.startswith("node:") else ""
-    device = "cpu" if target.startswith("cpu:") else "" if where else run.device
-    latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device)]
+    agents = ["--latency-target", target] if target.startswith("http") else []
+    device = "cpu" if target.startswith("cpu:") else "" if where or agents else run.device
+    latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device), *agents]
     if run.imgsz is not None:
         latency += ["--against-imgsz", str(replace(run, imgsz=None).get("model.imgsz"))]
     if seconds := run.get("latency.max_seconds"):

@@ -19,14 +19,28 @@ BASE = {"model": {"path": "m.pt"}, "data": {"path": "d.yaml"}}
         ("cpu:4", LatencyTarget(threads=4)),
         ("node:edge", LatencyTarget(resource="edge")),
         ("node:jetson-orin.2", LatencyTarget(resource="jetson-orin.2")),
+        ("http://pi:8765", LatencyTarget(agents=("http://pi:8765",))),
+        ("http://10.0.0.7:8765/,https://[::1]", LatencyTarget(agents=("http://10.0.0.7:8765", "https://[::1]"))),
     ],
 )
 def test_targets(text: str, target: LatencyTarget) -> None:
     assert LatencyTarget.parse(text) == target
-    assert build_config({**BASE, "latency": {"target": text}}).latency.target == text
+    assert build_config({**BASE, "latency": {"target": text, "runtime": "onnx"}}).latency.target == text
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cpu", "cpu:0", "cpu:two", "node:", "node:a b", "own:1"])
+def test_a_target_has_its_runtimes() -> None:
+    for runtime in ("openvino", "command:bench"):
+        build_config({**BASE, "latency": {"target": "http://pi:8765", "runtime": runtime}})
+    with pytest.raises(ConfigError, match="an agent's device runs exported files: .* got 'torch'"):
+        build_config({**BASE, "latency": {"target": "http://pi:8765"}})
+    with pytest.raises(ConfigError, match="the runtime 'command:bench' is an agent's"):
+        build_config({**BASE, "latency": {"runtime": "command:bench"}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "gpu", "cpu", "cpu:0", "cpu:two", "node:", "node:a b", "own:1", "http://", "http://pi:8765/x", "ftp://pi"],
+)
 def test_what_is_none_is_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"`latency.target`: a latency target must be own .* cpu:N .*") as caught:
         build_config({**BASE, "latency": {"target": text}})
@@ -49,6 +63,7 @@ def test_two_numbers_of_threads_are_refused() -> None:
         ("cpu:2", "cuda:0", False, True),
         ("node:edge", "cpu", False, False),
         ("node:edge", "cuda:0", False, False),
+        ("http://pi:8765", "cpu", False, False),
     ],
 )
 def test_what_a_target_means_for_a_trial(text: str, device: str, here: bool, both: bool) -> None:
