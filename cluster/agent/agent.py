@@ -124,9 +124,7 @@ class OnnxRuntime(Runner):
         if spec["device"] == "gpu" and not gpu:
             raise RefusedError(400, "this build of onnxruntime has no CUDA provider, only {}".format(", ".join(there)))
         if spec["half"]:
-            raise RefusedError(
-                400, "onnxruntime computes in the precision of the file; half precision is not a setting"
-            )
+            raise RefusedError(400, "onnxruntime computes in the precision of the file; measure without half precision")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if spec["threads"]:

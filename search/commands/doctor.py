@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paretoprune.search.commands.options import FILE, FOLDER, address_option, format_option
+from paretoprune.search.commands.options import FILE, FOLDER, address_option, agent_options, format_option
 from paretoprune.search.commands.output import echo, emit
 
 if TYPE_CHECKING:
@@ -20,14 +21,30 @@ if TYPE_CHECKING:
 @address_option
 @click.option("--data", type=FILE, help="Dataset (data.yaml) to check for readability, on every cluster node.")
 @click.option("--run", type=FOLDER, help="Run folder; checked to be the same on every node.")
+@agent_options
 @format_option
-def doctor(address: str | None, data: str | None, run: Path | None, form: str) -> int:
-    """Check that this machine (and every cluster node) can run trials, and suggest fixes."""
-    from paretoprune.cluster.doctor import examine
+def doctor(
+    address: str | None,
+    data: str | None,
+    run: Path | None,
+    latency_target: str | None,
+    token_file: str | None,
+    form: str,
+) -> int:
+    """Check that this machine (and every cluster node) can run trials, and suggest fixes.
 
-    paths, unread = _paths_of(data)
+    With --latency-target: what that device has instead, and how steady it is.
+    """
+    from paretoprune.cluster.doctor import examine
+    from paretoprune.search.api.edge_devices import examine_devices
+
+    if latency_target is not None:
+        found: Iterator[Check] = examine_devices(latency_target, token_file)
+    else:
+        paths, unread = _paths_of(data)
+        found = chain(unread, examine(run.resolve() if run else None, address, paths))
     checks = []
-    for check in chain(unread, examine(run.resolve() if run else None, address, paths)):
+    for check in found:
         checks.append(check)
         if form == "table":
             echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<16} {check.detail}")
