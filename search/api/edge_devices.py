@@ -22,7 +22,7 @@ _CALMER = (
 
 
 def examine_devices(target: str, token_file: str | None) -> Iterator[Check]:
-    """Checks of every device of a latency target. Raises ConfigError where it names none, AgentError without a token."""
+    """Checks of every device of a latency target. ConfigError where it names none, AgentError without a token."""
     try:
         agents = LatencyTarget.parse(target).agents
     except ValueError as error:
