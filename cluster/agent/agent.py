@@ -160,11 +160,11 @@ class OpenVino(Runner):
         core = openvino.Core()
         device = "GPU" if spec["device"] == "gpu" else "CPU"
         can = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        hint = next((name for word, name in (("FP16", "f16"), ("BF16", "bf16")) if word in can), None)
-        if spec["half"] and hint is None:
+        native = [name for word, name in (("FP16", "f16"), ("BF16", "bf16")) if word in can]
+        if spec["half"] and not native:
             raise RefusedError(400, f"OpenVINO says that this {device} computes in no 16-bit type natively")
-        hint = hint if spec["half"] else "f32"
-        settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": hint}
+        hint = native[0] if spec["half"] else "f32"
+        settings: Dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": hint}
         if device == "CPU":
             settings["ENABLE_CPU_PINNING"] = False
             if spec["threads"]:
@@ -738,11 +738,12 @@ def checked_request(content: Any, agent: Agent) -> Dict[str, Any]:
         "candidate", "baseline", "runner", "device", "half", "threads", "seconds", "warmup_seconds", "block_ms",
     }  # fmt: skip
     if set(content) - known:
-        raise RefusedError(400, f"unknown fields {sorted(set(content) - known)}; known are {sorted(known)}")
+        raise RefusedError(400, _line(f"fields must be of {sorted(known)}, but got {sorted(set(content) - known)}"))
     runner = content.get("runner")
-    is_command = isinstance(runner, str) and runner.startswith("command:")
+    runner = runner if isinstance(runner, str) else ""
+    is_command = runner.startswith("command:")
     name = runner[len("command:") :] if is_command else runner
-    if not isinstance(runner, str) or name not in (agent.commands if is_command else RUNNERS):
+    if name not in (agent.commands if is_command else RUNNERS):
         have = [*RUNNERS, *("command:" + each for each in agent.commands)]
         raise RefusedError(400, "`runner` must be one of {}".format(", ".join(have)))
     device, half = content.get("device", "auto"), content.get("half", False)
@@ -1307,8 +1308,8 @@ def main(
     except (RefusedError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    host, port = server.server_address[:2]
-    if not str(host).startswith("127.") and host != "::1":
+    host, port = options.host, server.server_address[1]
+    if not host.startswith("127.") and host != "::1":
         log("warning: the token goes over the network unencrypted; 127.0.0.1 with ssh -L does not send it openly")
     log(f"{NAME} {VERSION}: listening at http://{host}:{port}, files in {options.store}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -268,7 +268,8 @@ def until_known(
             f"a measurement needs {FEWEST_QUADS} rounds at least, but it ended after {len(quads)}; give it more time"
         )
     result = speedup(quads)
-    return PairedTimes(tuple(quads), result, result.halfwidth <= target_halfwidth, warmup_iterations)
+    converged = len(quads) >= _QUADS_TO_STOP and result.halfwidth <= target_halfwidth
+    return PairedTimes(tuple(quads), result, converged, warmup_iterations)
 
 
 def pair_block_ms(max_seconds: float) -> float:

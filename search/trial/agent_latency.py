@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,8 @@ def _measured(client: AgentClient, models: list[SentModel], job: AgentJob) -> La
         )
         seconds = time.perf_counter() - begun
         if "end" not in events.seen:
-            client.enough(events.seen["started"]["id"])
+            with suppress(AgentAwayError):  # it may have ended by itself; if it is away, its last event is missing
+                client.enough(events.seen["started"]["id"])
             events.until("end")
     finally:
         events.close()
