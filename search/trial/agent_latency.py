@@ -241,8 +241,8 @@ class AgentMeasurer:
     def start(
         self, model: Any, imgsz: int, keep: Callable[[Mapping[str, Any]], None] | None = None
     ) -> AgentMeasurement:
-        """Export ``model`` as it is now, and return; the rest is done in a thread. ``imgsz``: side of its input, pixels.
-        ``keep`` gets what was measured."""
+        """Export ``model`` as it is now, and return; the rest is done in a thread. ``imgsz``: side of its input,
+        pixels. ``keep`` gets what was measured."""
         from paretoprune.pruning.latency.pair import PATIENCE
         from paretoprune.pruning.latency.runtimes import OnnxFile, SessionSpec, image_channels
 

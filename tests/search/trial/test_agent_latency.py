@@ -56,6 +56,9 @@ def test_a_network_is_compared_with_the_baseline_on_the_device(device: RunningAg
     assert json.loads(json.dumps(result)) == result
 
 
+MODELS = [({"model": b"a"}, [1, 3, 32, 32]), ({"model": b"b"}, [1, 3, 64, 64])]
+
+
 class Samples:
     """An agent that answers with given rounds."""
 
@@ -89,7 +92,7 @@ def test_the_statistics_are_those_of_a_local_measurement() -> None:
     """Oracle: the same quads given to `speedup` and `across_sessions`, as `measure_pair` does."""
     rounds = [([[1.0 + k / 50], [1.1]], [[2.0], [2.2 + k / 70]]) for k in range(9)]
     job = AgentJob("onnx", 32, max_seconds=100.0)
-    result = agent_latency._measured(Samples(rounds), [{"model": b"a"}, {"model": b"b"}], [1, 3, 32, 32], job)  # type: ignore[arg-type]
+    result = agent_latency._measured(Samples(rounds), MODELS, job)  # type: ignore[arg-type]
     quads = [Quad(tuple(map(tuple, ours)), tuple(map(tuple, theirs))) for ours, theirs in rounds]  # type: ignore[arg-type]
     expected = across_sessions(speedup(quads))
     assert (result.speedup, *result.speedup_ci95) == (expected.value, expected.low, expected.high)
@@ -100,9 +103,17 @@ def test_the_statistics_are_those_of_a_local_measurement() -> None:
 def test_enough_is_said_once_the_speed_up_is_known() -> None:
     device = Samples([([[1.0], [1.0]], [[2.0], [2.0]])] * 90)
     job = AgentJob("onnx", 32, max_seconds=100.0)
-    result = agent_latency._measured(device, [{"model": b"a"}, {"model": b"b"}], [1, 3, 32, 32], job)  # type: ignore[arg-type]
+    result = agent_latency._measured(device, MODELS, job)  # type: ignore[arg-type]
     assert result.converged
     assert result.blocks == 4 * 24  # no more are waited for; what comes after does not count
+
+
+def test_another_input_size_than_the_baseline_s(device: RunningAgent) -> None:
+    """One network at half the side of its baseline: each file has its own shape."""
+    job = AgentJob("onnx", 32, 64, threads=1, max_seconds=0.5)
+    small, large = OnnxFile(tiny_onnx(8, 32)), OnnxFile(tiny_onnx(8, 64))
+    result = measure_on_agents(AgentPool([device.address], TOKEN), small, large, job, ExportCache())
+    assert (result.imgsz, result.speedup > 1) == (32, True)
 
 
 def config(address: str, **latency: Any) -> Any:
@@ -116,7 +127,7 @@ def test_a_trial_goes_on_while_it_is_measured(device: RunningAgent) -> None:
     baseline, kept = load_model(BASELINE), []
     measurer = AgentMeasurer(config(device.address), LatencyTarget(agents=(device.address,)), baseline)
     before = {path.name for path in device.store.iterdir()}
-    pending = measurer.start(load_model(BASELINE), kept.append)
+    pending = measurer.start(load_model(BASELINE), 64, kept.append)
     result = pending.result()
     assert pending.known() == result == kept[0]
     assert len({path.name for path in device.store.iterdir()} - before) == 1
