@@ -64,13 +64,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, ready to be shown."""
+    """One run, ready to be shown. sizes: side of the input, pixels, by trial and free move; {} where all had one."""
 
     title: str
     model: str
     data: str
     device: str
     imgsz: int | None
+    sizes: Mapping[str, int]
     headline: Headline
     counts: Mapping[str, int]
     excluded: tuple[str, ...]
@@ -100,10 +101,15 @@ class Summary:
         """Whether finished networks were also evaluated on a test split."""
         return any(row.test is not None for row in self.finished)
 
+    def input_of(self, name: str) -> str:
+        """The size of a network's input in words; of one that is no trial the run's."""
+        size = self.sizes.get(name, self.imgsz)
+        return f"{size} px" if size else formatting.DASH
+
     @property
     def latency_title(self) -> str:
         """The latency axis' title, with unit and what was measured."""
-        size = f", {self.imgsz} px" if self.imgsz else ""
+        size = f", {self.imgsz} px" if self.imgsz and not self.sizes else ""
         return f"Latency (ms per inference{size}, {self.device or 'unnamed device'})"
 
 
@@ -120,12 +126,14 @@ def summarise(folder: RunFolder) -> Summary:
     model = formatting.readable(str(baseline.get("model") or "model"))
     ratios = {record.trial_id: record.ratios for record in records}
     layers = baseline.get("layers") or []
+    own, varied = baseline.get("imgsz"), any(record.imgsz for record in records)
     return Summary(
         title=formatting.readable(folder.path.resolve().name),
         model=Path(model).name,
         data=formatting.readable(str(baseline.get("data") or "")),
         device=str(baseline.get("device") or ""),
-        imgsz=baseline.get("imgsz"),
+        imgsz=own,
+        sizes={item.trial_id: item.imgsz or own for item in (*records, *moves)} if varied and own else {},
         headline=headline(figure, lead.trial_id if lead else None, Path(model).stem, len(records)),
         counts={ending: sum(record.ending == ending for record in records) for ending in ENDINGS},
         excluded=_excluded(figure),

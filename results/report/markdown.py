@@ -89,7 +89,8 @@ def finished_table(run: Summary, rows: Sequence[FinishedRow]) -> str:
 def _finished_head(run: Summary) -> Sequence[str]:
     label = run.front.baseline.accuracy_label
     head = ("network", "chosen as", label, "against the baseline", "test split", "latency", "speed-up", "parameters")
-    return (*head, *_beaten(run, "beaten by free move"), *(title(name) for name in run.front.others))
+    own = (*_input(run, "input"), *_beaten(run, "beaten by free move"))
+    return (*head, *own, *(title(name) for name in run.front.others))
 
 
 def _beaten(run: Summary, cell: str) -> Sequence[str]:
@@ -97,11 +98,15 @@ def _beaten(run: Summary, cell: str) -> Sequence[str]:
     return (cell,) if run.front.free_moves else ()
 
 
+def _input(run: Summary, cell: str) -> Sequence[str]:
+    """A cell of the column about the input's size, which is there only where trials differ in it."""
+    return (cell,) if run.sizes else ()
+
+
 def _facts(run: Summary) -> str:
-    size = f"{run.imgsz} px" if run.imgsz else formatting.DASH
     return table(
         ("model", "data", "input", "device", "trials"),
-        [(run.model, run.data, size, run.device, run.ends or "none yet")],
+        [(run.model, run.data, run.input_of(""), run.device, run.ends or "none yet")],
     )
 
 
@@ -121,6 +126,7 @@ def _finished_cells(row: FinishedRow, run: Summary) -> Sequence[str]:
         formatting.milliseconds(row.at.latency_ms),
         "1" if row.kind == "baseline" else _speedup(row.at),
         f"{formatting.plain(row.at.params_m, 2)} M",
+        *_input(run, run.input_of(row.name)),
         *_beaten(run, row.beaten_by_free_move),
         *(formatting.plain(row.at.others.get(name)) for name in run.front.others),
     )
@@ -150,10 +156,12 @@ def _front(run: Summary) -> str:
         beaten = ", ".join(standing.beaten_by) if standing else ""
         cells = (item.name, formatting.plain(item.accuracy), formatting.milliseconds(item.latency_ms), _speedup(item))
         costs = (f"{formatting.plain(item.params_m, 2)} M", formatting.plain(item.gflops, 2))
+        costs = (*costs, *_input(run, run.input_of(item.name)))
         others = (formatting.plain(item.others.get(name)) for name in run.front.others)
         rows.append((*cells, *costs, *others, tied, beaten, *_beaten(run, run.front.beaten.get(item.name, ""))))
     free = _beaten(run, "beaten by free move")
-    head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", "parameters", "GFLOPs")
+    costs = ("parameters", "GFLOPs", *_input(run, "input"))
+    head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", *costs)
     return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by", *free), rows)
 
 
