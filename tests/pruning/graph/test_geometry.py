@@ -55,7 +55,8 @@ def test_it_foretells_what_surgery_makes(name: str) -> None:
 
     smaller, read = geometry.at(96), read_geometry(model, table, 96)
     assert (smaller.convs, smaller.norms) == (read.convs, read.norms)
-    assert smaller.costs(shares)[1] == pytest.approx([model_stats(n, 96).gflops for n in (model, pruned)], rel=3e-3)
+    at_96 = [model_stats(network, 96).gflops for network in (model, pruned)]
+    assert smaller.costs(shares)[1] == pytest.approx(at_96, rel=1e-2)  # attention itself has no weights
     assert geometry.at(None) is geometry.at(IMGSZ) is geometry
 
 
