@@ -155,13 +155,13 @@ def _front(run: Summary) -> str:
         tied = ", ".join(standing.tied_with) if standing else ""
         beaten = ", ".join(standing.beaten_by) if standing else ""
         cells = (item.name, formatting.plain(item.accuracy), formatting.milliseconds(item.latency_ms), _speedup(item))
-        costs = (f"{formatting.plain(item.params_m, 2)} M", formatting.plain(item.gflops, 2))
-        costs = (*costs, *_input(run, run.input_of(item.name)))
+        costs = f"{formatting.plain(item.params_m, 2)} M", formatting.plain(item.gflops, 2)
+        size = _input(run, run.input_of(item.name))
         others = (formatting.plain(item.others.get(name)) for name in run.front.others)
-        rows.append((*cells, *costs, *others, tied, beaten, *_beaten(run, run.front.beaten.get(item.name, ""))))
+        rows.append((*cells, *costs, *size, *others, tied, beaten, *_beaten(run, run.front.beaten.get(item.name, ""))))
     free = _beaten(run, "beaten by free move")
-    costs = ("parameters", "GFLOPs", *_input(run, "input"))
-    head = ("trial", run.front.baseline.accuracy_label, "latency", "speed-up", *costs)
+    label = run.front.baseline.accuracy_label
+    head = ("trial", label, "latency", "speed-up", "parameters", "GFLOPs", *_input(run, "input"))
     return table((*head, *(title(name) for name in run.front.others), "tied with", "beaten by", *free), rows)
 
 
