@@ -428,3 +428,29 @@ def test_on_a_narrow_screen_the_marks_keep_their_distance(
 ) -> None:
     marks = [drawn_by_browser(finished_run.report_html, width).count('class="x2tick"') for width in (500, 1280)]
     assert 2 <= marks[0] < marks[1]
+
+
+def test_the_input_size_is_shown_where_trials_differ_in_it(records: list[TrialRecord], make_run: MakeRun) -> None:
+    """A pick's commands work at its size, timed against the unpruned model at the run's."""
+    folder = make_run(records)
+    assert summarise(folder).sizes == {}
+    shutil.rmtree(folder.path)
+    best = front(records)[0].trial_id
+    folder = make_run(
+        [record.changed(imgsz=256 if record.trial_id == best else None) for record in records], {best: "best"}
+    )
+    config = {"model": {"path": "n.pt", "imgsz": 320}, "data": {"path": "d.yaml"}}
+    folder.config.write_text(json.dumps(config))
+    summary = summarise(folder)
+    assert {record.trial_id: summary.sizes[record.trial_id] for record in records} == {
+        record.trial_id: 256 if record.trial_id == best else 320 for record in records
+    }
+    write_report(folder.path)
+    assert "| 256 px |" in folder.report_markdown.read_text(encoding="utf-8")
+    assert ">256 px</td>" in folder.report_html.read_text(encoding="utf-8")
+    lines = [line for group in summary.commands if group.title == best for _, line in group.lines]
+    for command, words in (
+        (" latency ", "--imgsz 256"), (" latency ", "--against-imgsz 320"), ("yolo val", "imgsz=256"),
+        (" export ", "--imgsz 256"), (" prune ", "--imgsz 256"),
+    ):  # fmt: skip
+        assert [line for line in lines if command in line and words in line], (command, words)
