@@ -125,8 +125,11 @@ class Workbench:
     def evidence(self) -> Evidence:
         """What the criterion looks at."""
         images = self.scored_images if known_criterion(self.importance).needs_data else None
-        classes = None if images is None else self.class_weights
-        return Evidence(self.model, self.table, images, self.seed, self.device, classes)
+        return self.evidence_for(self.model, self.table, images)
+
+    def evidence_for(self, network: nn.Module, table: LayerTable, images: Calibration | None) -> Evidence:
+        """The same of the network that a cut left; `table` has what is left in it."""
+        return Evidence(network, table, images, self.seed, self.device, lambda: self.class_weights)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -141,8 +144,7 @@ class Workbench:
         """Loss that each class's removal is estimated to cost, on one scale for all layers, shape (class_count,)."""
         if self.importance == self.loss_criterion:
             return self.scores
-        images, classes = self.scored_images, self.class_weights
-        evidence = Evidence(self.model, self.table, images, self.seed, self.device, classes)
+        evidence = self.evidence_for(self.model, self.table, self.scored_images)
         with self.turn:
             return score(self.loss_criterion, evidence)
 
@@ -195,8 +197,10 @@ class Workbench:
     @cached_property
     def targets(self) -> Targets:
         """The baseline's answers that refits aim at, with the images that it answered."""
-        settings, pause, classes = self.refit_settings, self.turn.pause, self.class_weights
-        return record_targets(self.model, self.table, self.images, settings, self.seed, pause, self.device, classes)
+        settings, pause = self.refit_settings, self.turn.pause
+        return record_targets(
+            self.model, self.table, self.images, settings, self.seed, pause, self.device, lambda: self.class_weights
+        )
 
     @cached_property
     def equivalence(self) -> EquivalenceCheck:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from paretoprune.pruning.importance import Evidence, score
+from paretoprune.pruning.importance import score
 from paretoprune.pruning.importance.allocation import Cost, allocate
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.recovery.refit import refit
@@ -105,5 +105,4 @@ def _scored(bench: Workbench, network: nn.Module, stays: np.ndarray) -> np.ndarr
         network.to(bench.device)
         refit(network, bench.table, kept_indices(bench.table, stays), targets, bench.refit_settings, pause)
         network.to("cpu")
-        evidence = Evidence(network, bench.table.left(stays), images, bench.seed, bench.device, bench.class_weights)
-        return score(bench.loss_criterion, evidence)
+        return score(bench.loss_criterion, bench.evidence_for(network, bench.table.left(stays), images))

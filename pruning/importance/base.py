@@ -14,11 +14,16 @@ from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.layers import ALWAYS, LayerTable
 
 
+def unweighted() -> None:
+    """All classes count alike."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a criterion may look at. The model must not be changed; `calibration` is None where no data was given.
 
-    `classes`: what an error of each class counts, shape (classes,) (`output_distribution.class_weights`).
+    `classes` gives what an error of each class counts, shape (classes,) (`output_distribution.class_weights`); it costs
+    a pass over the images.
     """
 
     model: nn.Module
@@ -26,7 +31,7 @@ class Evidence:
     calibration: Calibration | None = None
     seed: int = 0
     device: str = "cpu"
-    classes: torch.Tensor | None = None
+    classes: Callable[[], torch.Tensor | None] = unweighted
 
 
 CriterionFunction = Callable[[Evidence], np.ndarray]

@@ -133,7 +133,7 @@ def observe(evidence: Evidence) -> tuple[list[_Read], dict[str, torch.Tensor]]:
     """
     assert evidence.calibration is not None
     model = loss_model(evidence.model, evidence.device)
-    generator = torch.Generator().manual_seed(evidence.seed)
+    generator, classes = torch.Generator().manual_seed(evidence.seed), evidence.classes()
     rng = np.random.default_rng(evidence.seed)
     reading = _reading(model, evidence.table)
     share = max(1, _POSITIONS // len(evidence.calibration.images))
@@ -150,7 +150,7 @@ def observe(evidence: Evidence) -> tuple[list[_Read], dict[str, torch.Tensor]]:
     for name in reading:
         model.get_submodule(name).register_forward_hook(partial(see, name))
     for batch in evidence.calibration.chunks(_CHUNK):
-        output_probe(model, batch["img"].to(evidence.device), generator, evidence.classes).backward()
+        output_probe(model, batch["img"].to(evidence.device), generator, classes).backward()
         model.zero_grad(set_to_none=True)
         for call in calls:
             if call.slope is not None:

@@ -85,7 +85,12 @@ class Solution:
 
 
 def solve_ridge(
-    moments: Moments, start: torch.Tensor, start_intercept: torch.Tensor, ridge: float, shared: int = 1
+    moments: Moments,
+    start: torch.Tensor,
+    start_intercept: torch.Tensor,
+    ridge: float,
+    shared: int = 1,
+    enough: float = 0.0,
 ) -> Solution:
     """Minimise |y - x w - b|^2 + ridge * scale * |w - start|^2 over w and a free intercept b.
 
@@ -94,26 +99,30 @@ def solve_ridge(
         start_intercept: (systems, 1, outputs), only used to say what `start` misses.
         ridge: relative to `scale`, the mean diagonal of the inputs' centred second moments.
         shared: so many neighbouring outputs have one intercept: the mean of theirs, and the weights are solved for it.
+        enough: where `start` misses a smaller share than this it is the solution, and nothing is solved.
     """
     xx, xy, yy = moments.centred()
-    begin = start.double()
-    scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
-    penalty = torch.diag_embed((ridge * scale + 1e-9 * scale + 1e-12).expand(-1, xx.shape[1]))
-    weights = begin + torch.linalg.solve(xx + penalty, xy - xx @ begin)
+    begin, begin_intercept = start.double(), start_intercept.double()
     x_mean, y_mean = (m.double() for m in moments.means())
-    intercept = y_mean - x_mean @ weights
-    if shared > 1:
-        intercept = intercept.unflatten(2, (-1, shared)).mean(3).repeat_interleave(shared, dim=2)
-        about_zero = xx + moments.count * x_mean.transpose(1, 2) @ x_mean
-        answers = xy + moments.count * x_mean.transpose(1, 2) @ (y_mean - intercept)
-        weights = begin + torch.linalg.solve(about_zero + penalty, answers - about_zero @ begin)
 
     def missed(with_weights: torch.Tensor, with_intercept: torch.Tensor) -> float:
         offset = y_mean - x_mean @ with_weights - with_intercept
         squares = _missed(xx, xy, yy, with_weights) + float(moments.count * offset.square().sum())
         return squares / float(yy.sum().clamp_min(1e-12))
 
-    return Solution(weights, intercept, missed(begin, start_intercept.double()), missed(weights, intercept))
+    before = missed(begin, begin_intercept)
+    if before < enough:
+        return Solution(begin, begin_intercept, before, before)
+    scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    penalty = torch.diag_embed((ridge * scale + 1e-9 * scale + 1e-12).expand(-1, xx.shape[1]))
+    weights = begin + torch.linalg.solve(xx + penalty, xy - xx @ begin)
+    intercept = y_mean - x_mean @ weights
+    if shared > 1:
+        intercept = intercept.unflatten(2, (-1, shared)).mean(3).repeat_interleave(shared, dim=2)
+        about_zero = xx + moments.count * x_mean.transpose(1, 2) @ x_mean
+        answers = xy + moments.count * x_mean.transpose(1, 2) @ (y_mean - intercept)
+        weights = begin + torch.linalg.solve(about_zero + penalty, answers - about_zero @ begin)
+    return Solution(weights, intercept, before, missed(weights, intercept))
 
 
 def _missed(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, weights: torch.Tensor) -> float:

@@ -184,7 +184,7 @@ def _refit_one(
     constant = layer.bias if layer.bias is not None else torch.zeros(sample.answers.shape[1], device=source.device)
     moments = _observe(layer, source, sample, shared)
     constants = constant.repeat_interleave(taps).reshape(systems, 1, -1)
-    solution = solve_ridge(moments, start, constants, settings.ridge, shared=taps)
+    solution = solve_ridge(moments, start, constants, settings.ridge, shared=taps, enough=_UNCHANGED)
     if solution.missed_before < _UNCHANGED:
         return solution.missed_before  # nothing upstream changed
     found = solution.weights if turned else solution.weights.transpose(1, 2)

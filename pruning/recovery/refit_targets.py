@@ -14,6 +14,7 @@ from torch import nn
 from paretoprune.pruning.data.calibration import evenly_spread
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.importance.base import unweighted
 from paretoprune.pruning.importance.gradients import loss_model
 from paretoprune.pruning.importance.output_fisher import curvature_at, output_probe, position_weights
 from paretoprune.pruning.recovery.refit import LAYERS, Hooks, RefitSettings, Sample, Targets
@@ -61,7 +62,7 @@ def record_targets(
     seed: int = 0,
     pause: Callable[[], None] = nothing,
     device: str = "cpu",
-    classes: torch.Tensor | None = None,
+    classes: Callable[[], torch.Tensor | None] = unweighted,
 ) -> Targets:
     """Run the unpruned network over the images and keep its layers' answers at random positions.
 
@@ -74,12 +75,13 @@ def record_targets(
     Args:
         baseline: not touched; `images` (N, C, H, W) are moved to `device` chunk by chunk.
         pause: called between two chunks, where others may use the device.
-        classes: what an error of each class counts (`output_distribution.class_weights`).
+        classes: gives what an error of each class counts (`output_distribution.class_weights`); called where they do.
     """
     model = copy.deepcopy(baseline).to(device)
     # What a head of the user's own gives may be unknown: then all positions count alike
     weighted = len(images) >= _ENOUGH and not unknown_outputs(model, images[:1].to(device))
     model = loss_model(model, device) if weighted else model
+    counts = classes() if weighted else None
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     observed = {
         name: module for name in (*table.convs, *table.linears) if _observable(module := model.get_submodule(name))
@@ -114,7 +116,7 @@ def record_targets(
                 hooks.watch(module, partial(see, name, start))
             chunk = images[start : start + _CHUNK].to(device)
             if weighted:
-                output_probe(model, chunk, generator, classes).backward()
+                output_probe(model, chunk, generator, counts).backward()
                 model.zero_grad(set_to_none=True)
             else:
                 model(chunk)

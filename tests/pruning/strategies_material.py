@@ -56,13 +56,13 @@ def make_bench(root: Path, name: str = "yolov8n", recoverable: bool = True) -> W
     """A bench on an untrained network of three classes, judged by its weights; images only where asked for."""
     torch.manual_seed(0)
     with quiet_ultralytics():
-        model = build(name)
+        model = build(name, width=0.5 if name == "yolov8n" else 1.0)
     model.names = {0: "square", 1: "disc", 2: "bar"}  # type: ignore[assignment]
     save_checkpoint(model, root / "baseline.pt", {"imgsz": IMGSZ})
     data = str(shapes_dataset(root / "data")) if recoverable else None
     settings = RefitSettings(positions=190)
     path = str(root / "baseline.pt")
-    return Workbench(path, data, IMGSZ, calibration_images=8, importance="l2", refit_settings=settings)
+    return Workbench(path, data, IMGSZ, calibration_images=8, importance="l2", round_to=4, refit_settings=settings)
 
 
 def run(

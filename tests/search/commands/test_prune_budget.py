@@ -24,7 +24,8 @@ from tests.search.commands.test_prune_estimate import run_of, true_ratio
 
 Captured = pytest.CaptureFixture[str]
 
-PRUNE = ["prune", str(BASELINE), "--imgsz", str(IMGSZ), "--format", "json", "--importance", "taylor"]
+SMALL = ["prune", str(BASELINE), "--imgsz", str(IMGSZ), "--format", "json"]
+PRUNE = [*SMALL, "--importance", "taylor", "--calibration-images", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def test_poor_calibration_images_are_said_and_survived(
         "paretoprune.pruning.budget.budget.cut_to", lambda *given: seen.append(cut_to(*given)) or seen[-1]
     )
     out = tmp_path / "o.pt"
-    command = ["prune", str(BASELINE), "--imgsz", str(IMGSZ), "--format", "json", "--keep-macs", "0.6"]
+    command = [*SMALL, "--calibration-images", "16", "--keep-macs", "0.6"]
     assert run([*command, "--data", str(make(tmp_path)), "-o", str(out)]) == 0
     printed = capsys.readouterr()
     assert 0.59 < json.loads(printed.out)["macs_kept"] <= 0.6
