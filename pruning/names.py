@@ -7,10 +7,12 @@ from typing import Final, Literal, get_args
 StrategyName = Literal["structural", "sequential", "adapter", "skip", "mask"]
 RecoveryName = Literal["none", "bn", "refit", "refit+bn", "refit+distill"]
 RuntimeName = Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 RECOVERIES: tuple[RecoveryName, ...] = get_args(RecoveryName)
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 
 STRUCTURAL: Final = "structural"
 SEQUENTIAL: Final = "sequential"
@@ -18,4 +20,6 @@ SEQUENTIAL: Final = "sequential"
 
 def listed(names: tuple[str, ...]) -> str:
     """``a, b or c``."""
+    if len(names) == 1:
+        return names[0]
     return f"{', '.join(names[:-1])} or {names[-1]}"

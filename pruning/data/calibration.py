@@ -16,6 +16,7 @@ from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import read_dataset
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
 from paretoprune.pruning.yolo.output_distribution import class_probabilities
 from paretoprune.pruning.yolo.saving import task_of
 from paretoprune.pruning.yolo.tasks import is_single_class, kind_of
@@ -88,14 +89,18 @@ class Calibration:
             self.pause()
 
 
-def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, seed: int = 0) -> Calibration:
+def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int = 64, seed: int = 0) -> Calibration:
     """Draw `images` training images (all, where there are fewer) without augmentation.
+
+    imgsz: the side of square ones, or height and width.
 
     Raises:
         PruningError: the dataset cannot be read, or its training split holds no usable image.
     """
     with quiet_ultralytics():
-        dataset = _dataset(data, model, imgsz)
+        dataset = _dataset(data, model, max(height_width(imgsz)))
+    if not isinstance(imgsz, int):
+        _reshape(dataset, imgsz)
     if len(dataset) == 0:
         raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
     picks = np.random.default_rng(seed).permutation(len(dataset))[:images]
@@ -107,6 +112,15 @@ def load_calibration(data: str, model: nn.Module, imgsz: int, images: int = 64, 
     batch = dict(dataset.collate_fn(samples))
     batch["img"] = batch["img"].float() / 255
     return Calibration(batch)
+
+
+def _reshape(dataset: Any, size: tuple[int, int]) -> None:
+    """Have images of height and width `size`, as Ultralytics' exporter does."""
+    transforms = getattr(dataset, "transforms", None)
+    first = transforms.transforms[0] if transforms is not None else None
+    if not hasattr(first, "new_shape"):
+        raise PruningError(f"images of {size_text(size)} are for detection and its kin; give one side of a square")
+    first.new_shape = size
 
 
 def shortcomings(calibration: Calibration, model: nn.Module) -> list[str]:

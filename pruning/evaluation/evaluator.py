@@ -20,6 +20,7 @@ from paretoprune.pruning.data.reading import read_dataset
 from paretoprune.pruning.device import GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.evaluation.bootstrap import ImageStats, image_stats
+from paretoprune.pruning.latency.runtimes.autobackend import tuned_backend
 from paretoprune.pruning.yolo.saving import plain_copy, task_of
 from paretoprune.pruning.yolo.tasks import is_single_class, kind_of, metric_keys, suffix_of, validator_of
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
@@ -70,17 +71,21 @@ class Evaluator:
         split: str = "val",
         gate: Gate | None = None,
         workers: int = 4,
+        rect: bool = True,
+        conf: float | None = None,
     ) -> None:
+        """rect=False: square batches, which exported files take. conf: lowest score that counts; None: Ultralytics'."""
         self._data = data
         self._args = {"imgsz": imgsz, "device": device, "batch": batch, "split": split, "workers": workers}
+        self._args |= {"rect": rect, "conf": conf}
         self._gate = gate or NullGate()
         self._finish = device_finisher(torch_device(device))
         self._loader: GatedLoader | None = None
         self._seen: dict[str, Any] = {}
 
-    def run_by_image(self, model: nn.Module) -> tuple[dict[str, float], ImageStats]:
+    def run_by_image(self, model: nn.Module, **how: Any) -> tuple[dict[str, float], ImageStats]:
         """`run`, and what it saw image by image; not for classifiers."""
-        metrics = self.run(model)
+        metrics = self.run(model, **how)
         return metrics, image_stats(self._seen, suffix_of(kind_of(model)))
 
     @property
@@ -88,16 +93,20 @@ class Evaluator:
         """Images of the split, known after the first `run`; 0 before."""
         return 0 if self._loader is None else len(self._loader.dataset)
 
-    def run(self, model: nn.Module) -> dict[str, float]:
-        """The metrics of `model`; see `evaluate`."""
+    def run(self, model: nn.Module, exported: Path | None = None, precision: str = "fp32") -> dict[str, float]:
+        """The metrics of `model`, see `evaluate`; with `exported` of that file of it, which runs in `precision`."""
         kind = kind_of(model)
         refuse_non_finite(model)
+        given = plain_copy(model) if exported is None else str(exported)
+        # Asked for in 16 bits, a TorchScript file and an engine take images in them; on a CPU neither does
+        more = {"quantize": 16} if precision == "fp16" and self._finish is not None else {}
         with quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="paretoprune-val-") as scratch:
             validator = _validator_class(kind, self._wrap, self._see, self._gate)(
-                dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(model)
+                dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(model) | more
             )
             try:
-                stats = validator(model=plain_copy(model))
+                with tuned_backend(given if isinstance(given, str) else "", precision, torch.get_num_threads()):
+                    stats = validator(model=given)
             finally:
                 self.release()
         return named_metrics(stats, kind)
@@ -110,7 +119,7 @@ class Evaluator:
         if path.is_file():  # in one line what Ultralytics would say of a dataset that is not there
             read_dataset(path)
         about = {"data": str(path), "task": task, "single_cls": is_single_class(model)}
-        return {**self._args, **silent, **about, "mode": "val", "rect": True, "val": False}
+        return {**self._args, **silent, **about, "mode": "val", "val": False}
 
     def _wrap(self, loader: Any) -> GatedLoader:
         self._loader = GatedLoader(loader, self._gate, self._finish)

@@ -15,10 +15,13 @@ from torch import nn
 from paretoprune.base.errors import one_line
 from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
+from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.export.accuracy import ExportAccuracy
 from paretoprune.pruning.export.outputs import Layout, differences, layout_of
 from paretoprune.pruning.latency.pair import time_pair, timing_conditions
 from paretoprune.pruning.latency.runtimes import image_channels
+from paretoprune.pruning.latency.runtimes.autobackend import tuned_backend
 from paretoprune.pruning.latency.statistics import across_sessions
 from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
 from paretoprune.pruning.yolo.loading import load_model
@@ -82,6 +85,20 @@ class ExportLatency:
         return {**asdict(self), "speedup_ci95": list(self.speedup_ci95)}
 
 
+def verdict_on(outputs: ExportCheck | None, accuracy: ExportAccuracy | None, precision: str) -> dict[str, Any]:
+    """`ok` and `verdict` on an export, and what its `outputs` say of it; those of a file with suppression say nothing.
+
+    A quantised network's outputs are no other's, so an int8 file is judged by its accuracy.
+    """
+    useful = accuracy is None or accuracy.useful
+    if outputs is None or (precision == "int8" and not outputs.ok):
+        verdict = "as accurate as it should be" if useful else "NOT the checkpoint's"
+        ok = useful
+    else:
+        verdict, ok = outputs.verdict, outputs.ok and useful
+    return {"ok": ok, "verdict": verdict, **({} if outputs is None else asdict(outputs))}
+
+
 class Backend:
     """A network or an exported file as Ultralytics runs it: images in, decoded predictions out.
 
@@ -90,20 +107,29 @@ class Backend:
     """
 
     def __init__(
-        self, network: nn.Module | str | Path, imgsz: ImageSize, device: str = "cpu", trust: bool = False
+        self,
+        network: nn.Module | str | Path,
+        imgsz: ImageSize,
+        device: str = "cpu",
+        trust: bool = False,
+        precision: str = "fp32",
+        batch: int = 1,
     ) -> None:
+        """precision: what a file computes in; a network does in fp32. batch: of the images that `time_ms` is for."""
         from ultralytics.nn.autobackend import AutoBackend
 
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         self._size = height_width(imgsz)
         if isinstance(network, (str, Path)) and Path(network).suffix == ".pt":
             network = load_model(network, trust)
+        half = precision == "fp16" and self._device.type == "cuda" and not isinstance(network, nn.Module)
         given: Any = plain_copy(network) if isinstance(network, nn.Module) else str(network)
-        with quiet_ultralytics():
+        file = given if isinstance(given, str) else ""
+        with quiet_ultralytics(), tuned_backend(file, precision, torch.get_num_threads()):
             try:
-                self._model = AutoBackend(given, device=self._device, fp16=False, verbose=False)
+                self._model = AutoBackend(given, device=self._device, fp16=half, verbose=False)
                 self._model.eval()
-                self._input = torch.zeros(1, int(self._model.channels), *self._size, device=self._device)
+                self._input = torch.zeros(batch, int(self._model.channels), *self._size, device=self._device)
                 self(self._input)
             except ImportError as error:
                 raise PruningError(f"'{network}' cannot be run here ({error}); install its runtime") from error
@@ -180,11 +206,12 @@ def check_export(
     device: str = "cpu",
     data: str | None = None,
     images: RealImages | None = None,
+    precision: str = "fp32",
 ) -> ExportCheck:
-    """Compare both on `images`, else on those of `real_images`."""
+    """Compare both on `images`, else on those of `real_images`; the file runs in `precision`."""
     network = original if isinstance(original, nn.Module) else load_model(original)
     images = images or real_images(network, imgsz, data)
-    pair = Backend(network, imgsz, device), Backend(exported, imgsz, device)
+    pair = Backend(network, imgsz, device), Backend(exported, imgsz, device, precision=precision)
     layout = pair[0].layout()
     rows = [differences(pair[0](image), pair[1](image), layout) for image in images.images]
     objects, scores, boxes = (list(column) for column in zip(*rows, strict=True))
@@ -200,14 +227,16 @@ def measure_export(
     max_seconds: float = 8.0,
     target_halfwidth: float = 0.01,
     trust: bool = False,
+    precision: str = "fp32",
+    batch: int = 1,
 ) -> ExportLatency:
-    """Time `exported` beside `against` in turn, batch 1, with the paired method of `pruning.latency.pair`.
+    """Time `exported` beside `against` in turn with the paired method of `pruning.latency.pair`, `batch` images each.
 
-    Both go through Ultralytics' backend, whose bringing of images and answers to the runtime counts for both. The
-    caller keeps the device free of others.
+    A file runs in `precision`. Both go through Ultralytics' backend, whose bringing of images and answers to the
+    runtime counts for both. The caller keeps the device free of others.
     """
     with timing_conditions(threads):
-        first, second = Backend(exported, imgsz, device), Backend(against, imgsz, device, trust)
+        first, second = (Backend(each, imgsz, device, trust, precision, batch) for each in (exported, against))
         times = time_pair(first, second, max_seconds, target_halfwidth)
     own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
     return ExportLatency(

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.messages import note
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
 from paretoprune.search.api.overwriting import check_output
 from paretoprune.search.config.latency_target import LatencyTarget
-from paretoprune.search.errors import ConfigError
+from paretoprune.search.errors import ArgumentError, ConfigError
 from paretoprune.search.sweep.preflight import check_model_file
 from paretoprune.search.trial.agent_latency import AgentJob, check_agents, measure_on_agents, pool_of
 from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
 
 if TYPE_CHECKING:
     from paretoprune.cluster.agent.client import AgentPool
+    from paretoprune.pruning.data.calibration import Calibration
     from paretoprune.pruning.export.check import RealImages
     from paretoprune.pruning.latency.pair import LatencyResult
 
 CHECK = ".check.json"  # beside the export: what its check found
+CALIBRATION_IMAGES = 64
+_NMS_CONF = 0.25  # the lowest score that a file with non-maximum suppression gives, where nothing else is set
 
 
 def latency(
@@ -147,9 +151,15 @@ def export(
     model: str | Path,
     format: str = "onnx",  # noqa: A002  Ultralytics' word for it
     *,
+    precision: str = "fp32",
     imgsz: ImageSize | None = None,
     output: str | Path | None = None,
     data: str | Path | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    batch: int = 1,
+    dynamic: bool = False,
+    nms: bool = False,
+    options: Mapping[str, Any] | None = None,
     against: str | Path | None = None,
     check: bool = True,
     seconds: float = 8.0,
@@ -158,19 +168,33 @@ def export(
 ) -> Exported:
     """Export a checkpoint through Ultralytics' exporter, to a file or folder ``output`` (None: beside it).
 
-    Then its answers on real images (of ``data``, else two that Ultralytics brings along) are compared with the
-    checkpoint's, see ``.ok``, and its latency is measured in turn with the checkpoint's in PyTorch, or with the same
-    export of ``against``, for at most so many ``seconds``.
+    ``precision``: fp32, fp16, bf16 (OpenVINO) or int8, which is calibrated on so many training images of ``data``.
+    ``options``: further export options of Ultralytics. Then its answers on real images (of ``data``, else two that
+    Ultralytics brings along) are compared with the checkpoint's, with ``data`` its accuracy, too, see ``.ok``; and its
+    latency is measured in turn with the checkpoint's in PyTorch, or with the same export of ``against``, for at most
+    so many ``seconds``.
     """
     for path in filter(None, (model, against)):
         check_model_file(str(path))
+    from paretoprune.pruning.data.calibration import load_calibration
     from paretoprune.pruning.export.check import real_images
-    from paretoprune.pruning.export.exporter import export_model, export_path
+    from paretoprune.pruning.export.exporter import check_options, export_model, export_path
+    from paretoprune.pruning.export.precision import check_precision
     from paretoprune.pruning.yolo.image_size import stride_of, trained_size
     from paretoprune.pruning.yolo.loading import load_model
 
-    target = None if output is None else Path(output)
+    target, place, dataset = None if output is None else Path(output), device or default_device(), data and str(data)
     goes_to = export_path(model, format, target)
+    further = {**(options or {}), "batch": batch} | {n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on}
+    check_options(format, further)
+    check_precision(format, precision, place, run=check)
+    if dataset is None and (precision == "int8" or (nms and check)):
+        why = (
+            "`precision` int8 is calibrated on training images"
+            if precision == "int8"
+            else "`nms` is checked by accuracy"
+        )
+        raise ArgumentError(f"{why}, but no dataset is given; give `data`")
     if target is not None:
         folders = [(goes_to, "*")] if goes_to.is_dir() else []
         files = [goes_to.with_name(goes_to.name + CHECK), *([] if folders else [goes_to])]
@@ -178,51 +202,77 @@ def export(
     network: Any = load_model(str(model), trust_checkpoint)
     size = imgsz or trained_size(getattr(network, "args", None), stride_of(network))
     check_image_size(size, stride_of(network), str(model))
-    place = device or default_device()
-    images = real_images(network, size, None if data is None else str(data)) if check else None
+    images = real_images(network, size, dataset) if check else None
+    calibration = None
+    if precision == "int8":
+        assert dataset is not None
+        calibration = load_calibration(dataset, network, size, calibration_images)
+    job = _ExportJob(format, size, place, trust_checkpoint, precision, calibration, further)
     with DeviceLock(device_key(place)).using():
-        written = export_model(model, format, size, place, trust_checkpoint, target)
+        written = export_model(model, *job.arguments(target))
     if images is None:
         return Exported(written, None)
-    rival = None if against is None else str(against)
-    return Exported(
-        written, _checked(written, str(model), format, size, place, images, trust_checkpoint, rival, seconds)
-    )
+    return Exported(written, _checked(written, network, str(model), job, images, dataset, against, seconds))
+
+
+@dataclass(frozen=True)
+class _ExportJob:
+    """How a model and the one it is timed against are exported."""
+
+    format: str
+    imgsz: ImageSize
+    device: str
+    trust: bool
+    precision: str
+    calibration: Calibration | None
+    options: Mapping[str, Any]
+
+    def arguments(self, output: str | Path | None) -> tuple[Any, ...]:
+        """Of `export_model`, after the model."""
+        how = (self.precision, self.calibration, self.options)
+        return (self.format, self.imgsz, self.device, self.trust, output, *how)
 
 
 def _checked(
     written: Path,
+    network: Any,
     model: str,
-    target: str,
-    imgsz: ImageSize,
-    device: str,
+    job: _ExportJob,
     images: RealImages,
-    trust: bool,
-    against: str | None,
+    data: str | None,
+    against: str | Path | None,
     seconds: float,
 ) -> dict[str, Any]:
     """The result of the check and of the timing, also written beside the export as ``<export>.check.json``."""
-    from paretoprune.pruning.export.check import check_export, measure_export
-    from paretoprune.pruning.export.exporter import export_model
-    from paretoprune.pruning.yolo.loading import load_model
+    from paretoprune.pruning.export.accuracy import compare_accuracy
+    from paretoprune.pruning.export.check import check_export, measure_export, verdict_on
+    from paretoprune.pruning.export.exporter import export_model, size_mb
 
-    lock = DeviceLock(device_key(device))
+    lock, nms = DeviceLock(device_key(job.device)), job.options.get("nms")
+    how: dict[str, Any] = {"precision": job.precision, "trust": job.trust, "batch": job.options.get("batch", 1)}
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:
-        rival = Path(model)
+        rival, outputs, accuracy = Path(model), None, None
         with lock.using():
-            comparison = check_export(written, load_model(model, trust), imgsz, device, images=images)
+            if not nms:  # whose answers are other numbers than the checkpoint's
+                outputs = check_export(written, network, job.imgsz, job.device, None, images, job.precision)
             if against is not None:
-                rival = export_model(against, target, imgsz, device, trust, scratch)
+                rival = export_model(against, *job.arguments(scratch))
+        if data is not None:
+            note(f"validating {written.name} and {Path(model).name}, one image after the other")
+            conf = job.options.get("conf") or (_NMS_CONF if nms else None)
+            accuracy = compare_accuracy(written, network, data, job.imgsz, job.device, job.precision, conf, lock)
         with lock.measuring():
-            times = measure_export(written, rival, imgsz, device, measuring_threads(), seconds, trust=trust)
+            times = measure_export(written, rival, job.imgsz, job.device, measuring_threads(), seconds, **how)
     found = {
         "export": written.name,
-        "format": target,
-        "imgsz": imgsz,
-        "device": device,
-        "ok": comparison.ok,
-        "verdict": comparison.verdict,
-        **asdict(comparison),
+        "format": job.format,
+        "precision": job.precision,
+        "imgsz": job.imgsz,
+        "batch": how["batch"],
+        "device": job.device,
+        "size_mb": size_mb(written),
+        **verdict_on(outputs, accuracy, job.precision),
+        "accuracy": None if accuracy is None else accuracy.to_dict(),
         **times.to_dict(),
     }
     write_json(written.with_name(written.name + CHECK), found)

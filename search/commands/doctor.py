@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @address_option
 @click.option("--data", type=FILE, help="Dataset (data.yaml) to check for readability, on every cluster node.")
 @click.option("--run", type=FOLDER, help="Run folder; checked to be the same on every node.")
+@click.option("--exports", is_flag=True, help="Try every format and precision of `export` here; takes a minute.")
 @agent_options
 @format_option
 def doctor(
@@ -29,6 +30,7 @@ def doctor(
     run: Path | None,
     latency_target: str | None,
     token_file: str | None,
+    exports: bool,
     form: str,
 ) -> int:
     """Check that this machine (and every cluster node) can run trials, and suggest fixes.
@@ -42,7 +44,8 @@ def doctor(
         found: Iterator[Check] = examine_devices(latency_target, token_file)
     else:
         paths, unread = _paths_of(data)
-        found = chain(unread, examine(run.resolve() if run else None, address, paths))
+        tried = _exports() if exports else ()
+        found = chain(unread, examine(run.resolve() if run else None, address, paths), tried)
     checks = []
     for check in found:
         checks.append(check)
@@ -67,3 +70,15 @@ def _paths_of(data: str | None) -> tuple[list[str], list[Check]]:
         return dataset_places(data), []
     except PruningError as error:
         return [], [Check("dataset", False, str(error), "give the path of a data.yaml whose images are there")]
+
+
+def _exports() -> Iterator[Check]:
+    """A check of each format: its precisions that work here, and why the others do not."""
+    from paretoprune.cluster.devices import default_device
+    from paretoprune.cluster.doctor import Check
+    from paretoprune.pruning.export.tried import try_formats
+
+    for tried in try_formats(default_device()):
+        reasons = [f"{name}: {why}" for name, why in {**tried.failed, **tried.left_out}.items()]
+        detail = ", ".join(tried.works) or "none"
+        yield Check(f"export {tried.name}", not tried.failed, detail, "; ".join(reasons))

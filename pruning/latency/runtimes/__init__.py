@@ -5,7 +5,8 @@ torch_sessions    PyTorch in eager mode, and as a CUDA graph
 onnx_session      ONNX Runtime, on the CPU or through its CUDA provider
 openvino_session  OpenVINO on the CPU
 tensorrt_session  TensorRT
-exports           the exported files that the last three read, each made once
+autobackend       Ultralytics' backend, for the formats that have no session of ours
+exports           the exported files that ONNX Runtime, OpenVINO and TensorRT read, each made once
 """
 
 from __future__ import annotations

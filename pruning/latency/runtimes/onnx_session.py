@@ -33,12 +33,7 @@ class OnnxSession(NeedsPackage):
 
         gpu = on_gpu(spec.device)
         half = spec.half and gpu
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if spec.threads is not None:
-            options.intra_op_num_threads = spec.threads
-        # Threads of a model that has just run spin for the next call: they would do so while the other model is timed
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(spec.threads)
         device = ("cuda", gpu_index(spec.device)) if gpu else ("cpu", 0)
         provider = (_CUDA, {"device_id": device[1]}) if gpu else _CPU
         with exports.file(network, "onnx", spec, half) as path:
@@ -94,3 +89,18 @@ class OnnxSession(NeedsPackage):
         self._session.run_with_iobinding(self._binding)
         first: npt.NDArray[Any] = self._binding.copy_outputs_to_cpu()[0]
         return first.astype(np.float32)
+
+
+def session_options(threads: int | None) -> Any:
+    """Only errors are logged, so many CPU threads (None: ONNX Runtime's choice), none of which spins after a run.
+
+    Threads of a model that has just run spin for the next call: they would do so while the other model is timed.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options

@@ -29,18 +29,10 @@ class OpenVinoSession(NeedsPackage):
     def __init__(self, network: Network, spec: SessionSpec, exports: ExportCache) -> None:
         import openvino
 
-        core = _core()
-        hint = _half_type(core) if spec.half else "f32"
+        core = openvino_core()
+        hint = half_type(core) if spec.half else "f32"
         assert hint is not None, "`check` was not asked"
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_PRECISION_HINT": hint,
-            # Pinned, the two models of a measurement would sit on different cores, one perhaps the busier
-            "ENABLE_CPU_PINNING": False,
-        }
-        if spec.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = spec.threads
+        settings = openvino_settings(_PRECISIONS[hint], spec.threads)
         with exports.file(network, "onnx", spec, half=False) as path:
             compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
         self._request = compiled.create_infer_request()
@@ -56,7 +48,7 @@ class OpenVinoSession(NeedsPackage):
         if on_gpu(device):
             raise PruningError(f"openvino is measured on the CPU, but got '{device}'; use --device cpu, or tensorrt")
         cls.check_package()
-        if half and _half_type(_core()) is None:
+        if half and half_type(openvino_core()) is None:
             raise PruningError(
                 "half precision needs a CPU that computes in 16 bits natively, but OpenVINO says this one does not; "
                 "measure without half precision"
@@ -75,8 +67,21 @@ class OpenVinoSession(NeedsPackage):
         return found
 
 
+def openvino_settings(precision: str, threads: int | None) -> dict[str, Any]:
+    """One stream with the latency hint, computing in `precision`; what int8 leaves in floating point in fp32."""
+    hints = {ours: theirs for theirs, ours in _PRECISIONS.items()}
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": hints.get(precision, "f32"),
+        # Pinned, the two models of a measurement would sit on different cores, one perhaps the busier
+        "ENABLE_CPU_PINNING": False,
+    }
+    return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
+
+
 @cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """The process's one `openvino.Core`, which lives until the process ends.
 
     On CPUs with AMX a core's CPU plugin gives the thread an alternate signal stack of its own, and the one from before
@@ -89,7 +94,7 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _half_type(core: Any) -> str | None:
+def half_type(core: Any) -> str | None:
     """The 16-bit type that the CPU computes in natively, fp16 before bf16."""
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return next((ours for theirs, ours in _NATIVE_HALF.items() if theirs in capabilities), None)
