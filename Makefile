@@ -46,7 +46,7 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 # Newest versions that fit pyproject.toml, for every supported Python and platform in one file; commit it once the tests pass.
 lock: $(BIN)/uv
 	@echo '# The versions the tests ran with, for Python 3.10 and newer. Written by: make lock' > $(VENV)/lock.new
-	@$(UV) pip compile --quiet --universal --upgrade --python-version 3.10 --extra dev --extra onnx --extra openvino --extra ncnn --extra mnn --extra gpu --extra cluster \
+	@$(UV) pip compile --quiet --universal --upgrade --python-version 3.10 --extra dev --extra onnx --extra openvino --extra ncnn --extra gpu --extra cluster \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml >> $(VENV)/lock.new
 	@mv $(VENV)/lock.new requirements.lock
 

@@ -117,7 +117,7 @@ def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int 
 def _reshape(dataset: Any, size: tuple[int, int]) -> None:
     """Have images of height and width `size`, as Ultralytics' exporter does."""
     transforms = getattr(dataset, "transforms", None)
-    first = transforms.transforms[0] if transforms is not None else None
+    first: Any = transforms.transforms[0] if transforms is not None else None
     if not hasattr(first, "new_shape"):
         raise PruningError(f"images of {size_text(size)} are for detection and its kin; give one side of a square")
     first.new_shape = size

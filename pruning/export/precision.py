@@ -14,7 +14,8 @@ _PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxslim", "onnxruntime"), "pip install 'paretoprune[onnx]'"),
     "openvino": (("openvino",), "pip install 'paretoprune[openvino]'"),
     "ncnn": (("ncnn", "pnnx"), "pip install 'paretoprune[ncnn]'"),
-    "mnn": (("MNN",), "pip install 'paretoprune[mnn]'"),
+    # Its converter calls pip by itself for a package that sends usage data, where that is missing
+    "mnn": (("MNN", "aliyun"), "pip install MNN aliyun-log-python-sdk, which MNN's converter cannot do without"),
     "engine": (("tensorrt", "onnx", "onnxslim"), "pip install tensorrt 'paretoprune[onnx]'"),
     "litert": (("litert_torch", "ai_edge_litert", "ai_edge_quantizer"), "see Ultralytics' page on LiteRT"),
     "executorch": (("executorch",), "see Ultralytics' page on ExecuTorch"),
@@ -22,7 +23,7 @@ _PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
 _QUANTISERS: dict[str, tuple[tuple[str, ...], str]] = {
     "openvino": (("nncf",), "pip install 'paretoprune[openvino]'"),
 }
-RUNNABLE = ("torchscript", "onnx", "openvino", "engine", "ncnn", "mnn")
+RUNNABLE = ("torchscript", "onnx", "openvino", "engine", "ncnn")
 """Formats that are named where it is said what is possible."""
 
 

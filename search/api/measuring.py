@@ -183,7 +183,8 @@ def export(
     from paretoprune.pruning.yolo.image_size import stride_of, trained_size
     from paretoprune.pruning.yolo.loading import load_model
 
-    target, place, dataset = None if output is None else Path(output), device or default_device(), data and str(data)
+    target, place = None if output is None else Path(output), device or default_device()
+    dataset = None if data is None else str(data)
     goes_to = export_path(model, format, target)
     further = {**(options or {}), "batch": batch} | {n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on}
     check_options(format, further)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,24 @@ def tuned_backend(file: str | Path, precision: str = "fp32", threads: int | None
     network's idle threads spin while the other one of a pair is timed. Other formats than ONNX and OpenVINO have what
     they take from their file, and as many threads as their runtime likes.
     """
-    name = str(file).rstrip("/")
-    if name.endswith(".onnx"):
-        import onnxruntime as module
+    with ExitStack() as stack:
+        if str(file).endswith(".onnx"):
+            import onnxruntime
 
-        stock = module.InferenceSession
+            stock = onnxruntime.InferenceSession
 
-        def opened(path: Any, options: Any = None, **named: Any) -> Any:
-            return stock(path, options or session_options(threads), **named)
+            def opened(path: Any, options: Any = None, **named: Any) -> Any:
+                return stock(path, options or session_options(threads), **named)
 
-        attribute, ours = "InferenceSession", opened
-    elif name.endswith("_openvino_model"):
-        import openvino as module
+            stack.callback(setattr, onnxruntime, "InferenceSession", stock)
+            onnxruntime.InferenceSession = opened
+        elif str(file).rstrip("/").endswith("_openvino_model"):
+            import openvino
 
-        stock, core = module.Core, openvino_core()
-        attribute, ours = "Core", lambda: _TunedCore(core, openvino_settings(precision, threads))
-    else:
+            tuned = _TunedCore(openvino_core(), openvino_settings(precision, threads))
+            stack.callback(setattr, openvino, "Core", openvino.Core)
+            openvino.Core = lambda: tuned
         yield
-        return
-    setattr(module, attribute, ours)
-    try:
-        yield
-    finally:
-        setattr(module, attribute, stock)
 
 
 class _TunedCore:
