@@ -15,6 +15,7 @@ from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.calibration import Calibration, augmented_images, load_calibration, shortcomings
 from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.graph.branches import Branches, find_branches, name_after
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.graph.layers import LayerTable
@@ -24,6 +25,7 @@ from paretoprune.pruning.names import RECOVERIES
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
+from paretoprune.pruning.surgery.branches import cut_branches, without_branches
 from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
@@ -96,6 +98,11 @@ class Workbench:
     def table(self) -> LayerTable:
         with self.turn:
             return build_layer_table(self.model)
+
+    @cached_property
+    def branches(self) -> Branches:
+        """What can be removed whole."""
+        return find_branches(self.model)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -210,21 +217,29 @@ class Workbench:
     def prune(self, plan: Plan | Mapping[str, float]) -> tuple[nn.Module, Plan]:
         """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network.
 
-        The plan that comes back is for the same input size as the one that was given.
+        Branches leave besides. Ratios and kept channels go by the names that the unpruned network has. The plan that
+        comes back is for the same input size as the one that was given.
 
         Raises:
             PlanError: the plan does not fit the model.
             NotEquivalentError: the pruned network does not compute what the masked baseline does.
         """
+        plan = plan if isinstance(plan, Plan) else Plan(plan)
+        branches = self.branches.checked(plan.branches)
         with self.turn:
-            if isinstance(plan, Plan) and plan.kept:
+            if plan.kept:
                 pruned, applied = replay(self.model, self.table, plan)
             else:
-                ratios = plan.ratios if isinstance(plan, Plan) else plan
-                widths = resolve(self.table, ratios, self.round_to)
+                widths = resolve(self.table, plan.ratios, self.round_to)
                 pruned, applied = prune(self.model, self.table, widths, self.scores)
-            self.equivalence.check(pruned, applied.kept)
-            return pruned, replace(applied, imgsz=plan.imgsz) if isinstance(plan, Plan) else applied
+            return pruned, replace(self._checked(pruned, applied, branches), imgsz=plan.imgsz)
+
+    def _checked(self, pruned: nn.Module, applied: Plan, branches: tuple[str, ...]) -> Plan:
+        """Remove the branches from a pruned network, in place, and compare it with the masked baseline."""
+        cut_branches(pruned, self.branches, branches)
+        applied = without_branches(applied, self.branches, branches)
+        self.equivalence.check(pruned, applied.kept, branches)
+        return applied
 
     def shortcomings(self) -> list[str]:
         """What the calibration images lack for a good recovery, a line each (`pruning.data.calibration`)."""
@@ -234,12 +249,14 @@ class Workbench:
             finally:
                 self.model.to("cpu")
 
-    def check_surgery(self, ratios: Mapping[str, float]) -> None:
-        """Apply ratios to channels drawn at random, which needs no images, and compare; raises as `prune` does."""
+    def check_surgery(self, plan: Plan | Mapping[str, float]) -> None:
+        """Apply a plan to channels drawn at random, which needs no images, and compare; raises as `prune` does."""
+        plan = plan if isinstance(plan, Plan) else Plan(plan)
+        branches = self.branches.checked(plan.branches)
         scores = np.random.default_rng(self.seed).random(self.table.class_count)
         with self.turn:
-            pruned, applied = prune(self.model, self.table, resolve(self.table, ratios, self.round_to), scores)
-            self.equivalence.check(pruned, applied.kept)
+            pruned, applied = prune(self.model, self.table, resolve(self.table, plan.ratios, self.round_to), scores)
+            self._checked(pruned, applied, branches)
 
     def recover(
         self,
@@ -251,21 +268,26 @@ class Workbench:
     ) -> None:
         """Regain accuracy without a label, in place; the network comes back on the device it was on.
 
-        Only distillation takes gradient steps. `names`: of the table's layers that `pruned` has under another name,
-        table's name -> its own. `report` is told how far distillation is.
+        Only distillation takes gradient steps. `names`: of the table's layers that `pruned` has under another name for
+        another reason than the plan's branches, table's name -> its own. `report` is told how far distillation is.
         """
         check_recovery(how)
         if how == "none":
             return
         if "distill" in how:
             check_teacher(self.model, self.imgsz)
-        home, pause, names = next(pruned.parameters()).device, self.turn.pause, names or {}
+        home, pause = next(pruned.parameters()).device, self.turn.pause
+        gone, others = self.branches.removed_modules(plan.branches), names or {}
+
+        def renamed(name: str) -> str | None:
+            return others.get(name) or name_after(name, gone)
+
         with self.turn:
             pruned.to(self.device).eval()
             if "refit" in how:
-                table = replace(self.table, convs={names.get(n, n): c for n, c in self.table.convs.items()})
-                kept = {names.get(n, n): indices for n, indices in plan.kept.items()}
-                refit(pruned, table, kept, self.targets.renamed(names), self.refit_settings, pause)
+                kept = {new: indices for name, indices in plan.kept.items() if (new := renamed(name)) is not None}
+                targets = self.targets.renamed(renamed)
+                refit(pruned, self.table.renamed(renamed), kept, targets, self.refit_settings, pause)
             if "bn" in how:
                 recalibrate_batch_norm(pruned, self.images, pause=pause)
             if "distill" in how:

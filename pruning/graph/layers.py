@@ -8,14 +8,18 @@ down to one boolean per class.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 ALWAYS = 0  # the class of every channel that is never removed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,14 @@ class LayerTable:
             attributes=tuple((name, attribute, of(classes)) for name, attribute, classes in self.attributes),
             scalings=tuple((n, of(classes), of(counted), power) for n, classes, counted, power in self.scalings),
         )
+
+    def renamed(self, name_after: Callable[[str], str | None]) -> LayerTable:
+        """What a refit needs of a network whose modules have other names; those without one are gone from it."""
+
+        def of(found: dict[str, T]) -> dict[str, T]:
+            return {new: value for name, value in found.items() if (new := name_after(name)) is not None}
+
+        return replace(self, convs=of(self.convs), linears=of(self.linears), features=of(self.features))
 
     @property
     def fingerprint(self) -> str:

@@ -108,9 +108,10 @@ class Targets:
 
         return Targets(self.images[chosen], {name: of(sample) for name, sample in self.samples.items()})
 
-    def renamed(self, names: Mapping[str, str]) -> Targets:
-        """The same with layers under other names; who is not in `names` keeps its own."""
-        return replace(self, samples={names.get(name, name): sample for name, sample in self.samples.items()})
+    def renamed(self, name_after: Callable[[str], str | None]) -> Targets:
+        """The same with layers under other names; those without one are left out."""
+        found = ((name_after(name), sample) for name, sample in self.samples.items())
+        return replace(self, samples={name: sample for name, sample in found if name is not None})
 
 
 def refit(

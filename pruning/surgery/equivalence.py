@@ -1,11 +1,12 @@
-"""Whether a pruned network computes what the unpruned one does with the removed channels masked: shown by running both.
+"""Whether a pruned network computes what the unpruned one does with what was removed masked: shown by running both.
 
 What surgery removes follows from a trace, and a trace can misread a module that somebody wrote. So the comparison does
 not ask the layer table where channels go. It knows of each convolution which output channels were kept, sets the others
 to zero in a copy of the unpruned network wherever that convolution runs (and again behind the norm and the activation
-that follow it directly, which may move zeros), and lets everything else take its course. Then every convolution of the
-pruned network must give, channel by channel, what it gives in the masked one, and so must the outputs: in inference and
-in training, batch statistics frozen, at another input size than the trace's.
+that follow it directly, which may move zeros), does the same with what removed branches contribute, and lets everything
+else take its course. Then every convolution of the pruned network must give, channel by channel, what it gives in the
+masked one, and so must the outputs: in inference and in training, batch statistics frozen, at another input size than
+the trace's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from paretoprune.base.errors import first_line
 from paretoprune.pruning.errors import ModelError, NotEquivalentError
+from paretoprune.pruning.graph.branches import find_branches, name_after
 from paretoprune.pruning.graph.elementwise import value_at_zero
 from paretoprune.pruning.graph.passes import Pass, passes_of
 from paretoprune.pruning.surgery.cloning import clone
@@ -64,26 +66,31 @@ class EquivalenceCheck:
         self._model = model
         self._sizes = (2 * _stride(model), 128, imgsz)  # 128: the smallest square that gives RT-DETR its 300 anchors
 
-    def check(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]], branches: Collection[str] = ()) -> None:
         """Compare `pruned` (on the CPU) with the network in which only the channels of `kept` (see `Plan.kept`) answer.
+
+        `branches`: those that were removed; they contribute zero.
 
         Raises:
             NotEquivalentError: they differ, or the pruned one does not run; names the first block that does.
             ModelError: the unpruned network itself does not run.
         """
         with preserved_random_state(cuda=False), torch.no_grad():
-            found = self._difference(pruned, kept)
+            removal = _Removal(self._model, kept, branches)
+            found = self._difference(pruned, removal)
             if found is not None:
-                raise NotEquivalentError(self._message(found, self._first_block(pruned, kept, found)))
+                raise NotEquivalentError(self._message(found, self._first_block(pruned, removal, found)))
 
-    def _difference(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> Difference | None:
+    def _difference(self, pruned: nn.Module, removal: _Removal) -> Difference | None:
         """The first one in execution order."""
         images, tolerance = self._setting
-        whole, narrow = clone(self._model, {}).to(images.dtype), clone(pruned, {}).to(images.dtype)
+        if removal.merges:
+            tolerance = max(tolerance, _TOLERANCE_MIXED)
+        whole, narrow = removal.masked_copy().to(images.dtype), clone(pruned, {}).to(images.dtype)
         inside = _watch_modules(narrow)
-        unseen = set(kept)
+        unseen = set(removal.kept)
         for each in passes_of(whole):
-            masked, comparison = _Masked(whole, kept), _Comparison(narrow, tolerance)
+            masked, comparison = _Masked(whole, removal), _Comparison(narrow, tolerance)
             try:
                 expected = _run(whole, images, each, masked)
             except Exception as error:
@@ -130,7 +137,7 @@ class EquivalenceCheck:
             f"{first_line(problem)}; check its modules."
         )
 
-    def _first_block(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]], found: Difference) -> int:
+    def _first_block(self, pruned: nn.Module, removal: _Removal, found: Difference) -> int:
         """The block that begins it: what went wrong behind a block's last convolution shows in the next block only.
 
         A block's own output tells by its channels that are not zero: they must be the same ones in both networks.
@@ -138,8 +145,8 @@ class EquivalenceCheck:
         images, tolerance = self._setting
         last = int(found.module.split(".")[1])
         outputs: list[list[list[torch.Tensor]]] = []
-        for model in (clone(each, {}).to(images.dtype) for each in (self._model, pruned)):
-            mode = _Masked(model, kept) if not outputs else _Sites(model)
+        for model in (each.to(images.dtype) for each in (removal.masked_copy(), clone(pruned, {}))):
+            mode = _Masked(model, removal) if not outputs else _Sites(model)
             outputs.append([])
             for block in list(model.model)[:last]:  # type: ignore[arg-type]
                 block.register_forward_hook(lambda _, __, out, seen=outputs[-1]: seen.append(_alive_parts(out)))
@@ -254,11 +261,48 @@ class _Sites(TorchFunctionMode):
         return result
 
 
-class _Masked(_Sites):
-    """Zeroes the removed channels and keeps what the others answered, `given`, in execution order."""
+class _Removal:
+    """What was removed from a network: channels, and branches."""
 
-    def __init__(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: nn.Module, kept: Mapping[str, tuple[int, ...]], branches: Collection[str]) -> None:
+        self._model, self.kept = model, kept
+        self._branches, self._found = branches, find_branches(model)
+        self._modules = self._found.removed_modules(branches)
+
+    @property
+    def merges(self) -> bool:
+        """Whether columns were added to others: their sum is rounded to float32."""
+        return bool(self._branches)
+
+    def name_after(self, conv: str) -> str | None:
+        """A convolution's name in the pruned network; None where it is gone."""
+        return name_after(conv, self._modules)
+
+    def masked_copy(self) -> nn.Module:
+        """A copy of the network whose removed branches contribute zero."""
+        copied = clone(self._model, {})
+        for name in (part for branch in self._branches for part in self._found.by_name[branch].contributions):
+            copied.get_submodule(name).register_forward_hook(lambda _, __, output: _zeros(output))
+        return copied
+
+
+def _zeros(output: Any) -> Any:
+    """Zeros in place of every tensor of a nested output."""
+    if isinstance(output, (list, tuple)):
+        return type(output)(_zeros(value) for value in output)
+    return torch.zeros_like(output) if isinstance(output, torch.Tensor) else output
+
+
+class _Masked(_Sites):
+    """Zeroes the removed channels and keeps what the others answered, `given`, in execution order.
+
+    The others go by their names in the pruned network.
+    """
+
+    def __init__(self, model: nn.Module, removal: _Removal) -> None:
         super().__init__(model)
+        kept = removal.kept
+        self.names_after = {conv: removal.name_after(conv) for conv in self.names.values()}
         widths = {name: model.get_submodule(name).out_channels for name in kept}
         self.kept = {name: torch.tensor(indices) for name, indices in kept.items()}
         self.gone = {n: torch.tensor(sorted(set(range(w)) - set(kept[n]))) for n, w in widths.items()}  # type: ignore[arg-type]
@@ -267,7 +311,10 @@ class _Masked(_Sites):
 
     def gave(self, conv: str, result: torch.Tensor) -> None:
         self.seen.add(conv)
-        self.given.append((conv, result.index_select(1, self.kept[conv]) if conv in self.kept else result.clone()))
+        after = self.names_after[conv]
+        if after is None:
+            return
+        self.given.append((after, result.index_select(1, self.kept[conv]) if conv in self.kept else result.clone()))
         self.normed(conv, result)
 
     def normed(self, conv: str, result: torch.Tensor) -> None:

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 PLAN, SESSIONS = ".plan.json", ".sessions"  # beside OUT.pt
 DEFAULT_SIZE = 640  # pixels; Ultralytics' own
 
+LAYER = ("layer", "block", "group", "out_channels", "prunable", "reason")
+
 Ratios = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A model's convolutions. ``rows``: one each; ``share``: of the convolutions' weights that can be pruned."""
+    """What of a model can be removed. ``rows``: one for each convolution (``kind`` "layer"), then one for each branch
+    ("branch"); ``share``: of the convolutions' weights that can be pruned."""
 
     rows: list[dict[str, Any]]
     groups: int
@@ -41,22 +44,26 @@ class Layers:
 
 
 def layer_rows(model: str | Path, trust_checkpoint: bool = False) -> Layers:
-    """Block, group and channels of each convolution, and for what cannot be pruned the reason."""
+    """Block, group and channels of each convolution and branch, and for what cannot be pruned the reason."""
     check_model_file(str(model))
+    from paretoprune.pruning.graph.branches import find_branches
     from paretoprune.pruning.graph.layers import prunable_share
     from paretoprune.pruning.surgery.layer_table import build_layer_table
     from paretoprune.pruning.yolo.loading import load_model
 
     network = load_model(str(model), trust_checkpoint)
     table = build_layer_table(network)
-    return Layers(table.to_rows(), len(table.groups), prunable_share(network, table))
+    rows = [{**row, "kind": "layer", "removable": None} for row in table.to_rows()]
+    rows += [{**row, "kind": "branch"} for row in find_branches(network).to_rows()]
+    return Layers(rows, len(table.groups), prunable_share(network, table))
 
 
 def layers(model: str | Path, *, trust_checkpoint: bool = False) -> DataFrame:
     """The convolutions of a checkpoint as a data frame: layer, block, group, out_channels, prunable, reason."""
     from paretoprune.results.analysis.frames import frame_of
 
-    return frame_of(layer_rows(model, trust_checkpoint).rows)
+    rows = layer_rows(model, trust_checkpoint).rows
+    return frame_of([{name: row[name] for name in LAYER} for row in rows if row["kind"] == "layer"])
 
 
 @dataclass
@@ -88,8 +95,9 @@ class Pruned:
         return f"Pruned({', '.join(f'{name}={value!r}' for name, value in self.summary().items())})"
 
     def summary(self) -> dict[str, Any]:
-        """Layers cut, how it was made, parameters and GFLOPs before and after, and what a budget left."""
-        return {"layers_cut": self.layers_cut, **self.made_with, **self._sizes, **self.figures}
+        """What was removed, how it was made, parameters and GFLOPs before and after, and what a budget left."""
+        branches = {"branches_removed": list(self.plan.branches)} if self.plan.branches else {}
+        return {"layers_cut": self.layers_cut, **branches, **self.made_with, **self._sizes, **self.figures}
 
     @cached_property
     def _sizes(self) -> dict[str, float]:
@@ -280,6 +288,10 @@ class PruneJob:
         """Prune by another strategy than the structural one, without an epoch."""
         wanted = self.wanted
         ratios = wanted.ratios if isinstance(wanted, Plan) else wanted
+        if isinstance(wanted, Plan) and wanted.branches:
+            raise ArgumentError(
+                f"a plan that removes branches is for the structural strategy, got `strategy` {strategy.name}"
+            )
         scratch = tempfile.TemporaryDirectory(prefix="paretoprune-sessions-")
         outcome = strategy.run(bench, ratios, 0, Path(scratch.name), _untuned, self.recovery)
         if not outcome.layers:

@@ -49,6 +49,7 @@ def foretell(bench: Any, wanted: Any, measured: Measured | None) -> dict[str, An
     before, after = model_stats(bench.model, bench.imgsz), model_stats(pruned, bench.imgsz)
     return {
         "layers_cut": len(plan.ratios),
+        **({"branches_removed": list(plan.branches)} if plan.branches else {}),
         "params_m": after.params_m,
         "params_m_before": before.params_m,
         "gflops": after.gflops,
@@ -61,7 +62,7 @@ def foretell(bench: Any, wanted: Any, measured: Measured | None) -> dict[str, An
 
 def check_cuts(plan: Any) -> None:
     """A plan removes something; :class:`SearchError` where it does not."""
-    if not plan.ratios:
+    if not plan.ratios and not plan.branches:
         raise SearchError("the plan rounds to no removed channel; use larger ratios or a smaller --round-to")
 
 

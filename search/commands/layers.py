@@ -1,11 +1,16 @@
-"""The command layers: what of a model can lose channels."""
+"""The command layers: what of a model can lose channels, or be removed whole."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from paretoprune.search.commands.options import FILE, format_option, trust_option
-from paretoprune.search.commands.output import emit
+from paretoprune.search.commands.output import echo, emit
+
+BRANCH = ("branch", "block", "out_channels", "removable", "reason")
 
 
 @click.command()
@@ -13,11 +18,26 @@ from paretoprune.search.commands.output import emit
 @trust_option
 @format_option
 def layers(model: str, trust_checkpoint: bool, form: str) -> None:
-    """List MODEL's convolutions: block, group, channels, and why a layer cannot be pruned."""
-    from paretoprune.search.api.models import layer_rows
+    """List MODEL's convolutions and branches: block, group, channels, and why one cannot be pruned or removed."""
+    from paretoprune.search.api.models import LAYER, layer_rows
 
     found = layer_rows(model, trust_checkpoint)
-    emit(found.rows, form)
-    count = f"{sum(row['prunable'] for row in found.rows)} of {len(found.rows)} layers"
+    convolutions = [row for row in found.rows if row["kind"] == "layer"]
+    branches = [row for row in found.rows if row["kind"] == "branch"]
+    if form == "table":
+        emit(convolutions, form, LAYER)
+        if branches:
+            echo()
+            emit([{**row, "branch": row["layer"], "reason": _why_not(row)} for row in branches], form, BRANCH)
+    else:
+        emit(found.rows, form)
+    count = f"{sum(row['prunable'] for row in convolutions)} of {len(convolutions)} layers"
     share = f"{found.share:.1%} of the convolution weights"
     click.echo(f"{count} can lose channels, in {found.groups} groups; they hold {share}", err=True)
+    click.echo(
+        f"{sum(row['removable'] for row in branches)} of {len(branches)} branches can be removed whole", err=True
+    )
+
+
+def _why_not(row: Mapping[str, Any]) -> str:
+    return "" if row["removable"] else str(row["reason"])
