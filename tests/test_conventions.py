@@ -33,7 +33,7 @@ FENCES = {
     "optuna": {"search"},
     "pydantic": {"search", "results", "pruning"},  # what is persisted, beside its owner
     "click": {"search"},
-    "rich": {"search"},
+    "rich": {"search", "paretoprune"},
     "pandas": {"results"},
     "matplotlib": {"results"},
     "plotly": {"results"},

@@ -144,11 +144,16 @@ def test_the_demo_does_the_whole_job(
     monkeypatch.setattr("paretoprune.pruning.builtin.dataset.build_dataset", partial(build_dataset, train=64, val=32))
     folder = RunFolder(tmp_path / "runs" / "demo")
     assert run(["demo", "--run", str(folder.path), "--trials", "2"]) == 0
-    unpruned, pick, report = capsys.readouterr().out.splitlines()[-3:]
-    (best, *_) = sorted(item.trial_id for item in folder.read_selected() if pick.startswith(item.trial_id))
-    assert unpruned.startswith("unpruned ")
-    assert best in pick
-    assert "speed-up" in pick
-    assert report.split() == ["report", str(folder.report_html)]
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(number for number, line in enumerate(lines) if line.startswith("unpruned ")) :]
+    finalists = [item.trial_id for item in folder.read_selected()]
+    assert [line.split()[0] for line in table[1 : 1 + len(finalists)]] == finalists
+    assert all(" times as fast, mAP50-95 " in line for line in table[1 : 1 + len(finalists)])
+    assert f"report: {folder.report_html}" in table
+    assert table[-3:] == [
+        "  paretoprune search my.pt my/data.yaml --run runs/my",
+        "  paretoprune finetune runs/my",
+        "  paretoprune report runs/my",
+    ]
     assert folder.report_html.is_file()
     assert len(folder.read_records()) == 2

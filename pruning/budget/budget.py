@@ -77,15 +77,13 @@ class Cut:
 def cut_to(bench: Workbench, budget: Budget, recover: str = "refit", report: Report = lambda line: None) -> Cut:
     """The network with at most `budget` left, channels and widths chosen where the loss suffers least, recovered.
 
-    `report` is told what is done, and where the calibration images are poor.
+    `report` is told what is done.
 
     Raises:
         PruningError: the budget is out of reach, or there is no data to look at.
     """
     check_recovery(recover)
     report(f"reading {bench.calibration_images} calibration images of {bench.data}")
-    for remark in bench.shortcomings():
-        report(remark)
     report(f"scoring channels on {len(bench.scored_images.images)} images")
     wanted, losses = chosen_for(bench, budget, report)
     report(f"cutting {len(wanted.ratios)} layers to {budget.share:.1%} of the {budget.unit}")

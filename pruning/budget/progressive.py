@@ -9,6 +9,7 @@ from the unpruned weights with the channels that it keeps is as good as the refi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -81,12 +82,19 @@ def path_scores(bench: Workbench, report: Report = lambda line: None, lowest: fl
     What a class was estimated to cost at the step that it left, made to rise within each part of a group along the
     steps; of what stays at last, the last scores. So whoever chooses widths and channels by these scores for any share
     above `lowest` gets, without another look at an image, about what the steps towards that share would choose.
+    `report` is told of every step.
     """
     table = bench.table
+    goals = [1 - _STEP * k for k in range(1, int((1 - lowest) / _STEP + 1e-9) + 1)]
+    steps = itertools.count(1)  # each but the first goal needs new scores
+
+    def step(line: str) -> None:
+        report(f"scoring channels, step {next(steps)} of {len(goals)}")
+
+    step("the intact network")
     scores, order = bench.loss_scores.copy(), np.full(table.class_count, np.inf)
     before = np.ones(table.class_count, dtype=bool)
-    goals = [1 - _STEP * k for k in range(1, int((1 - lowest) / _STEP + 1e-9) + 1)]
-    for number, removal in enumerate(removals(bench, goals, bench.conv_costs, report)):
+    for number, removal in enumerate(removals(bench, goals, bench.conv_costs, step)):
         left = before & ~removal.stays
         scores[left], order[left] = removal.losses[left], number
         scores[removal.stays], before = removal.scores[removal.stays], removal.stays

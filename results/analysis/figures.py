@@ -19,6 +19,7 @@ from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS,
 from paretoprune.results.store.records import (
     BEYOND_BOUNDS,
     FORETOLD,
+    PHASES,
     PI95,
     SOURCE,
     TrialRecord,
@@ -316,18 +317,6 @@ class TimeFigure:
 
 
 FULL_FINETUNING = "full fine-tuning"
-PHASES = {
-    "prune": "removing channels",
-    "recover": "recovery without epochs",
-    "stats": "counting work and size",
-    "latency": "timing",
-    "evaluate": "validation without epochs",
-    "finetune": "short fine-tuning",
-    "wait_for_latency": "waiting for a remote timing",
-    "wait_for_device": "waiting for device",
-    "save": "saving",
-}
-"""Names of a record's phases, for readers."""
 
 
 def time_figure(records: Sequence[TrialRecord], finetuning_s: Sequence[float] = ()) -> TimeFigure:

@@ -42,6 +42,18 @@ SOURCE, FORETOLD = "latency_source", "foretold"
 CI95, PI95 = "speedup_ci95", "speedup_pi95"
 """Metrics, [low, high] each: a measured speed-up's 95 % interval, which another measurement at another time meets as
 often; and the one that a prediction gives in place of a measurement. A trial has one of the two."""
+PHASES = {
+    "prune": "removing channels",
+    "recover": "recovery without epochs",
+    "stats": "counting work and size",
+    "latency": "timing",
+    "evaluate": "validation without epochs",
+    "finetune": "short fine-tuning",
+    "wait_for_latency": "waiting for a remote timing",
+    "wait_for_device": "waiting for device",
+    "save": "saving",
+}
+"""Names of a record's phases, for readers."""
 
 _log = logging.getLogger(__name__)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.messages import note
+from paretoprune.base.messages import speaking
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
@@ -84,29 +84,33 @@ def latencies(
         check_image_size(size)
     if latency_target is not None:
         pool = _agents(latency_target, token_file, device, runtimes)
-    from paretoprune.pruning.latency.pair import measure_pair
-    from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime
-    from paretoprune.pruning.yolo.loading import load_model
+    with speaking(at_once=False) as say:
+        say(f"loading {model}")
+        from paretoprune.pruning.latency.pair import measure_pair
+        from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime
+        from paretoprune.pruning.yolo.loading import load_model
 
-    if latency_target is not None:
-        networks = [load_model(str(path), trust_checkpoint) for path in dict.fromkeys((model, against or model))]
-        exports = ExportCache()
-        jobs = [
-            AgentJob(runtime, imgsz, against_imgsz, half=half, threads=threads, device=device or "auto", **options)
-            for runtime in runtimes
-        ]
-        return [measure_on_agents(pool, networks[0], networks[-1], job, exports) for job in jobs]
-    place = device or default_device()
-    for runtime in runtimes:
-        check_runtime(runtime, place, half)
-    candidate = load_model(str(model), trust_checkpoint)
-    baseline = candidate if against is None else load_model(str(against), trust_checkpoint)
-    options |= {"half": half, "device": place, "threads": threads or measuring_threads()}
-    options |= {"baseline_imgsz": against_imgsz}
-    results = []
-    for runtime in runtimes:
-        with alone_on(place):
-            results.append(measure_pair(candidate, baseline, imgsz, runtime=runtime, **options))
+        if latency_target is not None:
+            networks = [load_model(str(path), trust_checkpoint) for path in dict.fromkeys((model, against or model))]
+            exports = ExportCache()
+            jobs = [
+                AgentJob(runtime, imgsz, against_imgsz, half=half, threads=threads, device=device or "auto", **options)
+                for runtime in runtimes
+            ]
+            say(f"timing {model} on {latency_target}")
+            return [measure_on_agents(pool, networks[0], networks[-1], job, exports) for job in jobs]
+        place = device or default_device()
+        for runtime in runtimes:
+            check_runtime(runtime, place, half)
+        options |= {"half": half, "device": place, "threads": threads or measuring_threads()}
+        options |= {"baseline_imgsz": against_imgsz}
+        candidate = load_model(str(model), trust_checkpoint)
+        baseline = candidate if against is None else load_model(str(against), trust_checkpoint)
+        results = []
+        for number, runtime in enumerate(runtimes, 1):
+            say(f"timing {model} in {runtime} ({number} of {len(runtimes)})")
+            with alone_on(place):
+                results.append(measure_pair(candidate, baseline, imgsz, runtime=runtime, **options))
     return results
 
 
@@ -176,44 +180,50 @@ def export(
     """
     for path in filter(None, (model, against)):
         check_model_file(str(path))
-    from paretoprune.pruning.data.calibration import load_calibration
-    from paretoprune.pruning.export.check import real_images
-    from paretoprune.pruning.export.exporter import check_options, export_model, export_path
-    from paretoprune.pruning.export.precision import check_precision
-    from paretoprune.pruning.yolo.image_size import stride_of, trained_size
-    from paretoprune.pruning.yolo.loading import load_model
+    with speaking(at_once=False) as say:
+        say(f"loading {model}")
+        from paretoprune.pruning.data.calibration import load_calibration
+        from paretoprune.pruning.export.check import real_images
+        from paretoprune.pruning.export.exporter import check_options, export_model, export_path
+        from paretoprune.pruning.export.precision import check_precision
+        from paretoprune.pruning.yolo.image_size import stride_of, trained_size
+        from paretoprune.pruning.yolo.loading import load_model
 
-    target, place = None if output is None else Path(output), device or default_device()
-    dataset = None if data is None else str(data)
-    goes_to = export_path(model, format, target)
-    further = {**(options or {}), "batch": batch} | {n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on}
-    check_options(format, further)
-    check_precision(format, precision, place, run=check)
-    if dataset is None and (precision == "int8" or (nms and check)):
-        why = (
-            "`precision` int8 is calibrated on training images"
-            if precision == "int8"
-            else "`nms` is checked by accuracy"
-        )
-        raise ArgumentError(f"{why}, but no dataset is given; give `data`")
-    if target is not None:
-        folders = [(goes_to, "*")] if goes_to.is_dir() else []
-        files = [goes_to.with_name(goes_to.name + CHECK), *([] if folders else [goes_to])]
-        check_output(files, [model, against, data], folders)
-    network: Any = load_model(str(model), trust_checkpoint)
-    size = imgsz or trained_size(getattr(network, "args", None), stride_of(network))
-    check_image_size(size, stride_of(network), str(model))
-    images = real_images(network, size, dataset) if check else None
-    calibration = None
-    if precision == "int8":
-        assert dataset is not None
-        calibration = load_calibration(dataset, network, size, calibration_images)
-    job = _ExportJob(format, size, place, trust_checkpoint, precision, calibration, further)
-    with DeviceLock(device_key(place)).using():
-        written = export_model(model, *job.arguments(target))
-    if images is None:
-        return Exported(written, None)
-    return Exported(written, _checked(written, network, str(model), job, images, dataset, against, seconds))
+        target, place = None if output is None else Path(output), device or default_device()
+        dataset = None if data is None else str(data)
+        goes_to = export_path(model, format, target)
+        further = {**(options or {}), "batch": batch} | {
+            n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on
+        }
+        check_options(format, further)
+        check_precision(format, precision, place, run=check)
+        if dataset is None and (precision == "int8" or (nms and check)):
+            why = (
+                "`precision` int8 is calibrated on training images"
+                if precision == "int8"
+                else "`nms` is checked by accuracy"
+            )
+            raise ArgumentError(f"{why}, but no dataset is given; give `data`")
+        if target is not None:
+            folders = [(goes_to, "*")] if goes_to.is_dir() else []
+            files = [goes_to.with_name(goes_to.name + CHECK), *([] if folders else [goes_to])]
+            check_output(files, [model, against, data], folders)
+        network: Any = load_model(str(model), trust_checkpoint)
+        size = imgsz or trained_size(getattr(network, "args", None), stride_of(network))
+        check_image_size(size, stride_of(network), str(model))
+        images = real_images(network, size, dataset) if check else None
+        calibration = None
+        if precision == "int8":
+            assert dataset is not None
+            say("reading calibration images")
+            calibration = load_calibration(dataset, network, size, calibration_images)
+        job = _ExportJob(format, size, place, trust_checkpoint, precision, calibration, further)
+        say(f"exporting {model} to {format}")
+        with DeviceLock(device_key(place)).using():
+            written = export_model(model, *job.arguments(target))
+        if images is None:
+            return Exported(written, None)
+        return Exported(written, _checked(written, network, str(model), job, images, dataset, against, seconds, say))
 
 
 @dataclass(frozen=True)
@@ -243,6 +253,7 @@ def _checked(
     data: str | None,
     against: str | Path | None,
     seconds: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The result of the check and of the timing, also written beside the export as ``<export>.check.json``."""
     from paretoprune.pruning.export.accuracy import compare_accuracy
@@ -254,14 +265,17 @@ def _checked(
     with tempfile.TemporaryDirectory(prefix="paretoprune-export-") as scratch:
         rival, outputs, accuracy = Path(model), None, None
         with lock.using():
+            say(f"comparing the outputs of {written}")
             if not nms:  # whose answers are other numbers than the checkpoint's
                 outputs = check_export(written, network, job.imgsz, job.device, None, images, job.precision)
             if against is not None:
+                say(f"exporting {against} to {job.format}")
                 rival = export_model(against, *job.arguments(scratch))
         if data is not None:
-            note(f"validating {written.name} and {Path(model).name}, one image after the other")
+            say(f"validating {written.name} and {Path(model).name}, one image after the other")
             conf = job.options.get("conf") or (_NMS_CONF if nms else None)
             accuracy = compare_accuracy(written, network, data, job.imgsz, job.device, job.precision, conf, lock)
+        say(f"timing {written}")
         with lock.measuring():
             times = measure_export(written, rival, job.imgsz, job.device, measuring_threads(), seconds, **how)
     found = {

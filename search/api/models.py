@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretoprune.base.messages import Listener, heard_by, note
+from paretoprune.base.messages import Listener, heard_by, note, speaking
 from paretoprune.pruning.names import STRUCTURAL
 from paretoprune.pruning.plan import Plan, check_ratio
 from paretoprune.search.api.overwriting import check_output
@@ -223,32 +223,38 @@ class PruneJob:
         if self.goal is None and (self.measure is not None or self.run is not None):
             raise ArgumentError("`measure` and `run` are for `speedup`, and for an estimate")
         check_model_file(str(self.model))
-        strategy = None if self.strategy == STRUCTURAL else _strategy(self.strategy)
-        bench = self._open("reconstruction" if self.data else "l2")
-        if self.goal is not None:
-            cut, measured = cut_to_goal(bench, self.goal, self.recovery, *self._timing())
-            kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
-            figures = {**kept, **prediction_row(bench, cut, measured)}
-            return self._made(bench, cut.model, cut.plan, figures=figures, blocks=cut.blocks)
-        if strategy is not None:
-            return self._by_strategy(bench, strategy)
-        model, plan = bench.prune(self.wanted)
-        bench.recover(model, plan, how=self.recovery)
-        return self._made(bench, model, plan)
+        with speaking(at_once=self.goal is not None) as say:
+            say(f"loading {self.model}")
+            strategy = None if self.strategy == STRUCTURAL else _strategy(self.strategy)
+            bench = self._open("reconstruction" if self.data else "l2")
+            if self.goal is not None:
+                cut, measured = cut_to_goal(bench, self.goal, self.recovery, *self._timing(), say)
+                kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
+                figures = {**kept, **prediction_row(bench, cut, measured)}
+                return self._made(bench, cut.model, cut.plan, figures=figures, blocks=cut.blocks)
+            say(f"removing channels of {self.model}")
+            if strategy is not None:
+                return self._by_strategy(bench, strategy)
+            model, plan = bench.prune(self.wanted)
+            say(f"recovering ({self.recovery})")
+            bench.recover(model, plan, how=self.recovery, report=say)
+            return self._made(bench, model, plan)
 
     def run_estimate(self) -> dict[str, Any]:
         """What the network would be, without recovering it: the row that ``prune --dry-run`` prints."""
         if self.strategy != STRUCTURAL:
             raise ArgumentError(f"an estimate knows the structural strategy only, got `strategy` {self.strategy}")
         check_model_file(str(self.model))
-        bench = self._open("reconstruction" if self.data and self.goal else "l2")
-        kept: dict[str, float] = {}
-        wanted, measured = self.wanted, None
-        if self.goal is not None:
-            cut, measured = cut_to_goal(bench, self.goal, self.recovery, *self._timing())
-            kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
-            wanted = cut.plan
-        return {**kept, **foretell(bench, wanted, measured or self._measured(bench, wanted))}
+        with speaking(at_once=self.goal is not None or self.measure is not None) as say:
+            say(f"loading {self.model}")
+            bench = self._open("reconstruction" if self.data and self.goal else "l2")
+            kept: dict[str, float] = {}
+            wanted, measured = self.wanted, None
+            if self.goal is not None:
+                cut, measured = cut_to_goal(bench, self.goal, self.recovery, *self._timing(), say)
+                kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
+                wanted = cut.plan
+            return {**kept, **foretell(bench, wanted, measured or self._measured(bench, wanted, say))}
 
     def _open(self, criterion: str) -> Workbench:
         from paretoprune.cluster.device_lock import DeviceLock
@@ -277,12 +283,12 @@ class PruneJob:
     def _timing(self) -> tuple[int | None, Path | None, str]:
         return self.measure, None if self.run is None else Path(self.run), self.place
 
-    def _measured(self, bench: Workbench, wanted: Any) -> Measured | None:
+    def _measured(self, bench: Workbench, wanted: Any, say: Listener) -> Measured | None:
         """Timed plans of a run, or timed now, or none."""
         measure, run, place = self._timing()
         if run is not None:
             return from_run(run, bench.geometry)
-        return None if measure is None else by_measuring(bench, wanted, measure, place)
+        return None if measure is None else by_measuring(bench, wanted, measure, place, say)
 
     def _by_strategy(self, bench: Workbench, strategy: Strategy) -> Pruned:
         """Prune by another strategy than the structural one, without an epoch."""

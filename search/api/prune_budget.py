@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from paretoprune.base.messages import note, speaking
+from paretoprune.base.messages import Listener, note
 from paretoprune.search.api.prune_estimate import Measured, by_measuring, from_run, latency_row
 from paretoprune.search.errors import ArgumentError
 
@@ -46,24 +46,26 @@ def goal_of(keep_macs: float | None, keep_params: float | None, speedup: float |
 
 
 def cut_to_goal(
-    bench: Any, goal: Goal, recover: str, measure: int | None, run: Path | None, device: str
+    bench: Any, goal: Goal, recover: str, measure: int | None, run: Path | None, device: str, say: Listener
 ) -> tuple[Cut, Measured | None]:
     """The network of ``goal`` from a :class:`pruning.workbench.Workbench`, and the timed plans that predict its speed.
 
-    Says what it does while it works.
+    ``say`` is told what is done.
     """
     from paretoprune.pruning.budget.budget import Budget, cut_to
 
-    with speaking() as say:
-        measured, budget = None, None
-        if goal.of == "speedup":
-            say("reading and scoring calibration images")
-            measured = from_run(run, bench.geometry) if run is not None else _timed(bench, goal, measure, device)
-            budget = _predicted(bench, goal, measured)
-        return cut_to(bench, budget or Budget(goal.value, goal.of), recover, say), measured  # type: ignore[arg-type]
+    say(f"reading {bench.calibration_images} calibration images of {bench.data}")
+    for remark in bench.shortcomings():
+        note(remark)
+    measured, budget = None, None
+    if goal.of == "speedup":
+        say("scoring channels")
+        measured = from_run(run, bench.geometry) if run is not None else _timed(bench, goal, measure, device, say)
+        budget = _predicted(bench, goal, measured)
+    return cut_to(bench, budget or Budget(goal.value, goal.of), recover, say), measured  # type: ignore[arg-type]
 
 
-def _timed(bench: Any, goal: Goal, measure: int | None, device: str) -> Measured:
+def _timed(bench: Any, goal: Goal, measure: int | None, device: str, say: Listener) -> Measured:
     """Plans timed now: from hardly cut to somewhat beyond what the goal may take.
 
     Latency falls more slowly than multiply-adds do, so their share at the goal is not known before; the heaviest of the
@@ -74,7 +76,7 @@ def _timed(bench: Any, goal: Goal, measure: int | None, device: str) -> Measured
 
     least = share_left(bench.table, bench.conv_costs, narrowest(bench.table, bench.round_to)) * (1 + 1e-9)
     heavy = ratios_within(bench, Budget(min(1.0, max(least, goal.value**-_LATENCY_FALLS))))
-    return by_measuring(bench, heavy, measure or PLANS, device)
+    return by_measuring(bench, heavy, measure or PLANS, device, say)
 
 
 def _predicted(bench: Any, goal: Goal, measured: Measured) -> Budget:

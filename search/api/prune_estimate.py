@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretoprune.base.messages import note
+from paretoprune.base.messages import Listener
 from paretoprune.search.errors import SearchError
 
 if TYPE_CHECKING:
@@ -130,8 +130,11 @@ def from_run(run: Path, geometry: NetworkGeometry) -> Measured:
     return Measured(plans, float(metrics["latency_ms"]), f"{len(plans)} plans of {run}, on {baseline.get('device')}")
 
 
-def by_measuring(bench: Any, wanted: Any, count: int, device: str) -> Measured:
-    """Measure ``count`` plans scattered about the wanted one beside the unpruned network, each alone on the device."""
+def by_measuring(bench: Any, wanted: Any, count: int, device: str, say: Listener) -> Measured:
+    """Measure ``count`` plans scattered about the wanted one beside the unpruned network, each alone on the device.
+
+    ``say`` is told which.
+    """
     from paretoprune.pruning.latency.model import MeasuredPlan
     from paretoprune.pruning.latency.pair import measure_pair
     from paretoprune.search.trial.exclusive_device import alone_on, measuring_threads
@@ -141,7 +144,7 @@ def by_measuring(bench: Any, wanted: Any, count: int, device: str) -> Measured:
     plans, baselines = [], []
     threads = measuring_threads()
     for number, drawn in enumerate(scattered(by_group, count), 1):
-        note(f"measuring plan {number} of {count}")
+        say(f"measuring plan {number} of {count}")
         network, plan = bench.prune(drawn)
         with alone_on(device):
             found = measure_pair(

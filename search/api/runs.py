@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretoprune.base.messages import Listener, heard_by, note
+from paretoprune.base.messages import Listener, heard_by, note, speaking
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import (
@@ -251,9 +251,11 @@ def finetune_picks(
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     bounds = bounds_of({name: options[name] for name in limits})
     chosen = choose_picks(folder, config.search.objectives, picks or trials, bounds)
-    check_batches(config, "finetune")
-    check_teachable(config)
-    check_natives(config, natives)
+    with speaking(at_once=False) as say:
+        say("checking the models")
+        check_batches(config, "finetune")
+        check_teachable(config)
+        check_natives(config, natives)
     return promote(folder, config, chosen, natives=natives)
 
 
@@ -275,7 +277,8 @@ def report(*runs: str | Path, model: str | Path | None = None, data: str | Path 
         if len(runs) > 1 or not ComparisonFolder(folder).json.is_file():  # a comparison needs no search
             _check_run(folder, _text(model), _text(data))
     check_comparable([RunFolder(folder) for folder in folders])
-    with sent_back(folders[0]):
+    with sent_back(folders[0]), speaking(at_once=False) as say:
+        say("writing the report")
         return write_report(folders[0]) if len(folders) == 1 else write_overlay(folders)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paretoprune.base.messages import note
+from paretoprune.results.store.accuracy import accuracy_label, accuracy_of, trade_off_text
 from paretoprune.search.commands.options import FOLDER
-from paretoprune.search.commands.output import echo
+from paretoprune.search.commands.output import as_table, echo
 from paretoprune.search.commands.sweeping import sweep
+from paretoprune.search.monitoring.command_line import command_line
 
 if TYPE_CHECKING:
     from paretoprune.results.store.run_files import Selected
@@ -42,7 +45,10 @@ def demo_settings(trials: int) -> dict[str, Any]:
 
 
 def run_demo(run: Path, trials: int) -> int:
-    """Build the dataset, search, fine-tune two picks, report; ends with three lines. Returns the exit code."""
+    """Build the dataset, search, fine-tune two picks, report; ends with the finalists and what to do next.
+
+    Returns the exit code.
+    """
     from paretoprune.pruning.builtin import BASELINE, IMGSZ
     from paretoprune.pruning.builtin.dataset import build_dataset
     from paretoprune.search.api.runs import finetune_picks, prepare_search
@@ -67,23 +73,28 @@ def run_demo(run: Path, trials: int) -> int:
     return 0
 
 
-def closing_lines(folder: RunFolder, selected: list[Selected], report: Path) -> list[str]:
-    """The result in three lines: the unpruned model, the pick that the report's headline names, the report."""
+def closing_lines(folder: RunFolder, selected: Sequence[Selected], report: Path) -> list[str]:
+    """Every finalist beside the unpruned model, the report's headline first; the report; what to do with one's own."""
     from paretoprune.results.selection.selection import lead_pick
 
     content = folder.read_baseline()
-    best = lead_pick(selected, content)
-    assert best is not None  # a promotion that failed for every pick ended the demo before
-    baseline = content["metrics"]
-    won = f"speed-up {best.after['speedup']:.2f}x ({best.chosen_as})"
+    lead = lead_pick(selected, content)
+    rows = [{"network": "unpruned", **_figures(content["metrics"])}]
+    for item in sorted(selected, key=lambda item: item is not lead):
+        words = {"against the unpruned model": trade_off_text(item.after, item.baseline), "picked as": item.chosen_as}
+        rows.append({"network": item.trial_id, **_figures(item.after), **words})
+    own = [("search", "my.pt", "my/data.yaml", "--run", "runs/my"), ("finetune", "runs/my"), ("report", "runs/my")]
     return [
-        f"unpruned   {_figures(baseline)}",
-        f"{best.trial_id:<10} {_figures(best.after)}  {won}",
-        f"report     {report}",
+        *as_table(rows, list(rows[-1])).splitlines(),
+        "",
+        f"report: {report}",
+        "your own model next:",
+        *(f"  {command_line(*words)}" for words in own),
     ]
 
 
-def _figures(metrics: dict[str, Any]) -> str:
-    from paretoprune.results.store.accuracy import accuracy_text
-
-    return f"{accuracy_text(metrics)}  latency {metrics['latency_ms']:6.2f} ms  parameters {metrics['params_m']:5.2f} M"
+def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a network."""
+    accuracy = f"{accuracy_of(metrics) or 0.0:.3f}"
+    figures = {"latency": f"{metrics['latency_ms']:.2f} ms", "parameters": f"{metrics['params_m']:.2f} M"}
+    return {accuracy_label(metrics): accuracy, **figures}

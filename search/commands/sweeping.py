@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ from paretoprune.search.commands.output import emit, with_objectives
 from paretoprune.search.monitoring.command_line import command_line
 
 if TYPE_CHECKING:
+    from paretoprune.results.store.run_folder import RunFolder
     from paretoprune.search.sweep.preflight import Prepared
 
 FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
@@ -39,8 +41,23 @@ def sweep(prepared: Prepared) -> int:
     if outcome.interrupted or outcome.finished < outcome.total:
         click.echo(f"go on: {command_line('resume', shown)}", err=True)
         return int(outcome.interrupted)
+    for text in pick_lines(prepared.folder, prepared.config.search.objectives):
+        click.echo(text, err=True)
     click.echo(f"next: {command_line('finetune', shown)}, then {command_line('report', shown)}", err=True)
     return 0
+
+
+def pick_lines(folder: RunFolder, objectives: Sequence[str]) -> list[str]:
+    """What `finetune` would pick, in plain words: "knee: t0004, 1.87 times as fast, mAP50-95 0.012 lower"."""
+    from paretoprune.results.selection.selection import choose
+    from paretoprune.results.store.accuracy import trade_off_text
+
+    baseline = folder.read_baseline()
+    picks = choose(folder.read_records(), baseline, objectives=objectives)
+    return [
+        f"{pick.chosen_as}: {pick.trial_id}, {trade_off_text(pick.record.metrics, baseline['metrics'])}"
+        for pick in picks
+    ]
 
 
 def say_ignored(data: str) -> None:

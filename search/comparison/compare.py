@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import EVENTS
-from paretoprune.base.messages import note
+from paretoprune.base.messages import note, showing, speaking
 from paretoprune.results.analysis.strategy_comparison import (
     Comparison,
     ComparisonFolder,
@@ -31,7 +31,7 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.comparison.operations import StrategyJob, make_strategy_tools, measure_strategies, run_strategy
 from paretoprune.search.errors import ConfigError, RunFolderError, SearchError
 from paretoprune.search.monitoring.interrupts import interruptible
-from paretoprune.search.monitoring.progress import duration
+from paretoprune.search.monitoring.progress import HEARTBEAT_S, activity_lines, duration, working
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.event_log import EventFeed
 from paretoprune.search.sweep.preflight import check_batches, check_device, check_files, check_writable
@@ -117,7 +117,9 @@ def prepare(
             "latency": config.latency.model_copy(update={"threads": threads}),
         }
     )
-    check_ratios(config, ratios, epochs)
+    with speaking(at_once=False) as say:
+        say("checking the model and the dataset")
+        check_ratios(config, ratios, epochs)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
     return Prepared(ComparisonFolder(path), config, tuple(strategies), dict(ratios), epochs, digest)
 
@@ -181,7 +183,6 @@ def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory
     folder.json.unlink(missing_ok=True)  # what it says is no longer what lies in the folders
     for name in todo:
         _claim(prepared, name)
-    note(f"starting Ray ({prepared.config.resources.address or 'this machine'})")
     resources, context = start_workers(prepared.config, RunFolder(folder.path), factory)
     lock.describe(resources.slots)
     failed: dict[str, str] = {}
@@ -194,7 +195,6 @@ def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory
     ready = [name for name in prepared.strategies if name not in failed]
     if not ready:
         raise SearchError(f"every strategy failed, the first because of {failed[prepared.strategies[0]]}")
-    note("measuring all of them beside the unpruned model")
     comparison = _comparison(prepared, ready, failed, _measure(context, folder, ready))
     write_comparison(folder, comparison)
     note(f"written: {write_report(folder.path)}")
@@ -231,36 +231,45 @@ def _run_all(context: WorkerContext, prepared: Prepared, names: Sequence[str], a
     waiting: dict[Any, str] = {}
     feeds = {name: EventFeed(prepared.folder.strategy_dir(name) / EVENTS) for name in names}
     failed: dict[str, str] = {}
-    while queue or waiting:
-        while queue and len(waiting) < at_a_time:
-            job = StrategyJob(queue.pop(0), prepared.ratios, prepared.epochs)
-            waiting[task.remote(context, job, prepared.settings())] = job.strategy
-        done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-        for name, feed in feeds.items():
-            _show(name, feed)
-        for reference in done:
-            name = waiting.pop(reference)
-            reason = failure_of(reference)
-            _show(name, feeds[name])
-            if reason:
-                failed[name] = reason
-                note(f"{name}: failed: {failed[name]}; see {prepared.folder.strategy_dir(name)}")
+
+    def lines() -> list[str]:
+        running = list(waiting.values())
+        counts = f"{len(names) - len(queue) - len(running)}/{len(names)} strategies done, {len(running)} running"
+        return [counts, *activity_lines({name: prepared.folder.strategy_dir(name) for name in running})]
+
+    with showing(lines, HEARTBEAT_S):
+        while queue or waiting:
+            while queue and len(waiting) < at_a_time:
+                job = StrategyJob(queue.pop(0), prepared.ratios, prepared.epochs)
+                waiting[task.remote(context, job, prepared.settings())] = job.strategy
+            done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for name, feed in feeds.items():
+                _show(name, feed)
+            for reference in done:
+                name = waiting.pop(reference)
+                reason = failure_of(reference)
+                _show(name, feeds[name])
+                if reason:
+                    failed[name] = reason
+                    note(f"{name}: failed: {failed[name]}; see {prepared.folder.strategy_dir(name)}")
     return failed
 
 
 def _measure(context: WorkerContext, folder: ComparisonFolder, names: Sequence[str]) -> dict[str, Any]:
     import ray
 
-    feed = EventFeed(folder.strategies / EVENTS)
     task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(measure_strategies)
-    reference = task.remote(context, list(names))
-    done: list[Any] = []
-    while not done:
-        done, _ = ray.wait([reference], timeout=POLL_SECONDS)
-        for event in feed.fresh():
-            if event.get("event") == "measured":
-                note(f"{event['strategy']}: {accuracy_text(event)} at {event['speedup']:.2f}x")
-    measured: dict[str, Any] = result_of(reference)
+    with working("measuring all of them beside the unpruned model", folder.strategies / EVENTS) as look:
+        feed = EventFeed(folder.strategies / EVENTS)
+
+        def show() -> None:
+            look()
+            for event in feed.fresh():
+                if event.get("event") == "measured":
+                    note(f"{event['strategy']}: {accuracy_text(event)}, {event['speedup']:.2f} times as fast")
+
+        measured: dict[str, Any] = result_of(task.remote(context, list(names)), show)
+        show()
     return measured
 
 

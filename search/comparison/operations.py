@@ -114,6 +114,7 @@ def run_strategy(context: WorkerContext, job: StrategyJob, settings: Mapping[str
     began = time.monotonic()
     try:
         with tools.logging(place / LOG), clock.phase("strategy"):
+            clock.step("removing channels and recovering")
             done = tools.run_strategy(job, place, on_stage)
             tools.save(done.outcome.model, folder.checkpoint(job.strategy))
             done.outcome.plan.save(folder.plan(job.strategy))
@@ -150,9 +151,11 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
     clock = PhaseClock(folder.strategies / EVENTS)
     found: dict[str, dict[str, Any]] = {}
     with tools.logging(folder.strategies / "measuring.log"):
+        clock.step("unpruned")
         baseline = _measured(tools, tools.baseline, None)
         clock.event("measured", strategy="unpruned", speedup=1.0, **accuracies(baseline))
         for name in names:
+            clock.step(name)
             model = tools.load(folder.checkpoint(name))  # the file itself, as others will load it
             found[name] = _measured(tools, model, baseline["latency_ms"])
             clock.event("measured", strategy=name, speedup=found[name]["speedup"], **accuracies(found[name]))

@@ -7,17 +7,18 @@ same minutes, also of picks that were fine-tuned on another day.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
-from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, METRICS, SESSION, TRIALS, TUNED
+from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, METRICS, SESSION, TRIALS, TUNED
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
 from paretoprune.search.trial.trial import latency_metrics
 from paretoprune.search.worker.cluster import MODEL_FOLDER
@@ -91,8 +92,15 @@ def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
         _compare(here)
 
 
-def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, Any]:
+def _timed(
+    tools: Any,
+    gate: DeviceGate,
+    models: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
+    say(f"timing {len(models)} networks in turn")
     if not tools.measures_here:
         return {name: tools.at(sizes.get(name)).start_measure(model).result() for name, model in models.items()}
     with gate.measuring():
@@ -100,8 +108,10 @@ def _timed(tools: Any, gate: DeviceGate, models: Mapping[str, Any], sizes: Mappi
 
 
 def _compare(context: WorkerContext) -> None:
-    tools, gate = tools_of(context)
     folder = context.folder
+    say = PhaseClock(folder.path / EVENTS).step
+    say("loading the networks")
+    tools, gate = tools_of(context)
     networks = finished_networks(folder)
     before = folder.read_baseline()["metrics"]
     records = {record.trial_id: record for record in folder.read_records()}
@@ -109,9 +119,9 @@ def _compare(context: WorkerContext) -> None:
         models = {BASELINE: tools.baseline}
         models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
         sizes = {item.name: records[item.name].imgsz for item in networks if not item.is_native}
-        accuracies = tools.evaluate_together(models, sizes)
+        accuracies = tools.evaluate_together(models, sizes, say)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
-        times = _timed(tools, gate, models, sizes)
+        times = _timed(tools, gate, models, sizes, say)
     base_ms = float(before["latency_ms"])
     session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
     beside = {**before, **accuracies[BASELINE], "latency_measured_ms": float(times[BASELINE]["median_ms"])}

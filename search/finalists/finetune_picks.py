@@ -9,13 +9,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
-from paretoprune.base.messages import note
+from paretoprune.base.messages import note, showing
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
@@ -34,6 +34,7 @@ from paretoprune.search.finalists.final_evaluation import (
     needs_session,
 )
 from paretoprune.search.monitoring.interrupts import interruptible
+from paretoprune.search.monitoring.progress import HEARTBEAT_S, activity_lines, duration, working
 from paretoprune.search.monitoring.trackers import write_finetuning
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.event_log import PhaseClock, events_of
@@ -140,7 +141,6 @@ def promote(
                 for job in todo:
                     write_finetuning(folder, job.name, folder.path / job.place / EVENTS)
             if needs_session(folder):
-                note("judging all finished networks beside the unpruned model")
                 _compare_all(context)
                 write_cards(folder, summarise(folder))
     rows = [_row(folder, job) for job in jobs if job.name not in failed]
@@ -198,7 +198,9 @@ def _finetune(context: WorkerContext, job: Job) -> None:
             return False
 
         extra: dict[str, Any] = {"chosen_as": job.chosen_as}
-        with tools.logging(target / "finetune.log"), clock.phase("finetune"):
+        section = context.settings["finetune"]
+        epochs = section["epochs"] + (context.settings["trial"]["epochs"] if job.native else 0)
+        with tools.logging(target / "finetune.log"), clock.phase("finetune", epochs=epochs):
             if job.native:
                 tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
                 extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
@@ -227,23 +229,57 @@ def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: Finetun
     }
     failed: dict[str, str] = {}
     shown: dict[str, int] = {}
-    while waiting:
-        done, _ = ray.wait(list(waiting), timeout=2.0)
-        for job in jobs:
-            _show_epochs(context.folder, job, settings.epochs, shown)
-        for reference in done:
-            name = waiting.pop(reference).name
-            if reason := failure_of(reference):
-                failed[name] = reason
+    standing = _Standing(context.folder, jobs, settings.epochs, shown, waiting)
+    with showing(standing.lines, HEARTBEAT_S, standing.share):
+        while waiting:
+            done, _ = ray.wait(list(waiting), timeout=2.0)
+            for job in jobs:
+                _show_epochs(context.folder, job, settings.epochs, shown)
+            for reference in done:
+                name = waiting.pop(reference).name
+                if reason := failure_of(reference):
+                    failed[name] = reason
     return failed
+
+
+@dataclass
+class _Standing:
+    """How far the fine-tuning is; ``shown``: name -> last epoch that ended, ``waiting``: the jobs under way."""
+
+    folder: RunFolder
+    jobs: Sequence[Job]
+    epochs: int
+    shown: Mapping[str, int]
+    waiting: Mapping[Any, Job]
+    began: float = field(default_factory=time.monotonic)
+    share_before: float | None = None
+
+    def share(self) -> float:
+        """Of all epochs; one that ended early has done its own."""
+        running = {job.name for job in list(self.waiting.values())}
+        done = sum(min(self.epochs, self.shown.get(job.name, 0)) for job in self.jobs if job.name in running)
+        return (done + self.epochs * (len(self.jobs) - len(running))) / (self.epochs * len(self.jobs))
+
+    def lines(self) -> list[str]:
+        """Counts and time left, then a line for each network."""
+        share = self.share()
+        if self.share_before is None and share > 0:  # what an earlier start had done
+            self.share_before, self.began = share, time.monotonic()
+        gained = share - (self.share_before or 0.0)
+        left = f"; about {duration((time.monotonic() - self.began) / gained * (1 - share))} left" if gained > 0 else ""
+        running = list(self.waiting.values())
+        counts = f"fine-tuning: {len(self.jobs) - len(running)}/{len(self.jobs)} networks done{left}"
+        return [counts, *activity_lines({job.name: self.folder.path / job.place for job in running})]
 
 
 def _compare_all(context: WorkerContext) -> None:
     import ray
 
-    places = [str(item.directory.relative_to(context.folder.path)) for item in finished_networks(context.folder)]
+    folder = context.folder
+    places = [str(item.directory.relative_to(folder.path)) for item in finished_networks(folder)]
     task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finished)
-    result_of(task.remote(context, places))
+    with working("evaluating all finished networks beside the unpruned model", folder.path / EVENTS) as look:
+        result_of(task.remote(context, places), look)
 
 
 def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:

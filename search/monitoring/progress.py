@@ -1,4 +1,4 @@
-"""Progress for people: one aligned line per finished trial, and how many are done, running and left.
+"""Progress for people: what goes on now, a line per finished trial, and how many are done, running and left.
 
 What is shown is computed first (:class:`Progress`), from records alone, so ``status`` prints the same from another
 terminal.
@@ -6,22 +6,31 @@ terminal.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import IO, Protocol
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from paretoprune.base.messages import Listener, listener
-from paretoprune.results.selection.selection import front
-from paretoprune.results.store.accuracy import accuracy_text, missing_metric
+from paretoprune.base.file_names import EVENTS
+from paretoprune.base.messages import is_live, line, showing, speaking
+from paretoprune.results.selection.selection import DEFAULT_MAX_DROP, fastest_within_drop, front
+from paretoprune.results.store.accuracy import accuracy_of, accuracy_text, missing_metric, trade_off_text
 from paretoprune.results.store.records import BEYOND_BOUNDS, FORETOLD, SOURCE, TrialRecord, TrialState
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.storage.event_log import activity
+
+HEARTBEAT_S = 60.0  # of a sweep's or a fine-tuning's log
+MOST_RUNNING = 8  # of which it is said what they do
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands. ``left`` counts the running ones; ``eta_seconds`` is None before the first trial.
 
-    ``infeasible``: trials beyond the bounds; they count neither as stopped nor as failed.
+    ``infeasible``: trials beyond the bounds; they count neither as stopped nor as failed. ``best``: the most accurate
+    trial of the front, ``fastest``: the fastest within 0.02 of the unpruned model, in words; "" without any.
     """
 
     total: int
@@ -33,14 +42,26 @@ class Progress:
     left: int
     front_size: int
     best: str
+    fastest: str
     eta_seconds: float | None
 
 
 def progress_of(
-    records: Sequence[TrialRecord], total: int, running: int, slots: int, objectives: Sequence[str]
+    records: Sequence[TrialRecord],
+    total: int,
+    running: int,
+    slots: int,
+    objectives: Sequence[str],
+    baseline: Mapping[str, Any] | None = None,
 ) -> Progress:
-    """Summarise ``records``; the time left assumes the last trials' mean duration over ``slots`` at a time."""
+    """Summarise ``records``; the time left assumes the last trials' mean duration over ``slots`` at a time.
+
+    baseline: the content of baseline.json, where there is one.
+    """
     on_front = front(records, objectives) if _any_completed(records) else []
+    unpruned = baseline["metrics"] if baseline else {}
+    best = max(on_front, key=lambda record: accuracy_of(record.metrics) or 0.0, default=None)
+    fastest = fastest_within_drop(records, baseline, DEFAULT_MAX_DROP) if baseline and on_front else None
     left = max(0, total - len(records))
     recent = [sum(record.seconds.values()) for record in records[-10:] if record.seconds]
     eta = sum(recent) / len(recent) * left / max(1, slots) if recent else None
@@ -53,19 +74,31 @@ def progress_of(
         running=running,
         left=left,
         front_size=len(on_front),
-        best=_ends(on_front),
+        best=f"{accuracy_text(best.metrics)}, {_speed(best)}" if best else "",
+        fastest=f"{fastest.trial_id}, {trade_off_text(fastest.metrics, unpruned)}" if fastest else "",
         eta_seconds=0.0 if not left else eta,
     )
 
 
-def summary_line(progress: Progress) -> str:
-    """``12/20 done, 2 running, 8 left, 1 failed; front 5: ...; about 4 min left``."""
+def counts_text(progress: Progress) -> str:
+    """``12/20 done, 2 running, 8 left, 1 failed; about 4 min left``."""
     kinds = {"stopped": progress.stopped, "failed": progress.failed, BEYOND_BOUNDS: progress.infeasible}
     told = "".join(f", {count} {name}" for name, count in kinds.items() if count)
-    counts = f"{progress.done}/{progress.total} done, {progress.running} running, {progress.left} left{told}"
-    ends = f"; front {progress.front_size}: {progress.best}" if progress.front_size else ""
     eta = f"; about {duration(progress.eta_seconds)} left" if progress.eta_seconds and progress.left else ""
-    return counts + ends + eta
+    return f"{progress.done}/{progress.total} done, {progress.running} running, {progress.left} left{told}{eta}"
+
+
+def front_lines(progress: Progress) -> list[str]:
+    """``front of 5: best mAP50-95 0.612, 1.10 times as fast`` and ``fastest within 0.02 of the unpruned: t0004, ...``,
+    those that there are."""
+    best = f"front of {progress.front_size}: best {progress.best}" if progress.best else ""
+    fastest = f"fastest within {DEFAULT_MAX_DROP:g} of the unpruned: {progress.fastest}" if progress.fastest else ""
+    return list(filter(None, (best, fastest)))
+
+
+def summary_line(progress: Progress) -> str:
+    """Counts, time left and front."""
+    return "; ".join([counts_text(progress), *front_lines(progress)])
 
 
 def trial_line(record: TrialRecord) -> str:
@@ -97,127 +130,97 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class Reporter(Protocol):
-    """Shows a sweep while it runs."""
+@contextmanager
+def working(text: str, events: Path) -> Iterator[Callable[[], None]]:
+    """Say that a worker does ``text``, and at each call of what it gives, which part: by the ``events`` it writes."""
+    events.unlink(missing_ok=True)  # of an earlier start
+    with ExitStack() as stack:
+        stack.callback(events.unlink, missing_ok=True)
+        say = stack.enter_context(speaking())
 
-    def started(self, trial_id: str) -> None: ...
-    def finished(self, record: TrialRecord) -> None: ...
-    def note(self, text: str) -> None: ...
-    def close(self) -> None: ...
+        def look() -> None:
+            part = activity(events).text
+            say(f"{text}: {part}" if part else text)
+
+        look()
+        yield look
 
 
-class PlainReporter:
-    """One line per finished trial with the summary behind it, on stderr; for logs and pipes."""
+def activity_lines(places: Mapping[str, Path]) -> list[str]:
+    """What the workers do whose folders these are, a line each: ``t0003 fine-tuning, epoch 2 of 3 (41 s)``."""
+    lines = []
+    for name, place in list(places.items())[:MOST_RUNNING]:
+        doing = activity(place / EVENTS)
+        spent = f" ({duration(max(0.0, time.time() - doing.since))})" if doing.text else ""
+        lines.append(f"{name} {doing.text or 'begins'}{spent}")
+    more = len(places) - len(lines)
+    return [*lines, f"and {more} more"] if more else lines
+
+
+class Reporter:
+    """Shows a sweep while it runs: a line per finished trial; on a terminal below them where it stands, made anew each
+    second, else that in a line wherever nothing was printed for a minute.
+    """
 
     def __init__(
-        self, records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str], stream: IO[str]
+        self, folder: RunFolder, records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str]
     ) -> None:
+        self._folder = folder
+        self._baseline = folder.read_baseline() if folder.baseline.is_file() else None
         self._records = list(records)
         self._total = total
         self._slots = slots
         self._objectives = objectives
-        self._stream = stream
-        self._running: set[str] = set()
+        self._running: dict[str, Path] = {}
+        self._count()
+        self._stack = ExitStack()
+        self._stack.enter_context(showing(self.lines, HEARTBEAT_S, lambda: self._progress.done / max(1, total)))
 
     def started(self, trial_id: str) -> None:
         """A worker took a trial."""
-        self._running.add(trial_id)
+        self._running = {**self._running, trial_id: self._folder.trial_dir(trial_id)}
 
     def finished(self, record: TrialRecord) -> None:
         """A trial came back."""
-        self._running.discard(record.trial_id)
+        self._running = {name: place for name, place in self._running.items() if name != record.trial_id}
         self._records.append(record)
-        progress = self.progress()
-        self._show(f"{trial_line(record)} | {summary_line(progress)}")
+        self._count()
+        shown = trial_line(record)
+        line(shown if is_live() else f"{shown} | {summary_line(self.progress())}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self._show(text)
+        line(text)
 
     def close(self) -> None:
-        """Nothing to put away."""
+        """On a terminal, leave the last summary in place of what goes."""
+        self._stack.close()
+        if is_live():
+            line(summary_line(self.progress()))
 
     def progress(self) -> Progress:
         """Where the sweep stands now."""
-        return progress_of(self._records, self._total, len(self._running), self._slots, self._objectives)
+        left_s = (self._progress.eta_seconds or 0.0) - (time.monotonic() - self._counted_at)
+        # Where all should have ended by now, the estimate is of no use.
+        return replace(self._progress, running=len(self._running), eta_seconds=left_s if left_s > 0 else None)
 
-    def _show(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+    def lines(self) -> list[str]:
+        """Counts and time left, the front in short, what the running trials do."""
+        progress = self.progress()
+        waited = duration(time.monotonic() - self._counted_at)
+        begins = [f"waiting for workers ({waited})"] if progress.left and not self._running else []
+        return [counts_text(progress), *front_lines(progress), *activity_lines(self._running), *begins]
 
-
-class ListenerReporter(PlainReporter):
-    """The plain lines, handed to a function of whoever began the sweep."""
-
-    def __init__(
-        self, records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str], hearing: Listener
-    ) -> None:
-        super().__init__(records, total, slots, objectives, sys.stderr)
-        self._hearing = hearing
-
-    def _show(self, text: str) -> None:
-        self._hearing(text)
-
-
-class RichReporter(PlainReporter):
-    """On a terminal: finished trials scroll by above one live line with the summary."""
-
-    def __init__(
-        self, records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str], stream: IO[str]
-    ) -> None:
-        super().__init__(records, total, slots, objectives, stream)
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        columns = (BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = Bar(*columns, console=Console(file=stream), transient=True)
-        self._task = self._bar.add_task("", total=total, completed=len(self._records))
-        self._bar.start()
-        self._refresh()
-
-    def started(self, trial_id: str) -> None:
-        """A worker took a trial."""
-        super().started(trial_id)
-        self._refresh()
-
-    def finished(self, record: TrialRecord) -> None:
-        """A trial came back."""
-        self._running.discard(record.trial_id)
-        self._records.append(record)
-        self._show(trial_line(record))
-        self._refresh()
-
-    def close(self) -> None:
-        """Leave the last summary on the screen."""
-        self._bar.stop()
-        print(summary_line(self.progress()), file=self._stream, flush=True)
-
-    def _show(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _refresh(self) -> None:
-        self._bar.update(self._task, completed=len(self._records), description=summary_line(self.progress()))
-
-
-def make_reporter(records: Sequence[TrialRecord], total: int, slots: int, objectives: Sequence[str]) -> Reporter:
-    """To the listener where there is one; else live on a terminal, plain lines otherwise."""
-    if (hearing := listener()) is not None:
-        return ListenerReporter(records, total, slots, objectives, hearing)
-    kind = RichReporter if sys.stderr.isatty() else PlainReporter
-    return kind(records, total, slots, objectives, sys.stderr)
+    def _count(self) -> None:
+        """Anew after each trial: the front of many trials is not found each second."""
+        self._progress = progress_of(self._records, self._total, 0, self._slots, self._objectives, self._baseline)
+        self._counted_at = time.monotonic()
 
 
 def _any_completed(records: Sequence[TrialRecord]) -> bool:
     return any(record.state is TrialState.COMPLETED for record in records)
 
 
-def _ends(on_front: Sequence[TrialRecord]) -> str:
-    """The front's most accurate and its other end, as ``0.612 at 1.10x ... 0.401 at 2.30x``."""
-    ends = [on_front[0], on_front[-1]] if len(on_front) > 1 else list(on_front)
-    return " ... ".join(_point(record) for record in ends)
-
-
-def _point(record: TrialRecord) -> str:
+def _speed(record: TrialRecord) -> str:
     speedup = record.number("speedup")
-    behind = f"{speedup:.2f}x" if speedup else f"{record.metrics['latency_ms']:.2f} ms"
-    return f"{accuracy_text(record.metrics)} at {behind}"
+    return f"{speedup:.2f} times as fast" if speedup else f"{record.metrics['latency_ms']:.2f} ms"

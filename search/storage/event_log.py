@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paretoprune.cluster.device_lock import seconds_waited
 from paretoprune.results.store.persisted import parse_json
+from paretoprune.results.store.records import PHASES
 
 WAITING = "wait_for_device"
 """Name for the seconds in which a phase waited for another job on the device."""
@@ -29,10 +30,10 @@ class PhaseClock:
         self.current = "start"
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time the body as ``name`` and write its begin and end as events."""
+    def phase(self, name: str, **values: object) -> Iterator[None]:
+        """Time the body as ``name`` and write its begin, with ``values``, and its end as events."""
         self.current = name
-        self.event("phase_started", phase=name)
+        self.event("phase_started", phase=name, **values)
         began, waited_before = time.monotonic(), seconds_waited()
         try:
             yield
@@ -46,6 +47,10 @@ class PhaseClock:
 
     def _add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def step(self, text: str) -> None:
+        """Say what is done now, in words for people (see `activity`)."""
+        self.event("step", text=text)
 
     def event(self, kind: str, **values: object) -> None:
         """Append one event with the time (unix seconds)."""
@@ -99,7 +104,31 @@ class EventFeed:
                 yield parse_json(line)
 
 
-def last_phase(events: Path) -> str:
-    """The phase that began last, "" before the first one or where the file cannot be read."""
-    phases = events_of(events, "phase_started")
-    return str(phases[-1].get("phase", "")) if phases else ""
+class Activity(NamedTuple):
+    """What a worker does now, in words ("" where its file says nothing), and since when, unix seconds."""
+
+    text: str
+    since: float
+
+
+def activity(events: Path) -> Activity:
+    """By the events of a worker: "validation without epochs", "fine-tuning, epoch 2 of 3", or the words of a step.
+
+    The epoch is the one under way, whose number is one above that of the last which ended.
+    """
+    found, epochs = Activity("", 0.0), 0
+    for entry in read_events(events):
+        kind, since = entry.get("event"), float(entry.get("time", 0.0))
+        if kind == "step":
+            found = Activity(str(entry.get("text", "")), since)
+        elif kind == "phase_started":
+            phase, epochs = str(entry.get("phase", "")), int(entry.get("epochs", 0))
+            words = f"fine-tuning, epoch 1 of {epochs}" if epochs else PHASES.get(phase, phase)
+            found = Activity(words, since)
+        elif kind == "finished":
+            found = Activity("finished", since)
+        elif kind == "epoch":
+            epochs = int(entry.get("epochs", epochs))
+            stage = f"{entry['stage']}, " if entry.get("stage") else ""
+            found = Activity(f"fine-tuning, {stage}epoch {min(int(entry['epoch']) + 1, epochs)} of {epochs}", since)
+    return found

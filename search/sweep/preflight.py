@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretoprune.base.messages import note
+from paretoprune.base.messages import note, speaking
 from paretoprune.pruning.names import SEQUENTIAL, STRUCTURAL
 from paretoprune.pruning.yolo.image_size import STRIDE, stride_of
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
@@ -59,6 +59,12 @@ def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
 
     Raises one of the rooms' errors, each one line.
     """
+    with speaking(at_once=False) as say:
+        say("checking the model and the dataset")
+        return _checked(config, run, moved)
+
+
+def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     config = _decided(config)
     check_files(config)
     check_energy(config)

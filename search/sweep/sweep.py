@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.errors import typed_line
-from paretoprune.base.file_names import TRIAL_LOG
+from paretoprune.base.file_names import EVENTS, TRIAL_LOG
 from paretoprune.base.messages import note, speaking
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.results.store.objectives import DIRECTIONS
@@ -31,7 +31,7 @@ from paretoprune.search.config.stored import save_run_config
 from paretoprune.search.errors import RunFolderError, SearchError
 from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import died, end_where_stuck, interruptible
-from paretoprune.search.monitoring.progress import Reporter, make_reporter
+from paretoprune.search.monitoring.progress import Reporter, working
 from paretoprune.search.monitoring.trackers import integrations, write_missing
 from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, read_other_run, starts_of
 from paretoprune.search.samplers.observations import Teller
@@ -57,6 +57,7 @@ from paretoprune.search.worker.cluster import (
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import start_courier
 from paretoprune.search.worker.ray_output import quiet_ray
+from paretoprune.search.worker.ray_tasks import result_of
 from paretoprune.search.worker.worker import work_on_baseline
 
 if TYPE_CHECKING:
@@ -136,7 +137,6 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             return outcome_of(records, config.search.trials)
         for line in changed_plans(config.search.plans, prepared.space, config.model.imgsz) if not records else ():
             note(line)
-        note(f"starting Ray ({config.resources.address or 'this machine'})")
         with interruptible("measuring the unpruned model", remedy):
             known = prepared.identity.content()[IDENTITY] if prepared.identity else None
             resources, context = start_workers(config, folder, factory, known)
@@ -148,7 +148,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             context = with_baseline(context, prepared.identity)
         budget = Budget(config.search.hours, config.search.gpu_hours, resources.gpus)
         state = make_state(prepared, records, budget)
-        reporter = make_reporter(records, config.search.trials, slots, config.search.objectives)
+        reporter = Reporter(folder, records, config.search.trials, slots, config.search.objectives)
         try:
             interrupted = _tune(state, context, resources, following, reporter)
         finally:
@@ -244,15 +244,18 @@ def start_workers(
     from paretoprune.cluster.waiting import wait_for_room
 
     wanted = config.resources
-    address = connect(wanted.address, stuck=end_where_stuck).address
-    check_target(LatencyTarget.parse(config.latency.target))
-    note_lock_place()
-    resources = wait_for_room(
-        address, wanted.gpus_per_trial, wanted.cpus_per_trial, wanted.parallel or 1, wanted.wait_minutes, note
-    )
-    carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
-    if is_joined(config):
-        note(f"{check_cluster(config, None if carries else folder, resources)} nodes are ready")
+    with speaking() as say:
+        say(f"starting Ray ({wanted.address or 'this machine'})")
+        address = connect(wanted.address, stuck=end_where_stuck).address
+        check_target(LatencyTarget.parse(config.latency.target))
+        note_lock_place()
+        resources = wait_for_room(
+            address, wanted.gpus_per_trial, wanted.cpus_per_trial, wanted.parallel or 1, wanted.wait_minutes, say
+        )
+        carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
+        if is_joined(config):
+            say("checking the cluster's nodes")
+            note(f"{check_cluster(config, None if carries else folder, resources)} nodes are ready")
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are ours to report
     context = WorkerContext(
@@ -277,12 +280,8 @@ def with_baseline(context: WorkerContext, identity: RunIdentity | None = None) -
     folder = context.folder
     if not folder.baseline.is_file():
         task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(work_on_baseline)
-        with speaking() as say:
-            say("measuring the unpruned model, and what its channels are worth")
-            try:
-                content: dict[str, Any] = ray.get(task.remote(context))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # the worker's own error, which says what to do
+        with working("measuring the unpruned model", folder.path / EVENTS) as look:
+            content: dict[str, Any] = result_of(task.remote(context), look)
         if identity is not None:
             identity.save_rows(folder)
             content = {**content, **identity.content()}

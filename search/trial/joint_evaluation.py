@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ def evaluate_together(
     device: str,
     gate: DeviceGate,
     evaluator: Evaluator,
+    say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
@@ -34,7 +35,7 @@ def evaluate_together(
     ``sizes``: side of a network's images, pixels, where it is not the run's; ``evaluator``: on the validation split at
     the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
     with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
-    likewise. Picks have ``map50_95_over`` too: native rival -> [difference, low, high].
+    likewise. Picks have ``map50_95_over`` too: native rival -> [difference, low, high]. ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import Turn
@@ -50,14 +51,15 @@ def evaluate_together(
     seen: dict[str, ImageStats] = {}
     for imgsz, members in _by_size(models, sizes, own).items():
         with closing(evaluator_of(imgsz, "val")) as sized:
-            seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found)
+            seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found, say)
+    say("comparing them image by image")
     _compare(seen, "", config.search.seed, found, turn)
     _compare_with_natives(seen, config.search.seed, found, turn)
     if has_split(data.path, TEST, models[BASELINE]):
         seen = {}
         for imgsz, members in _by_size(models, sizes, own).items():
             with closing(evaluator_of(imgsz, TEST)) as test:
-                seen |= _evaluate_split(members, test, f"{TEST}_", found)
+                seen |= _evaluate_split(members, test, f"{TEST}_", found, say)
         _compare(seen, f"{TEST}_", config.search.seed, found, turn)
     return found
 
@@ -71,13 +73,19 @@ def _by_size(models: Mapping[str, Any], sizes: Mapping[str, int | None], own: in
 
 
 def _evaluate_split(
-    models: Mapping[str, Any], evaluator: Evaluator, prefix: str, found: dict[str, dict[str, Any]]
+    models: Mapping[str, Any],
+    evaluator: Evaluator,
+    prefix: str,
+    found: dict[str, dict[str, Any]],
+    say: Callable[[str], None],
 ) -> dict[str, ImageStats]:
     """Writes the metrics into `found`; what each network saw image by image, nothing for classifiers."""
     from paretoprune.pruning.yolo.tasks import kind_of
 
     seen = {}
-    for name, model in models.items():
+    split = " on the test split" if prefix else ""
+    for number, (name, model) in enumerate(models.items(), 1):
+        say(f"validating {name}{split} ({number} of {len(models)})")
         if kind_of(model) == "classify":
             metrics = evaluator.run(model)
         else:

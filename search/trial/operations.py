@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection, TrialSection
 
+Say = Callable[[str], None]
+"""Takes a line for people about what is done now."""
+
 KEPT_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 NOISE_KEEP = (0.8, 0.6, 0.4)  # shares of the multiply-adds
 NOISE_RESAMPLES = 100  # a standard deviation from them is good to 7 %
@@ -184,10 +187,10 @@ class PruningTools:
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(
-        self, models: Mapping[str, Any], sizes: Mapping[str, int | None]
+        self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Say
     ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.evaluate_together`."""
-        return evaluate_together(models, sizes, self._config, self.device, self._gate, self._evaluator)
+        return evaluate_together(models, sizes, self._config, self.device, self._gate, self._evaluator, say)
 
     def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
@@ -211,13 +214,13 @@ class PruningTools:
         if found is not None:
             self._bench.scores, self._scored = found, True
 
-    def _score(self) -> None:
+    def _score(self, say: Say = lambda text: None) -> None:
         """Score the channels, if they are not yet: once a run, so in the order in which steps give them up."""
         from paretoprune.pruning.budget.progressive import path_scores
 
         own = self._own
         if not own._scored and own._bench.importance == own._bench.loss_criterion:
-            own._bench.scores = path_scores(own._bench, lambda line: None)
+            own._bench.scores = path_scores(own._bench, say)
         own._scored = True
 
     def _scores_made_from(self) -> dict[str, Any]:
@@ -233,9 +236,12 @@ class PruningTools:
             "order": "of removal in steps",
         }
 
-    def describe(self) -> dict[str, Any]:
-        """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``."""
-        self._score()
+    def describe(self, say: Say) -> dict[str, Any]:
+        """The layer table, the geometry and what else holds for the whole run, for ``baseline.json``.
+
+        ``say`` is told what is done.
+        """
+        self._score(say)
         table = self._bench.table
         groups = [
             {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
@@ -245,11 +251,11 @@ class PruningTools:
             "layers": table.to_rows(),
             "groups": groups,
             "geometry": self._bench.geometry.to_json(),
-            "sensitivity": self._sensitivity(),
-            "noise": self._noise(),
+            "sensitivity": self._sensitivity(say),
+            "noise": self._noise(say),
         }
 
-    def _noise(self) -> dict[str, Any]:
+    def _noise(self, say: Say) -> dict[str, Any]:
         """How much of a difference in accuracy is the choice of validation images (``pruning.evaluation.bootstrap``).
 
         Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much. Where
@@ -261,11 +267,13 @@ class PruningTools:
         if kind_of(self.baseline) == "classify":  # a share of images: their number gives a bound
             self._evaluator.run(self.baseline)
             return {"images": self._evaluator.images}
+        say("noise of the accuracy: validating the model image by image")
         reference = self._evaluator.run_by_image(self.baseline)[1]
         for keep in NOISE_KEEP if len(reference) > 1 else ():
             ratios = self._bench.allocated(keep)
             if ratios is None:
                 break
+            say(f"noise of the accuracy: refitting and validating a copy with {keep:.0%} of its work")
             model, plan = self._bench.prune(ratios)
             self._bench.recover(model, plan, how="refit")  # unrefitted it finds nothing: all would differ
             seen = self._evaluator.run_by_image(model)[1]
@@ -280,8 +288,9 @@ class PruningTools:
                 return {**stds, "images": noise.images, "source": source}
         return {"images": len(reference)}  # which gives a bound
 
-    def _sensitivity(self) -> list[dict[str, Any]]:
+    def _sensitivity(self, say: Say) -> list[dict[str, Any]]:
         """Plans by sensitivity for the warm start, heavier and heavier, as far as the widths go."""
+        say("choosing the first plans by sensitivity")
         rows = []
         for keep in KEPT_SHARES:
             ratios = self._bench.allocated(keep)

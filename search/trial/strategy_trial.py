@@ -17,7 +17,7 @@ from paretoprune.base.device_gate import DeviceGate
 from paretoprune.pruning.names import SEQUENTIAL
 from paretoprune.results.store.accuracy import accuracy_of
 from paretoprune.search.trial.context import OnEpoch, PlanLike, Tuned
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningTools, Say
 
 if TYPE_CHECKING:
     from paretoprune.pruning.plan import Plan
@@ -52,12 +52,12 @@ class StrategyTrialTools(PruningTools):
         """Size and cost, and which strategy the network is of."""
         return {**super().stats(model), "strategy": self._strategy.name}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, say: Say) -> dict[str, Any]:
         """What holds for the whole run; without the geometry where widths do not follow from ratios.
 
         Latency is predicted from it, and an adapter's mappings or layers that were skipped are not in it.
         """
-        content = super().describe()
+        content = super().describe(say)
         return content if self._strategy.name == SEQUENTIAL else {k: v for k, v in content.items() if k != "geometry"}
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:

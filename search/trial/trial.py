@@ -253,8 +253,13 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
     if not course.reached(0, start) and worth_training:
         latency.measure()
         course.costs = {**stats, **latency.costs()}
-        with clock.phase("finetune"):
-            tuned = work.tools.finetune(model, work.folder, course.reached, start)
+
+        def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
+            clock.event("epoch", epoch=epoch, **accuracies(metrics))
+            return course.reached(epoch, metrics)
+
+        with clock.phase("finetune", epochs=settings.epochs):
+            tuned = work.tools.finetune(model, work.folder, on_epoch, start)
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
         figures = latency.figures()
     with clock.phase("save"), work.gate.using():

@@ -46,7 +46,7 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
     settings = trial_settings(config, context.baseline_latency_ms)
     judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
     clock = PhaseClock(folder / EVENTS)
-    with claimed(folder, lambda holder: clock.event("phase_started", phase=f"wait for {holder}")):
+    with claimed(folder, lambda holder: clock.event("phase_started", phase=f"waiting for {holder}")):
         return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
 
 
@@ -90,15 +90,19 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     from paretoprune.cluster.environment import describe_environment
 
     config = context.config
+    say = PhaseClock(context.folder.path / EVENTS).step
+    say("loading the model")
     tools, gate = tools_of(context)
     model = tools.baseline
     with tools.logging(context.folder.path / "baseline.log"):
+        say("validating it")
         metrics: dict[str, Any] = dict(tools.evaluate(model))
+        say("timing it")
         measured = tools.start_measure(model).result()
         with gate.using():
             metrics.update(tools.stats(model))
     metrics.update(latency_metrics({**measured, **ITSELF}, float(measured["median_ms"])))
-    described = tools.describe()
+    described = tools.describe(say)
     tools.keep_scores(context.folder.path)
     return {
         "data": config.data.path,

@@ -146,7 +146,7 @@ class FakeTools:
         return Tuned({"native": 0.5}, 2, 1, {}, {}), "as pretended"
 
     def evaluate_together(
-        self, models: Mapping[str, Any], sizes: Mapping[str, int | None]
+        self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Any
     ) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for name, model in models.items():
@@ -163,7 +163,7 @@ class FakeTools:
     def release(self) -> None:
         self.calls.append("release")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, say: Any) -> dict[str, Any]:
         return {"layers": [], "groups": []}
 
     def _note(self, phase: str, ratios: Mapping[str, float]) -> None:
@@ -204,11 +204,11 @@ class ProfiledTools(FakeTools):
 
     profiles: Path
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, say: Any) -> dict[str, Any]:
         with self.profiles.open("a") as file:
             file.write("profiled\n")
         ratios = dict.fromkeys(("model.0.c0", "model.0.d0"), 0.25)
-        return {**super().describe(), "sensitivity": [{"keep": 0.9, "ratios": ratios}]}
+        return {**super().describe(say), "sensitivity": [{"keep": 0.9, "ratios": ratios}]}
 
 
 def profiled_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:

@@ -74,13 +74,7 @@ def test_the_budget_is_met_within_a_step(bench: Workbench, unit: Unit) -> None:
 def test_what_it_does_is_said_in_order(bench: Workbench) -> None:
     said: list[str] = []
     cut_to(bench, Budget(0.9), recover="bn", report=said.append)
-    begins = [
-        "reading 4 calibration",
-        "calibration: 4 training images",
-        "scoring channels on 4",
-        "cutting",
-        "recovering",
-    ]
+    begins = ["reading 4 calibration", "scoring channels on 4", "cutting", "recovering"]
     places = [next(i for i, line in enumerate(said) if line.startswith(begin)) for begin in begins]
     assert places == sorted(places)
 

@@ -92,7 +92,9 @@ def test_a_speed_by_plans_timed_now(data: Path, capsys: Captured, monkeypatch: p
     """The heaviest of them is beyond what the speed needs, on a machine where latency falls slowly."""
     asked: list[tuple[dict[str, float], int]] = []
 
-    def timed(bench: Workbench, wanted: dict[str, float], count: int, device: str) -> prune_budget.Measured:
+    def timed(
+        bench: Workbench, wanted: dict[str, float], count: int, device: str, say: object
+    ) -> prune_budget.Measured:
         from paretoprune.pruning.latency.model import MeasuredPlan
         from paretoprune.search.api.prune_estimate import scattered
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from paretoprune.results.store.accuracy import trade_off_text
 from paretoprune.results.store.records import TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.cli import run
@@ -103,8 +104,11 @@ def test_pick_is_never_worse_than_its_trial_and_measured_beside_the_baseline(rea
     assert selected.after["map50_95"] >= selected.before["map50_95"] - 1e-3
     assert selected.baseline["latency_measured_ms"] > 0
     lines = closing_lines(real_run, [selected], real_run.report_html)
-    assert len(lines) == 3
-    assert "speed-up" in lines[1]
+    assert lines[0].split()[0] == "network"
+    assert lines[1].startswith("unpruned")
+    assert lines[2].startswith(selected.trial_id)
+    assert lines[2].endswith(trade_off_text(selected.after, selected.baseline))
+    assert "  paretoprune finetune runs/my" in lines
 
 
 def test_picks_native_and_baseline_are_judged_in_one_session(real_run: RunFolder) -> None:

@@ -18,7 +18,7 @@ from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.config.run_config import build_config
 from paretoprune.search.stopping.rungs import RungReport
-from paretoprune.search.storage.event_log import last_phase
+from paretoprune.search.storage.event_log import activity
 from paretoprune.search.storage.request import TrialRequest, plan_of
 from paretoprune.search.trial.trial import TrialSettings, latency_metrics, run_trial
 from paretoprune.search.worker.worker import ingredients
@@ -94,7 +94,7 @@ def test_record_holds_the_figures_and_lies_on_disk(tmp_path: Path) -> None:
     assert metrics["baseline_latency_measured_ms"] == 20.0
     assert TrialRecord.from_json(json.loads((tmp_path / "t0001" / "record.json").read_text())) == record
     assert json.loads((tmp_path / "t0001" / "plan.json").read_text())["hash"] == record.plan_hash
-    assert last_phase(tmp_path / "t0001" / "events.jsonl") == "save"
+    assert activity(tmp_path / "t0001" / "events.jsonl").text == "finished"
 
 
 def test_record_says_what_the_network_was_made_with(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_channels_are_those_of_the_runs_size_and_one_other_size_is_kept(tools: A
 def test_networks_of_several_sizes_are_compared_on_the_same_images(tools: Any) -> None:
     small, _ = tools.prune(Plan(RATIOS, imgsz=SMALL))
     models, sizes = {"baseline": tools.baseline, "t0001": small}, {"t0001": SMALL}
-    found = tools.evaluate_together(models, sizes)
+    found = tools.evaluate_together(models, sizes, print)
     data = tools._config.data
     for name, network in models.items():
         alone = evaluate(network, data.path, sizes.get(name, OWN), "cpu", data.batch)
