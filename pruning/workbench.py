@@ -32,7 +32,7 @@ from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay,
 from paretoprune.pruning.training.distillation import distil
 from paretoprune.pruning.training.single_device import inherited_arguments
 from paretoprune.pruning.training.teacher import check_teacher
-from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
+from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy
@@ -53,7 +53,7 @@ class Workbench:
     Args:
         model_path: the unpruned checkpoint.
         data: data.yaml for calibration; None where neither the criterion nor the recovery looks at images.
-        imgsz: side of the calibration images, pixels.
+        imgsz: size of the calibration images: a square's side, or height and width, pixels.
         trust_checkpoint: load `model_path` without a look at what it would run.
         device: where importance, refit and recalibration compute ("cpu", "cuda:0").
         gate: entered for whatever it computes, and given up between the parts: a measurement waits for one part.
@@ -63,7 +63,7 @@ class Workbench:
         self,
         model_path: str,
         data: str | None = None,
-        imgsz: int = 640,
+        imgsz: ImageSize = 640,
         device: str = "cpu",
         calibration_images: int = 128,
         importance: str = "reconstruction",
@@ -186,7 +186,7 @@ class Workbench:
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """The images that a recovery looks at, (images, channels, imgsz, imgsz).
+        """The images that a recovery looks at, (images, channels, height, width).
 
         The calibration images; where the training images are fewer than were asked for, augmented ones besides. COCO's
         yolov8n, 45 % fewer multiply-adds: 128 images 0.125 mAP50-95, 384 augmented ones besides 0.136.

@@ -164,8 +164,8 @@ def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Te
     return torch.cat(found)
 
 
-def augmented_images(data: str, model: nn.Module, imgsz: int, images: range, seed: int = 0) -> torch.Tensor:
-    """Training images as augmentation changes them, float32, shape (images, channels, imgsz, imgsz).
+def augmented_images(data: str, model: nn.Module, imgsz: ImageSize, images: range, seed: int = 0) -> torch.Tensor:
+    """Training images as augmentation changes them, float32, shape (images, channels, height, width).
 
     Moved, scaled, mirrored and coloured as in the training of `model`, where its checkpoint says how, else by
     Ultralytics' defaults; never joined of several. Number k of the numbers `images` is made of a training image whose
@@ -182,24 +182,33 @@ def augmented_images(data: str, model: nn.Module, imgsz: int, images: range, see
         stride = SPACING if len(dataset) >= SPACING else 1
         sources = [k % stride + stride * (k // stride % (len(dataset) // stride)) for k in images]
         found = torch.stack([torch.as_tensor(dataset[source]["img"]) for source in sources])
+    # Augmentation works on squares, as a training does; of a rectangle it is their middle
+    height, width = height_width(imgsz)
+    top, left = (found.shape[2] - height) // 2, (found.shape[3] - width) // 2
+    found = found[:, :, top : top + height, left : left + width]
     return found if found.is_floating_point() else found.float() / 255
 
 
-def _dataset(data: str, model: nn.Module, imgsz: int, changes: Mapping[str, Any] | None = None) -> Any:
-    """The training split as validation would read it; as training would, by these augmentations, where they are given.
+def _dataset(data: str, model: nn.Module, imgsz: ImageSize, changes: Mapping[str, Any] | None = None) -> Any:
+    """The training split as validation would read it, letterboxed into `imgsz`; as training would, by these
+    augmentations, where they are given.
 
     A classifier's images are then cropped, too, but neither erased nor changed by an automatic policy.
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import ClassificationDataset
+    from ultralytics.data.augment import LetterBox
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
 
     kind, task, augment = kind_of(model), task_of(model), changes is not None
+    side = max(height_width(imgsz))
+    if kind == "classify" and not isinstance(imgsz, int):
+        raise PruningError(f"a classifier's images are squares, but got {size_text(imgsz)}; give one side")
     place = dataset_file(data, task)
     one = is_single_class(model)
     alone = dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "erasing"), 0.0)
-    own = {"task": task, "imgsz": imgsz, "rect": False, "cache": False, "single_cls": one}
+    own = {"task": task, "imgsz": side, "rect": False, "cache": False, "single_cls": one}
     cfg = get_cfg(overrides={**(changes or {}), **alone, **own})
     if kind == "classify":
         cfg.auto_augment = None
@@ -207,8 +216,14 @@ def _dataset(data: str, model: nn.Module, imgsz: int, changes: Mapping[str, Any]
         return ClassificationDataset(place / "train", cfg, augment=augment, prefix="train", names=names)
     content = read_dataset(place)
     if kind == "rtdetr":
-        return RTDETRDataset(
-            img_path=content["train"], imgsz=imgsz, batch_size=16, augment=augment, hyp=cfg, rect=False, data=content,
+        found: Any = RTDETRDataset(
+            img_path=content["train"], imgsz=side, batch_size=16, augment=augment, hyp=cfg, rect=False, data=content,
             single_cls=one,
         )  # fmt: skip
-    return build_yolo_dataset(cfg, content["train"], 16, content, mode="train" if augment else "val", rect=False)
+    else:
+        found = build_yolo_dataset(cfg, content["train"], 16, content, mode="train" if augment else "val", rect=False)
+    if not augment:
+        for transform in found.transforms.transforms:
+            if isinstance(transform, LetterBox):
+                transform.new_shape = height_width(imgsz)
+    return found

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paretoprune.pruning.errors import PlanError
+from paretoprune.pruning.yolo.image_size import ImageSize, area_of, plain_size
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -76,9 +77,9 @@ class LinearGeometry:
 
 @dataclass(frozen=True)
 class NetworkGeometry:
-    """A network at `imgsz` pixels; `params` and `gflops` are the unpruned one's, counted by Ultralytics."""
+    """A network on images of `imgsz`; `params` and `gflops` are the unpruned one's, counted by Ultralytics."""
 
-    imgsz: int
+    imgsz: ImageSize
     params: int
     gflops: float
     groups: tuple[GroupGeometry, ...]
@@ -89,14 +90,14 @@ class NetworkGeometry:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        return asdict(self)
+        return {**asdict(self), "imgsz": plain_size(self.imgsz)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NetworkGeometry:
         """Inverse of `to_json`. Raises `PlanError` for anything else."""
         try:
             return cls(
-                imgsz=int(data["imgsz"]),
+                imgsz=_size(data["imgsz"]),
                 params=int(data["params"]),
                 gflops=float(data["gflops"]),
                 groups=tuple(GroupGeometry(g["name"], tuple(g["layers"]), int(g["channels"])) for g in data["groups"]),
@@ -149,15 +150,15 @@ class NetworkGeometry:
         operations = self._operations(whole) - self._operations(shares)
         return params / 1e6, self.gflops - operations / 1e9
 
-    def at(self, imgsz: int | None) -> NetworkGeometry:
-        """The same network on inputs of another side, pixels; None: this one's own.
+    def at(self, imgsz: ImageSize | None) -> NetworkGeometry:
+        """The same network on inputs of another size; None: this one's own.
 
         Positions and operations grow with the input's area, but for what comes after a global pooling.
         """
         if imgsz is None or imgsz == self.imgsz:
             return self
         if imgsz not in self._others:
-            area = (imgsz / self.imgsz) ** 2
+            area = area_of(imgsz) / area_of(self.imgsz)
 
             def scaled(count: int) -> int:
                 return count if count <= 1 else round(count * area)
@@ -178,7 +179,7 @@ class NetworkGeometry:
         return self._others[imgsz]
 
     @cached_property
-    def _others(self) -> dict[int, NetworkGeometry]:
+    def _others(self) -> dict[ImageSize, NetworkGeometry]:
         return {}
 
     @property
@@ -235,6 +236,10 @@ class NetworkGeometry:
         """Weights of all linear layers together, shape (plans,)."""
         read = np.rint(kept @ _counts([x.inputs for x in self.linears], len(self.groups)).T)
         return np.asarray((read * np.rint(kept @ self._features.T)).sum(axis=1))
+
+
+def _size(given: Any) -> ImageSize:
+    return int(given) if isinstance(given, int) else (int(given[0]), int(given[1]))
 
 
 def _linear(data: Mapping[str, Any]) -> LinearGeometry:

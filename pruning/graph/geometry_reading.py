@@ -20,6 +20,7 @@ from paretoprune.pruning.graph.geometry import (
     NormGeometry,
 )
 from paretoprune.pruning.graph.layers import LayerTable
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels, model_stats
 
 
@@ -31,8 +32,8 @@ class Positions:
     written: int = 0
 
 
-def positions(model: nn.Module, names: list[str], imgsz: int) -> dict[str, Positions]:
-    """What one square image makes each of these modules do; those that inference does not reach are left out."""
+def positions(model: nn.Module, names: list[str], imgsz: ImageSize) -> dict[str, Positions]:
+    """What one image makes each of these modules do; those that inference does not reach are left out."""
     model = copy.deepcopy(model).cpu().eval()
     found: dict[str, Positions] = {}
 
@@ -44,12 +45,12 @@ def positions(model: nn.Module, names: list[str], imgsz: int) -> dict[str, Posit
     for name in names:
         model.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: see(name, i, o))  # type: ignore[misc]
     with torch.no_grad():
-        model(torch.zeros(1, input_channels(model), imgsz, imgsz))
+        model(torch.zeros(1, input_channels(model), *height_width(imgsz)))
     return found
 
 
-def read_geometry(model: nn.Module, table: LayerTable, imgsz: int) -> NetworkGeometry:
-    """The geometry of `model` (unpruned, as `table` was built from) at `imgsz` pixels; the model is not touched."""
+def read_geometry(model: nn.Module, table: LayerTable, imgsz: ImageSize) -> NetworkGeometry:
+    """The geometry of `model` (unpruned, as `table` was built from) on images of this size; it is not touched."""
     group_of_class = np.full(table.class_count, FIXED)
     for group in table.groups:
         for part in group.parts:

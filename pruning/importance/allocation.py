@@ -21,6 +21,7 @@ from torch import nn
 from paretoprune.pruning.errors import PlanError
 from paretoprune.pruning.graph.geometry_reading import positions
 from paretoprune.pruning.graph.layers import ALWAYS, Group, LayerTable
+from paretoprune.pruning.yolo.image_size import ImageSize
 
 Unit = Literal["macs", "params"]
 UNITS: tuple[Unit, ...] = ("macs", "params")
@@ -45,8 +46,8 @@ class Cost:
     inputs: np.ndarray
 
 
-def conv_costs(model: nn.Module, table: LayerTable, imgsz: int) -> tuple[Cost, ...]:
-    """Multiply-adds of every convolution that a forward pass of one `imgsz` square image reaches."""
+def conv_costs(model: nn.Module, table: LayerTable, imgsz: ImageSize) -> tuple[Cost, ...]:
+    """Multiply-adds of every convolution that a forward pass of one image of this size reaches."""
     found = []
     for name, seen in positions(model, list(table.convs), imgsz).items():
         conv: Any = model.get_submodule(name)

@@ -13,6 +13,7 @@ import numpy as np
 
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.yolo.image_size import ImageSize, area_of
 
 _LANES = 16  # channels that a vector unit works on together: 512 bits of float32; a GPU's matrix units take 8 or 16
 
@@ -39,17 +40,17 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
     Raises `PlanError` for a layer that is in no group.
     """
     theirs = _counts(geometry, np.ones((1, len(geometry.groups))))
-    sizes = np.array([plan.imgsz or geometry.imgsz for plan in plans])
+    sizes: list[ImageSize] = [plan.imgsz or geometry.imgsz for plan in plans]
     ours = {name: np.empty((len(plans), len(geometry.convs))) for name in theirs}
-    for size in np.unique(sizes).tolist():
-        at, rows = geometry.at(size), np.flatnonzero(sizes == size).tolist()
+    for size in dict.fromkeys(sizes):
+        at, rows = geometry.at(size), [row for row, its in enumerate(sizes) if its == size]
         for name, counts in _counts(at, at.shares([plans[row].ratios for row in rows])).items():
             ours[name][rows] = counts
     area = np.array([conv.area for conv in geometry.convs])
     deep = geometry.depthwise
     kinds = [kind for kind in ((area == 1) & ~deep, (area > 1) & ~deep, deep) if kind.any()]
     everything = np.ones(len(geometry.convs), dtype=bool)
-    columns = [np.ones(len(plans)), (sizes / geometry.imgsz) ** 2]
+    columns = [np.ones(len(plans)), np.array([area_of(size) for size in sizes]) / area_of(geometry.imgsz)]
     for name, subsets in {
         "macs": kinds, "padded": kinds, "written": [everything], "read": [everything], "weights": [everything],
     }.items():  # fmt: skip

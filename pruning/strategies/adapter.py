@@ -20,6 +20,7 @@ from paretoprune.pruning.strategies.mapping import Cut, fold, insert, reconstruc
 from paretoprune.pruning.strategies.readers import sole_readers
 from paretoprune.pruning.surgery.surgery import choose_kept, resolve
 from paretoprune.pruning.workbench import Workbench, check_recovery
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.saving import plain_copy
 
@@ -117,13 +118,13 @@ def _may_add(model: nn.Module, reader: str | None) -> bool:
     return not any(conv.padding) and (conv.bias is not None or wrapped)
 
 
-def _overhead(model: nn.Module, cuts: Sequence[Cut], imgsz: int) -> dict[str, float]:
+def _overhead(model: nn.Module, cuts: Sequence[Cut], imgsz: ImageSize) -> dict[str, float]:
     model = plain_copy(model)
     operations: list[int] = []
     mappings: list[Any] = [model.get_submodule(f"{c.layer}.1") for c in cuts]
     for mapping in mappings:
         mapping.register_forward_hook(lambda m, _, out: operations.append(m.weight.numel() * out[0, 0].numel()))
     with torch.no_grad():
-        model(torch.zeros(1, input_channels(model), imgsz, imgsz))
+        model(torch.zeros(1, input_channels(model), *height_width(imgsz)))
     parameters = sum(p.numel() for m in mappings for p in m.parameters())
     return {"overhead_params_m": parameters / 1e6, "overhead_gflops": 2 * sum(operations) / 1e9}

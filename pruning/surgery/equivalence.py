@@ -32,6 +32,7 @@ from paretoprune.pruning.graph.branches import find_branches, name_after
 from paretoprune.pruning.graph.elementwise import value_at_zero
 from paretoprune.pruning.graph.passes import Pass, passes_of
 from paretoprune.pruning.surgery.cloning import clone
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state
 
@@ -59,12 +60,13 @@ class EquivalenceCheck:
 
     Args:
         model: the unpruned network, on the CPU; neither it nor a pruned one is touched: copies are run.
-        imgsz: side of the input it is meant for, pixels; used where it does not run on a small one.
+        imgsz: size of the input it is meant for; a square of its larger side is used where a small one does not run.
     """
 
-    def __init__(self, model: nn.Module, imgsz: int) -> None:
+    def __init__(self, model: nn.Module, imgsz: ImageSize) -> None:
         self._model = model
-        self._sizes = (2 * _stride(model), 128, imgsz)  # 128: the smallest square that gives RT-DETR its 300 anchors
+        # 128: the smallest square that gives RT-DETR its 300 anchors
+        self._sizes = (2 * _stride(model), 128, max(height_width(imgsz)))
 
     def check(self, pruned: nn.Module, kept: Mapping[str, tuple[int, ...]], branches: Collection[str] = ()) -> None:
         """Compare `pruned` (on the CPU) with the network in which only the channels of `kept` (see `Plan.kept`) answer.

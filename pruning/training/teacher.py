@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.output_distribution import output_divergence, raw_outputs, unknown_outputs
 from paretoprune.pruning.yolo.saving import plain_copy
@@ -76,10 +77,10 @@ class TaughtModel(nn.Module):
         return best
 
 
-def check_teacher(model: nn.Module, imgsz: int) -> None:
+def check_teacher(model: nn.Module, imgsz: ImageSize) -> None:
     """Raise PruningError where a network like `model` cannot teach: what its head gives is not known."""
     copy = plain_copy(model)
-    if reason := unknown_outputs(copy, torch.zeros(1, input_channels(copy), imgsz, imgsz)):
+    if reason := unknown_outputs(copy, torch.zeros(1, input_channels(copy), *height_width(imgsz))):
         raise PruningError(f"distillation needs a head whose outputs are known, but {reason}; set distill off")
 
 

@@ -45,8 +45,24 @@ def check_image_size(imgsz: ImageSize, stride: int = STRIDE, whose: str = "") ->
         raise PruningError(f"the image size must be {why}, but got {size_text(imgsz)}: use {size_text(right)}")
 
 
-def trained_size(args: Any, stride: int = STRIDE) -> int:
-    """The side of the images, pixels, by a checkpoint's training arguments (mapping or namespace); else 640."""
+def trained_size(args: Any, stride: int = STRIDE) -> ImageSize:
+    """The size of the images by a checkpoint's training arguments (mapping or namespace); else 640.
+
+    Height and width only of a network that was pruned for them: a training of Ultralytics is by squares.
+    """
     size = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
-    size = max(size) if isinstance(size, (list, tuple)) else size  # a training takes the larger one
-    return max(height_width(rounded_up(int(size) if size else 640, stride)))
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] != size[1]:
+        return rounded_up((int(size[0]), int(size[1])), stride)
+    side = max(size) if isinstance(size, (list, tuple)) else size
+    return rounded_up(int(side) if side else 640, stride)
+
+
+def area_of(imgsz: ImageSize) -> int:
+    """Pixels."""
+    height, width = height_width(imgsz)
+    return height * width
+
+
+def plain_size(imgsz: ImageSize) -> int | list[int]:
+    """As JSON and a checkpoint's arguments hold it."""
+    return imgsz if isinstance(imgsz, int) else list(imgsz)

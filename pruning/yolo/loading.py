@@ -12,6 +12,7 @@ from torch import nn
 
 from paretoprune.base.errors import typed_line
 from paretoprune.pruning.errors import ModelError, RefusedNameError
+from paretoprune.pruning.yolo.image_size import ImageSize
 from paretoprune.pruning.yolo.pickle_check import REMEDY, check_bounds
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics, trusting
 
@@ -109,8 +110,8 @@ def _unusable(path: str | Path, error: Exception) -> ModelError:
     )
 
 
-def model_stats(model: nn.Module, imgsz: int) -> ModelStats:
-    """Cost of a model, counted as `model.info()` of stock Ultralytics does. The model is not touched."""
+def model_stats(model: nn.Module, imgsz: ImageSize) -> ModelStats:
+    """Cost of a model on an image of this size, counted as stock `model.info()` does. The model is not touched."""
     from ultralytics.utils.torch_utils import get_flops
 
     parameters = sum(p.numel() for p in model.parameters())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.base.messages import Listener, heard_by, note, speaking
 from paretoprune.pruning.names import STRUCTURAL
 from paretoprune.pruning.plan import Plan, check_ratio
+from paretoprune.pruning.yolo.image_size import ImageSize
 from paretoprune.search.api.overwriting import check_output
 from paretoprune.search.api.prune_budget import Goal, cut_to_goal, goal_of, prediction_row
 from paretoprune.search.api.prune_estimate import Measured, by_measuring, check_cuts, foretell, from_run
@@ -80,7 +81,7 @@ class Pruned:
     plan: Plan
     made_with: dict[str, str]
     baseline: Any
-    imgsz: int
+    imgsz: ImageSize
     reads: tuple[str | Path | None, ...]
     layers_cut: int
     figures: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +155,7 @@ class PruneJob:
     recover: str | None = None
     strategy: str = STRUCTURAL
     round_to: int = 8
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
     calibration_images: int = 512
     seed: int = 0
     measure: int | None = None
@@ -192,13 +193,14 @@ class PruneJob:
             check_ratio("`ratio`", self.ratio)
             return {"*": self.ratio}
         plan = Plan.load(self.plan) if isinstance(self.plan, (str, Path)) else self.plan or {}
-        if isinstance(plan, Plan) and None not in (plan.imgsz, self.imgsz):
-            return replace(plan, imgsz=self.imgsz)  # it is wanted for other images than those it was made for
+        if isinstance(plan, Plan) and plan.imgsz is not None and self.imgsz is not None:
+            # It is wanted for other images than those it was made for; a plan says squares only
+            return replace(plan, imgsz=self.imgsz if isinstance(self.imgsz, int) else None)
         return plan
 
     @property
-    def size(self) -> int:
-        """Side of the images, pixels: the one given, else the plan's, else 640."""
+    def size(self) -> ImageSize:
+        """Of the images, pixels: the one given, else the plan's, else 640."""
         return self.imgsz or (self.wanted.imgsz if isinstance(self.wanted, Plan) else None) or DEFAULT_SIZE
 
     @property

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretoprune.base.messages import Listener
+from paretoprune.pruning.yolo.image_size import size_text
 from paretoprune.search.errors import SearchError
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def from_run(run: Path, geometry: NetworkGeometry) -> Measured:
         raise SearchError(f"{run} searched another model than this one; give the run of this model, or --measure 12")
     if theirs.imgsz != geometry.imgsz:
         raise SearchError(
-            f"{run} measured at {theirs.imgsz} px, but --imgsz is {geometry.imgsz}; give --imgsz {theirs.imgsz}"
+            f"{run} measured at {size_text(theirs.imgsz)} px, but --imgsz is {size_text(geometry.imgsz)}; "
+            f"give --imgsz {size_text(theirs.imgsz)}"
         )
     plans = tuple(plan for record in folder.read_records() if (plan := measured_plan(record)) is not None)
     if len(plans) < FEWEST_PLANS:
@@ -153,7 +155,7 @@ def by_measuring(bench: Any, wanted: Any, count: int, device: str, say: Listener
         low, high = found.speedup_ci95
         plans.append(MeasuredPlan(plan, 1 / found.speedup, (high - low) / 2 / found.speedup))
         baselines.append(found.baseline_median_ms)
-    source = f"{count} plans measured now at {bench.imgsz} px, on {device}"
+    source = f"{count} plans measured now at {size_text(bench.imgsz)} px, on {device}"
     return Measured(tuple(plans), float(np.median(baselines)), source)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
-from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, trust_option
+from paretoprune.search.commands.options import FILE, FOLDER, SIZE_OR_PAIR, format_option, trust_option
 from paretoprune.search.commands.output import as_table, echo, emit, emit_one
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 @click.option(
     "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to a multiple of this."
 )
-@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: the plan's, else 640]")
+@click.option(
+    "--imgsz",
+    type=SIZE_OR_PAIR,
+    help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: the plan's, else 640]",
+)
 @click.option(
     "--calibration-images",
     type=click.IntRange(min=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.export.check import EXACT, Backend, check_export, measure_export, real_images
 from paretoprune.pruning.export.exporter import export_model, export_path
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.latency.pair import measure_pair
 from paretoprune.pruning.latency.runtimes import ExportCache, SessionSpec, open_session
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.image_size import check_image_size, rounded_up, stride_of, trained_size
+from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import save_checkpoint
+from paretoprune.search.api.models import prune
 from tests.pruning.tiny import _YAML as TINY
 from tests.pruning.tiny import tiny_model
 
@@ -77,7 +83,12 @@ def test_the_stride_is_the_models_and_a_checkpoints_own_size_is_what_its_trainin
     assert stride_of(model) == 32  # Ultralytics trains at no smaller multiples
     model.stride = torch.tensor([8.0, 64.0])
     assert stride_of(model) == 64
-    assert [trained_size({"imgsz": size}, 64) for size in (None, 100, [320, 200])] == [640, 128, 320]
+    assert [trained_size({"imgsz": size}, 64) for size in (None, 100, [320, 200], [96, 96])] == [
+        640,
+        128,
+        (320, 256),
+        128,
+    ]
 
 
 def test_a_size_that_the_models_stride_does_not_take_is_said_before_anything_is_computed(tmp_path: Path) -> None:
@@ -185,3 +196,24 @@ def test_an_export_replaces_the_one_before_and_leaves_nothing_else(tmp_path: Pat
     for _ in range(2):
         assert export_model(path, "torchscript", 64) == tmp_path / "tiny.torchscript"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["tiny.pt", "tiny.torchscript"]
+
+
+def test_a_network_is_pruned_for_a_rectangle(tmp_path: Path) -> None:
+    """Calibration, cost and checkpoint are of exactly this height and width, which stock Ultralytics then takes."""
+    model, data, size = saved(tmp_path), dataset(tmp_path / "data"), (64, 96)
+    pruned = prune(model, ratio=0.5, data=data, imgsz=size, round_to=1, calibration_images=4, importance="l2")
+    bench = Workbench(str(model), data, size, calibration_images=4)
+    assert bench.calibration.images.shape == (3, 3, *size)
+    assert bench.images.shape == (4, 3, *size)  # the fourth one augmented
+    content = bench.calibration.images[0]  # 90 high, 50 wide: 64 x 36 in the middle, grey beside it
+    assert float((content[:, :, :29] - 114 / 255).abs().max()) < 0.01
+    assert float((content[:, :, 32:64] - 114 / 255).abs().max()) > 0.2
+    by_square = bench.geometry.gflops / read_geometry(bench.model, bench.table, 96).gflops
+    assert by_square == pytest.approx(64 / 96)
+    assert NetworkGeometry.from_json(json.loads(json.dumps(bench.geometry.to_json()))) == bench.geometry
+    written = pruned.save(tmp_path / "out.pt")
+    assert load_model(written).args["imgsz"] == [64, 96]
+    stock, seen = YOLO(written), []
+    stock.model.model[0].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    stock.predict(np.zeros((64, 96, 3), np.uint8), verbose=False, save=False, device="cpu")
+    assert seen[-1] == size
