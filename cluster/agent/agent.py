@@ -378,7 +378,7 @@ class Command(Runner):
 
 
 RUNNERS = {
-    "onnx": OnnxRuntime, "openvino": OpenVino, "tensorrt": TensorRt, "ncnn": Ncnn, "tflite": LiteRt, "rknn": Rknn,
+    "onnx": OnnxRuntime, "openvino": OpenVino, "tensorrt": TensorRt, "ncnn": Ncnn, "litert": LiteRt, "rknn": Rknn,
     "hailo": Hailo,
 }  # fmt: skip
 
@@ -864,7 +864,7 @@ class Agent:
         """The measurement of an id."""
         with self._turn:
             for each in self._queue:
-                if hmac.compare_digest(each.id, name):
+                if hmac.compare_digest(each.id.encode(), name.encode("utf-8", "surrogateescape")):
                     return each
         raise RefusedError(404, "there is no such measurement")
 
@@ -1052,7 +1052,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {**device_facts(), "state": device_state(), "commands": commands, **limits})
         elif parts[0] == "models" and len(parts) == 2 and verb in ("GET", "HEAD"):
             there = agent.store.has(parts[1])
-            self._send(200 if there else 404, {"there": there})
+            self._send(200 if there else 404, {"there": there, "max_file_bytes": agent.store.most_file})
         elif parts[0] == "models" and len(parts) == 2 and verb == "PUT":
             size = self._length(agent.store.most_file)
             agent.store.path(parts[1])

@@ -60,11 +60,16 @@ class AgentClient:
         """Have the device keep a file, unless it does; its hash, by which requests name it."""
         sha = hashlib.sha256(content).hexdigest()
         with self._asked("GET", f"/models/{sha}", ANSWER_S) as answer:
-            answer.read()
+            said: dict[str, Any] = json.loads(answer.read(1 << 20))
             if answer.status == 200:
                 return sha
             if answer.status != 404:
-                raise self._error(answer.status, {})
+                raise self._error(answer.status, said)
+        if len(content) > said["max_file_bytes"]:  # sent all the same, the refusal might be lost in the upload's end
+            raise AgentError(
+                f"the agent at {self.address} takes files of at most {said['max_file_bytes']} bytes, but this network "
+                f"has {len(content)}; start it with a larger --max-file-mb"
+            )
         with self._asked("PUT", f"/models/{sha}", SILENCE_S, content) as answer:
             self._checked(answer)
         return sha

@@ -186,6 +186,12 @@ class TestFiles:
         assert ask(server, "GET", f"/models/{sha(content)}")[0] == 200
         assert (server.agent.store.folder / sha(content)).read_bytes() == content
 
+    def test_the_client_sends_each_file_once_and_none_that_is_too_large(self, server: agent.Server) -> None:
+        client = AgentClient(f"http://127.0.0.1:{server.server_address[1]}", TOKEN)
+        assert client.send(b"network") == client.send(b"network") == sha(b"network")
+        with pytest.raises(AgentError, match=r"at most 1048576 bytes, .* has 1048577; .*--max-file-mb"):
+            client.send(bytes(1048577))
+
     def test_another_hash_or_an_early_end_keeps_nothing(self, server: agent.Server) -> None:
         assert ask(server, "PUT", f"/models/{sha(b'other')}", b"network")[0] == 422
         head = (
@@ -267,6 +273,11 @@ class TestHostileRequests:
         assert status == 400, content
         assert "\n" not in content["error"]
         assert server.agent.health()["queue"] == 0
+
+    @pytest.mark.parametrize("name", ["0" * 32, "", "\xe9", "x/y"])
+    def test_another_measurement_is_not_ended(self, server: agent.Server, name: str) -> None:
+        head = f"POST /measure/{name}/enough HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+        assert raw(server, head.encode("latin-1")).startswith(b"HTTP/1.1 404 ")
 
     def test_files_that_are_not_there_are_asked_for(self, server: agent.Server) -> None:
         status, content = ask(server, "POST", "/measure", json.dumps(request_of("0" * 64, "1" * 64)).encode())
