@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from paretoprune.base.messages import speaking
 from paretoprune.cluster.agent.client import AgentClient, AgentPool, read_token
 from paretoprune.cluster.doctor import Check
 from paretoprune.cluster.errors import AgentError
@@ -80,7 +81,9 @@ def _steadiness(address: str, token: str, runtime: str) -> Check:
     network = load_model(BASELINE)
     job = AgentJob(runtime, _SIDE, max_seconds=SECONDS)
     try:
-        found = measure_on_agents(AgentPool([address], token), network, network, job, ExportCache())
+        with speaking() as say:
+            say(f"a network is timed against itself on {address}")
+            found = measure_on_agents(AgentPool([address], token), network, network, job, ExportCache())
     except AgentError as error:
         return Check("steadiness", False, str(error), "see the agent's log on the device")
     low, high = found.speedup_ci95

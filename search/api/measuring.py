@@ -90,6 +90,7 @@ def latencies(
         from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime
         from paretoprune.pruning.yolo.loading import load_model
 
+        results = []
         if latency_target is not None:
             networks = [load_model(str(path), trust_checkpoint) for path in dict.fromkeys((model, against or model))]
             exports = ExportCache()
@@ -97,8 +98,10 @@ def latencies(
                 AgentJob(runtime, imgsz, against_imgsz, half=half, threads=threads, device=device or "auto", **options)
                 for runtime in runtimes
             ]
-            say(f"timing {model} on {latency_target}")
-            return [measure_on_agents(pool, networks[0], networks[-1], job, exports) for job in jobs]
+            for job in jobs:
+                say(f"timing {model} by {job.runtime} on {latency_target}")
+                results.append(measure_on_agents(pool, networks[0], networks[-1], job, exports))
+            return results
         place = device or default_device()
         for runtime in runtimes:
             check_runtime(runtime, place, half)
@@ -106,7 +109,6 @@ def latencies(
         options |= {"baseline_imgsz": against_imgsz}
         candidate = load_model(str(model), trust_checkpoint)
         baseline = candidate if against is None else load_model(str(against), trust_checkpoint)
-        results = []
         for number, runtime in enumerate(runtimes, 1):
             say(f"timing {model} in {runtime} ({number} of {len(runtimes)})")
             with alone_on(place):
