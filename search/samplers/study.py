@@ -102,6 +102,10 @@ class SearchStudy:
             )
         )
 
+    def skip(self, levels: Levels) -> None:
+        """Never ask for this plan: what it gives is measured elsewhere."""
+        self._seen.add(levels)
+
     def ask(self, trial_id: str = "") -> Suggestion | None:
         """The next plan that was not asked before and is not refused: the warm start first; None when every plan of the
         space was. Plans that the user gave are never refused.

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import TRIAL_LOG
+from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import TrialError
@@ -70,6 +71,12 @@ class SweepState:
             self._teller.learn(record)
         for record in self.records:
             self._replay(record)
+        # The unpruned model at every size: free moves, which are measured once by others and never asked as trials
+        plans = {imgsz: space.levels_of(Plan({}, imgsz=imgsz)) for imgsz in space.image_sizes}
+        self._unpruned = {imgsz: levels for imgsz, levels in plans.items() if levels is not None}
+        for levels in self._unpruned.values():
+            self._study.skip(levels)
+        self._free_moves: set[str] = set()
         finished = {record.trial_id for record in self.records}
         left = unfinished(folder, finished)
         self._waiting = [request for request in left if space.levels_of(plan_of(request)) is not None]
@@ -215,7 +222,17 @@ class SweepState:
         self._numbers[request.trial_id] = suggestion.number
         return request
 
+    def _observe_free_moves(self) -> None:
+        """Add the unpruned model at smaller inputs to the study, as far as it was measured by now."""
+        for move in self.folder.read_free_moves():
+            levels = self._unpruned.get(move.imgsz or 0)
+            if levels is not None and move.trial_id not in self._free_moves:
+                self._free_moves.add(move.trial_id)
+                with suppress(TrialError):  # measured without one of the run's objectives: nothing to learn
+                    self._study.replay(levels, self._teller.told(move), move.trial_id)
+
     def _asked(self) -> TrialRequest | None:
+        self._observe_free_moves()
         trial_id = trial_name(self._next)
         suggestion = self._study.ask(trial_id)
         if suggestion is None:

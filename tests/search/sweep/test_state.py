@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from optuna.trial import TrialState as StudyState
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import RunFolderError
 from paretoprune.search.space.prediction import NoPredictor, Prediction
+from paretoprune.search.space.space import build_space
 from paretoprune.search.storage.driver_lock import DriverLock, alive_driver
 from paretoprune.search.storage.request import (
     TrialRequest,
@@ -25,7 +28,7 @@ from paretoprune.search.storage.request import (
 from paretoprune.search.sweep.state import SAME_FAULT, SweepState
 from paretoprune.search.sweep.sweep import make_state
 from paretoprune.search.trial.trial import TrialSettings, failed_record, run_trial
-from tests.search.fakes import FakeTools, NoGate, make_prepared
+from tests.search.fakes import FakeTools, NoGate, make_prepared, make_table
 
 SETTINGS = TrialSettings(0, False, 10.0)
 
@@ -198,3 +201,21 @@ def test_records_are_json_lines_that_name_their_trial(tmp_path: Path) -> None:
     state.finish(work(state, request))
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert [json.loads(line)["trial_id"] for line in lines] == ["t0000"]
+
+
+def test_free_moves_are_observations_and_no_trials(tmp_path: Path) -> None:
+    """The unpruned model at a smaller input is measured by others; the sampler learns it, whenever it comes."""
+    space = build_space(make_table(1), SpaceSection(), sizes=(320, 256))
+    prepared = replace(make_prepared(tmp_path, **{"search.trials": 40, "search.warm_start": False}), space=space)
+    folder = prepared.folder
+    folder.trials_dir.mkdir(parents=True)
+    state = make_state(prepared, [])
+    assert state.next() is not None
+    folder.write_free_move(256, {"map50_95": 0.5, "latency_ms": 6.4, "latency_ratio": 0.64, "speedup": 1.56})
+    requests = [state.next() for _ in range(space.count())]
+    asked = [plan_of(request) for request in requests if request is not None]
+    assert len(asked) == space.count() - 3  # but for the first one, and the unpruned model at both sizes
+    assert all(plan.ratios for plan in asked)
+    told = [trial for trial in state._study.study.trials if trial.user_attrs.get("trial_id") == "unpruned@256"]
+    assert [trial.values for trial in told] == [[0.5, 6.4]]
+    assert [trial.params["imgsz"] for trial in told] == [1]
