@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from paretoprune.search.commands.output import echo
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, options_metavar="--token-file FILE ..."
@@ -14,9 +16,15 @@ def agent(arguments: tuple[str, ...]) -> int:
 
     The same file runs alone where nothing of this project is installed: python3 agent.py --token-file FILE --port PORT.
     """
-    from paretoprune.cluster.agent.agent import main
+    from paretoprune.cluster.agent.agent import main, parser
     from paretoprune.cluster.device_lock import DeviceLock
     from paretoprune.cluster.devices import default_device, device_key
 
-    # Beside a search on the same machine, its trials pause for a measurement
-    return main(arguments, DeviceLock(device_key(default_device())).measuring)
+    if {"-h", "--help"} & set(arguments):
+        echo(parser().format_help())
+        return 0
+    try:
+        # Beside a search on the same machine, its trials pause for a measurement
+        return main(arguments, DeviceLock(device_key(default_device())).measuring)
+    except SystemExit as left:  # wrong options, which were said
+        return int(left.code or 0)

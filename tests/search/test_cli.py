@@ -39,8 +39,8 @@ HEAVY = (
     "numpy",
 )
 COMMANDS = (
-    "demo layers prune search resume status front finetune report latency export compare launch config doctor".split()
-)
+    "demo layers prune search resume status front finetune report latency export compare agent launch config doctor"
+).split()
 
 Captured = pytest.CaptureFixture[str]
 
