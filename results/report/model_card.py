@@ -74,5 +74,8 @@ def _free_moves(run: Summary, row: FinishedRow) -> list[str]:
     if not run.front.free_moves:
         return []
     better = run.front.beaten_by(row.name, after=True)
-    verdict = f"{better.name} is better than this network" if better else "None of them is better than this network"
+    trained = " after the same fine-tuning" if better in run.front.tuned_moves else ""
+    verdict = (
+        f"{better.name} is better than this network{trained}" if better else "None of them is better than this network"
+    )
     return ["## Free moves", f"{FREE_MOVES} {verdict}.", free_moves_table(run)]

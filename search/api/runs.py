@@ -130,8 +130,9 @@ class Run:
         """Fine-tune picks fully and measure them again together; a data frame with a row for each finished network.
 
         ``pick`` and bounds as :meth:`front` takes them (none: three picks), or ``trial``: ids. Options, as the
-        command's: ``native`` (smaller stock models, trained with the same budget), ``epochs``, ``distill``,
-        ``gpus_per_pick``, ``trust_checkpoint``, ``address``, ``model``, ``data``.
+        command's: ``native`` (smaller stock models, trained with the same budget), ``free_moves`` (so many sizes at
+        which the unpruned model is trained with that budget, too), ``epochs``, ``distill``, ``gpus_per_pick``,
+        ``trust_checkpoint``, ``address``, ``model``, ``data``.
 
         Raises after all ended where some failed; the others are kept, and the same call takes up what is left.
         """
@@ -225,13 +226,14 @@ def finetune_picks(
     pick: str | Sequence[str] = (),
     trial: str | Sequence[str] = (),
     native: str | Path | Sequence[str | Path] = (),
+    free_moves: int = 0,
     address: str | None = None,
     model: str | Path | None = None,
     data: str | Path | None = None,
     **options: Any,
 ) -> Promotion:
     """What :meth:`Run.finetune` does; failures are told in the result."""
-    from paretoprune.search.finalists.finetune_picks import choose_picks, promote
+    from paretoprune.search.finalists.finetune_picks import choose_free_moves, choose_picks, promote
 
     limits = [name for name in options if name in Bounds.__dataclass_fields__]
     check_names("finetune", options, (*OF_FINETUNE, *Bounds.__dataclass_fields__))
@@ -256,7 +258,8 @@ def finetune_picks(
         check_batches(config, "finetune")
         check_teachable(config)
         check_natives(config, natives)
-    return promote(folder, config, chosen, natives=natives)
+    sizes = choose_free_moves(folder, chosen, free_moves)
+    return promote(folder, config, chosen, natives=natives, free_moves=sizes)
 
 
 def report(*runs: str | Path, model: str | Path | None = None, data: str | Path | None = None) -> Path:

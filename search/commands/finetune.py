@@ -27,6 +27,7 @@ SELECTED_COLUMNS = (
     "latency_ms",
     "params_m",
     "epochs",
+    "beaten_by_free_move",
     "checkpoint",
 )
 
@@ -41,6 +42,15 @@ SELECTED_COLUMNS = (
     type=FILE,
     metavar="MODEL.pt",
     help="Smaller stock model to compare with, trained for as many epochs; may be repeated.",
+)
+@click.option(
+    "--free-moves",
+    type=click.IntRange(min=1),
+    is_flag=False,
+    flag_value=1,
+    default=0,
+    metavar="[N]",
+    help="Fine-tune the unpruned model, too, at the N (1) smaller inputs whose latency is nearest to the picks'.",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Maximum number of epochs.  [default: the run's finetune.epochs]"
@@ -68,7 +78,8 @@ def finetune(run: Path, form: str, **options: Any) -> int:
 
     options["trust_checkpoint"] = options["trust_checkpoint"] or None  # else it would go before the run's
     outcome = finetune_picks(run, **options)
-    emit(outcome.rows, form, SELECTED_COLUMNS)
+    beaten = any(row["beaten_by_free_move"] for row in outcome.rows)
+    emit(outcome.rows, form, [name for name in SELECTED_COLUMNS if beaten or name != "beaten_by_free_move"])
     for trial_id, reason in outcome.failed.items():
         click.echo(f"error: {trial_id}: {reason}", err=True)
     return 1 if outcome.failed else 0

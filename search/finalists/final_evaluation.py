@@ -16,7 +16,7 @@ from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, METRICS, SESSION, TRIALS, TUNED
 from paretoprune.results.store.records import SCHEMA_VERSION
-from paretoprune.results.store.run_files import read_object
+from paretoprune.results.store.run_files import UNPRUNED_AT, read_object
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
@@ -29,7 +29,8 @@ from paretoprune.search.worker.worker import tools_of
 
 @dataclass(frozen=True)
 class Finished:
-    """A fully fine-tuned network, as ``tuned.json`` in its folder says. ``name``: trial id, or ``native:<stem>``."""
+    """A fully fine-tuned network, as ``tuned.json`` in its folder says. ``name``: trial id, ``native:<stem>``, or of a
+    free move ``unpruned@<imgsz>``."""
 
     name: str
     directory: Path
@@ -43,18 +44,18 @@ class Finished:
     @property
     def trust(self) -> bool | None:
         """How its file is loaded; None: as the run's model, which a pick was made of."""
-        return bool(self.content.get("trust_checkpoint")) if self.is_native else None
+        return bool(self.content.get("trust_checkpoint")) if self.is_rival else None
 
     @property
-    def is_native(self) -> bool:
-        """Whether it is a native rival and no pick."""
-        return self.name.startswith(NATIVE)
+    def is_rival(self) -> bool:
+        """Whether it is a native model or a free move, and no pick."""
+        return self.name.startswith((NATIVE, UNPRUNED_AT))
 
 
 def finished_networks(folder: RunFolder) -> list[Finished]:
-    """Every pick and native rival whose fine-tuning ended, picks first; also those of older runs."""
+    """Every pick and rival whose fine-tuning ended, picks first; also those of older runs."""
     found = []
-    for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE)):
+    for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE), (folder.tuned_moves_root, "")):
         for directory in sorted(path for path in root.glob("*") if (path / BEST).is_file()):
             content = finished_content(directory)
             if content is not None:
@@ -118,7 +119,9 @@ def _compare(context: WorkerContext) -> None:
     with tools.logging(folder.path / "session.log"):
         models = {BASELINE: tools.baseline}
         models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
-        sizes = {item.name: records[item.name].imgsz for item in networks if not item.is_native}
+        sizes = {
+            item.name: item.content.get("imgsz") if item.is_rival else records[item.name].imgsz for item in networks
+        }
         accuracies = tools.evaluate_together(models, sizes, say)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
         times = _timed(tools, gate, models, sizes, say)
@@ -129,7 +132,7 @@ def _compare(context: WorkerContext) -> None:
         after = {**accuracies[item.name], **tools.at(sizes.get(item.name)).stats(models[item.name])}
         after.update(latency_metrics(times[item.name], base_ms))
         content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
-        if item.is_native:
+        if item.is_rival:
             name = item.directory.name
             write_json(item.directory / METRICS, {"schema_version": SCHEMA_VERSION, "name": name, **content})
         else:
@@ -150,5 +153,7 @@ def _compare(context: WorkerContext) -> None:
 
 def _lasting(content: Mapping[str, Any]) -> dict[str, Any]:
     """What tuned.json says that belongs into metrics.json."""
-    wanted = "chosen_as settings epochs best_epoch retries precision model recipe trust_checkpoint seconds tuned_at"
+    wanted = (
+        "chosen_as settings epochs best_epoch retries precision model imgsz recipe trust_checkpoint seconds tuned_at"
+    )
     return {name: content[name] for name in wanted.split() if name in content}

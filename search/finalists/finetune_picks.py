@@ -6,6 +6,7 @@ so a folder with it is complete, and is not done again under the same settings.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,11 @@ from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import write_cards
 from paretoprune.results.selection.picks import pick_trials
 from paretoprune.results.selection.selection import Pick
+from paretoprune.results.selection.uncertainty import accuracy_noise, beaten_picks
 from paretoprune.results.store.accuracy import LABELS, accuracies, accuracy_text
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
-from paretoprune.results.store.run_files import read_json
+from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.run_files import free_move_name, read_json
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import IDENTITY
 from paretoprune.search.errors import SearchError
@@ -60,16 +63,22 @@ START = "start.pt"
 
 @dataclass(frozen=True)
 class Job:
-    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted."""
+    """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted.
+
+    With an ``imgsz`` (pixels) that is the unpruned model, as a free move.
+    """
 
     name: str
     chosen_as: str = ""
     native: str = ""
     trust: bool = False
+    imgsz: int | None = None
 
     @property
     def place(self) -> str:
         """Its folder below the run's."""
+        if self.imgsz:
+            return f"free_moves/{self.name}"
         return f"native/{self.name.removeprefix(NATIVE)}" if self.native else f"selected/{self.name}"
 
     @property
@@ -111,9 +120,11 @@ def promote(
     picks: Sequence[Pick],
     factory: ToolsFactory = make_tools,
     natives: Sequence[str] = (),
+    free_moves: Sequence[int] = (),
 ) -> Promotion:
-    """Fine-tune ``picks`` fully and train ``natives`` (stock checkpoints) with the same budget, all in parallel; then
-    judge every finished network of the run together. One that fails does not hold up the others.
+    """Fine-tune ``picks`` fully, and with the same budget ``natives`` (stock checkpoints) and the unpruned model at
+    ``free_moves`` (pixels), all in parallel; then judge every finished network of the run together. One that fails does
+    not hold up the others.
     """
     from paretoprune.search.sweep.sweep import start_workers
 
@@ -121,6 +132,8 @@ def promote(
     settings = _recipe(config.finetune.model_dump(mode="json"))
     jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
     jobs += [Job(NATIVE + Path(path).stem, native=path, trust=trusts_native(config, path)) for path in natives]
+    model = config.model
+    jobs += [Job(free_move_name(s), native=model.path, trust=model.trust_checkpoint, imgsz=s) for s in free_moves]
     remedy = "what is done is kept: the same command goes on after the last epoch"
     with (
         DriverLock(folder.path) as lock,
@@ -143,8 +156,29 @@ def promote(
             if needs_session(folder):
                 _compare_all(context)
                 write_cards(folder, summarise(folder))
-    rows = [_row(folder, job) for job in jobs if job.name not in failed]
+    moves, noise = folder.read_free_moves(), accuracy_noise(folder.read_baseline())
+    beaten = beaten_picks(folder.read_selected(), moves, folder.read_tuned_moves(), noise)
+    rows = [_row(folder, job, beaten) for job in jobs if job.name not in failed]
     return Promotion(rows, failed)
+
+
+def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[int]:
+    """The ``count`` sizes, pixels, at which the unpruned model's latency is nearest to that of one of the ``picks``.
+
+    :class:`SearchError` where the run measured fewer.
+    """
+    moves = folder.read_free_moves() if count else []
+    if len(moves) < count:
+        raise SearchError(
+            f"--free-moves {count} needs as many free moves, but {folder.path} measured {len(moves)}; "
+            "a search over several sizes (space.imgsz) measures them"
+        )
+
+    def apart(move: TrialRecord) -> float:
+        own = float(move.metrics["latency_ms"])
+        return min(abs(math.log(own / float(pick.record.metrics["latency_ms"]))) for pick in picks)
+
+    return [move.imgsz for move in sorted(moves, key=apart)[:count] if move.imgsz]
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +215,7 @@ def finetune_job(context: WorkerContext, job: Job) -> None:
 
 def _finetune(context: WorkerContext, job: Job) -> None:
     tools, _ = tools_of(context)
-    if not job.native:
-        tools = tools.at(Plan.load(context.folder.trial_plan(job.name)).imgsz)
+    tools = tools.at(job.imgsz if job.native else Plan.load(context.folder.trial_plan(job.name)).imgsz)
     target = context.folder.path / job.place
     target.mkdir(parents=True, exist_ok=True)
     settings = _recipe(context.settings["finetune"])
@@ -204,6 +237,8 @@ def _finetune(context: WorkerContext, job: Job) -> None:
             if job.native:
                 tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
                 extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
+                if job.imgsz:
+                    extra |= {"imgsz": job.imgsz, "recipe": f"unpruned at {job.imgsz} px, {recipe}"}
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
                 tuned = tools.finetune_fully(model, target, on_epoch)
@@ -314,7 +349,7 @@ def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
     return said.get("settings") == dict(settings) and said.get("model", "") == job.native
 
 
-def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
+def _row(folder: RunFolder, job: Job, beaten: Mapping[str, str]) -> dict[str, Any]:
     target = folder.path / job.place
     content = read_json(target / METRICS)
     wanted = [
@@ -323,9 +358,11 @@ def _row(folder: RunFolder, job: Job) -> dict[str, Any]:
     wanted += ["latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops"]
     return {
         "trial_id": job.name,
+        "kind": "free move" if job.imgsz else "native" if job.native else "pick",
         "chosen_as": content.get("chosen_as") or content.get("recipe", ""),
         **{name: content["after"].get(name) for name in wanted},
         "epochs": content.get("epochs"),
+        "beaten_by_free_move": beaten.get(job.name),
         "plan": None if job.native else str(target / PLAN),
         "checkpoint": str(target / BEST),
     }

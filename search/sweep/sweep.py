@@ -43,6 +43,7 @@ from paretoprune.search.storage.object_store import published, remote_of
 from paretoprune.search.storage.request import adopt_records, plan_of
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
+from paretoprune.search.sweep.free_moves import FreeMoves, missing_sizes
 from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.exclusive_device import note_lock_place
 from paretoprune.search.trial.factory import make_tools
@@ -130,7 +131,8 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         keep_identity(folder, prepared.identity)
         records = adopt_records(folder)
         write_missing(folder, records)
-        if len(records) >= config.search.trials and folder.baseline.is_file():
+        finished = len(records) >= config.search.trials and folder.baseline.is_file()
+        if finished and not missing_sizes(folder, config):
             # The last driver may have died with every record written, but before every record was added to the study.
             make_state(prepared, records).close()
             _refuse_failures_alone(folder, records)
@@ -149,9 +151,13 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         budget = Budget(config.search.hours, config.search.gpu_hours, resources.gpus)
         state = make_state(prepared, records, budget)
         reporter = Reporter(folder, records, config.search.trials, slots, config.search.objectives)
+        free_moves = FreeMoves(context, reporter.note)
         try:
-            interrupted = _tune(state, context, resources, following, reporter)
+            interrupted = bool(state.remaining) and _tune(state, context, resources, following, reporter)
+            if not interrupted:
+                free_moves.wait()
         finally:
+            free_moves.close()
             following.close()
             state.close()
             reporter.close()

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.results.store.run_files import UNPRUNED_AT
 
 if TYPE_CHECKING:
     from paretoprune.pruning.device import Turn
@@ -35,7 +36,8 @@ def evaluate_together(
     ``sizes``: side of a network's images, pixels, where it is not the run's; ``evaluator``: on the validation split at
     the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
     with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
-    likewise. Picks have ``map50_95_over`` too: native rival -> [difference, low, high]. ``say`` is told what is done.
+    likewise. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high]. ``say`` is told
+    what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import Turn
@@ -113,7 +115,7 @@ def _compare_with_natives(
 ) -> None:
     from paretoprune.pruning.evaluation.bootstrap import paired_noise
 
-    natives = [name for name in seen if name.startswith(NATIVE)]
+    natives = [name for name in seen if name.startswith((NATIVE, UNPRUNED_AT))]
     for name in seen:
         if name == BASELINE or name in natives or len(seen[name]) < 2:
             continue

@@ -164,7 +164,8 @@ class PruningTools:
     def train_native(
         self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False
     ) -> tuple[Tuned, str]:
-        """A smaller stock model on the run's data, for as many epochs as a pick has in all; and how, in words."""
+        """A stock model on the run's data at these tools' input size, for as many epochs as a pick has in all; and how,
+        in words."""
         from paretoprune.pruning.training.settings import FinetuneSettings
         from paretoprune.pruning.training.stock_baseline import train_native
         from paretoprune.pruning.yolo.tasks import is_single_class
@@ -172,7 +173,7 @@ class PruningTools:
         config, section = self._config, self._config.finetune
         settings = FinetuneSettings(
             epochs=section.epochs + config.trial.epochs,
-            imgsz=config.model.imgsz,
+            imgsz=self._imgsz,
             batch=section.batch,
             lr=section.lr,
             patience=section.patience,

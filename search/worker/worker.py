@@ -6,11 +6,12 @@ Plain functions over plain data; the sweep's trainable and `search.finalists.fin
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
-from paretoprune.base.file_names import EVENTS
+from paretoprune.base.file_names import EVENTS, FREE_MOVES
 from paretoprune.results.store.objectives import DIRECTIONS
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.search.config.inputs import check_node, weights_hash
@@ -27,6 +28,8 @@ from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metric
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
+
+FREE_MOVES_LOG = "free_moves.log"
 
 # Importing torch and loading the baseline take longer than many a trial: once per process, for all its trials.
 _KEPT: dict[tuple[str, str], tuple[Any, DeviceGate]] = {}
@@ -113,6 +116,27 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
         "environment": describe_environment(),
         **described,
     }
+
+
+def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
+    """Measure the unpruned network at inputs of ``sizes`` (pixels) as trials are, beside itself at the run's size.
+
+    Each is written to ``free_moves.json`` as soon as it is known: what dies goes on with the next one.
+    """
+    with carried(context, [MODEL_FOLDER], [FREE_MOVES, FREE_MOVES_LOG]) as here:
+        tools, gate = tools_of(here)
+        model = tools.baseline
+        known = {move.imgsz for move in here.folder.read_free_moves()}  # by this task, before its worker died
+        for imgsz in (size for size in sizes if size not in known):
+            sized = tools.at(imgsz)
+            with tools.logging(here.folder.path / FREE_MOVES_LOG):
+                metrics: dict[str, Any] = dict(sized.evaluate(model))
+                measured = sized.start_measure(model).result()
+                with gate.using():
+                    metrics.update(sized.stats(model))
+            metrics.update(latency_metrics(measured, context.baseline_latency_ms))
+            here.folder.write_free_move(imgsz, metrics)
+        tools.release()
 
 
 def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
