@@ -1,22 +1,28 @@
 # make demo    the whole job on the built-in dataset and model (installs what it needs into .venv first)
 # make test    linter, types and every test, the slow ones too
+# make check   linter, types and the quick tests without Ray: minutes, for the working day
 # make setup   only the installation; make lint, make lock: see below
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two test processes: most tests compute with one thread, and each process has a Ray of its own.
-TEST_JOBS ?= 2
+# Test processes; each computes with one thread and has a Ray of its own. Three for two cores: many tests wait, for
+# Ray or for a process that they kill.
+TEST_JOBS ?= 3
 PYTEST_ARGS ?=
+PYTEST = $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint setup lock clean
+.PHONY: demo test check lint setup lock clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/paretoprune demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=20 $(PYTEST_ARGS)
+	$(PYTEST) --durations=40 --durations-min=20 $(PYTEST_ARGS)
+
+check: lint
+	$(PYTEST) -m 'not slow and not ray' --durations=10 --durations-min=5 $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

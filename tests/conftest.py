@@ -50,11 +50,24 @@ else:
 """
 
 
+# Minutes each, the longest first.
+LONGEST = (
+    "test_readme.py", "test_faults.py", "test_joined.py", "test_strategies.py", "test_families.py", "test_real_run.py",
+    "test_ray_connection.py", "test_other_tasks.py", "test_portability.py", "test_outputs.py", "test_prune_budget.py",
+    "test_printed_commands.py", "test_sweep.py", "test_api.py", "test_ddp.py", "test_real_sweep.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, files with slow tests come first: the last ones to run are short, so no process waits for long."""
+    """Mark what needs Ray. Side by side, long files come first: no process waits long for the last one."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
     if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(LONGEST)}
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        items.sort(key=lambda item: (places.get(item.path.name, len(LONGEST)), item.path not in slow))
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +86,18 @@ def ray_session() -> Iterator[ClusterInfo]:
 
     yield ray_connection.connect(num_cpus=max(2, len(os.sched_getaffinity(0))))
     ray_connection.shutdown()
+
+
+@pytest.fixture
+def small_builtin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in dataset has 16 images, looked at in 96 pixels, whatever is asked for: to see that lines run."""
+    from paretoprune.pruning.builtin.dataset import build_dataset
+
+    monkeypatch.setattr("paretoprune.pruning.builtin.IMGSZ", 96)
+    monkeypatch.setattr(
+        "paretoprune.pruning.builtin.dataset.build_dataset",
+        lambda folder, **_: build_dataset(folder, train=8, val=8),
+    )
 
 
 @pytest.fixture

@@ -191,7 +191,9 @@ def test_every_line_of_the_page_runs(stand_ins: Path, ray_session: object, capsy
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path: Path, ray_session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(
+    tmp_path: Path, ray_session: object, small_builtin: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its cells in order, as a kernel would; what a kernel shows of a cell's last line is not looked at."""
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4

@@ -18,6 +18,8 @@ from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.workbench import Workbench
 from tests.pruning.recovery_material import shapes_dataset
 
+pytestmark = pytest.mark.slow
+
 IMGSZ = 64
 
 

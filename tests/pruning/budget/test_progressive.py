@@ -19,6 +19,8 @@ from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build
 from tests.pruning.recovery_material import shapes_dataset
 
+pytestmark = pytest.mark.slow
+
 GOALS = (0.8, 0.6, 0.4)
 
 

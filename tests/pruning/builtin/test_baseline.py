@@ -11,6 +11,8 @@ import pytest
 
 from paretoprune.pruning.builtin import BASELINE, BASELINE_YAML, IMGSZ
 
+pytestmark = pytest.mark.slow
+
 StockPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 PROBE = """
@@ -94,7 +96,6 @@ def test_importing_the_package_is_light() -> None:
     assert run.stdout.strip() == "[]", run.stderr
 
 
-@pytest.mark.slow
 def test_it_reaches_its_accuracy_on_the_validation_split(tmp_path: Path) -> None:
     from paretoprune.pruning.builtin.dataset import build_dataset
     from paretoprune.pruning.builtin.train import validate_baseline
@@ -104,7 +105,6 @@ def test_it_reaches_its_accuracy_on_the_validation_split(tmp_path: Path) -> None
     assert accuracy["map50"] >= accuracy["map50_95"]
 
 
-@pytest.mark.slow
 def test_the_training_command_writes_a_loadable_checkpoint(tmp_path: Path) -> None:
     from ultralytics import YOLO
 

@@ -32,6 +32,8 @@ from tests.pruning.recovery_material import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"map50_95", "map50", "precision", "recall"}
 
 

@@ -19,6 +19,8 @@ from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.search.cli import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime", reason="the package of the onnx extra is not installed: nothing was exported")
 
 

@@ -32,6 +32,8 @@ from paretoprune.pruning.latency.statistics import (
 from tests.pruning.recovery_material import fresh_yolov8n, same_weights, weights
 from tests.pruning.tiny import tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def quads_of(candidate_ms: float, baseline_ms: float, slowness: Callable[[int], float], count: int) -> list[Quad]:
     """Quads of one inference a block; `slowness` is the factor on the time at each of the 4 x count positions."""

@@ -23,6 +23,8 @@ from paretoprune.pruning.surgery.surgery import prune, resolve
 from paretoprune.pruning.workbench import Workbench
 from tests.pruning.masking import build
 
+pytestmark = pytest.mark.slow
+
 TIGHT = RefitSettings(positions=500, ridge=1e-9)
 
 
@@ -348,7 +350,6 @@ def test_thinned_targets_are_those_of_fewer_images(table: LayerTable, weighted: 
     assert thin.samples["model.22.cv2.0.0.conv"].places is thin.samples["model.22.cv3.0.0.conv"].places
 
 
-@pytest.mark.slow
 def test_real_detector_without_a_gradient_step(assets: Path) -> None:
     """A fifth of the channels gone: plain removal loses most of 0.612, the refit brings most of it back."""
     from paretoprune.pruning.evaluation.evaluator import evaluate

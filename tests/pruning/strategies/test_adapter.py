@@ -21,6 +21,8 @@ from paretoprune.pruning.yolo.saving import plain_copy
 from tests.pruning.masking import relative_error
 from tests.pruning.strategies_material import IMGSZ, CountingTune, difference, make_bench, run, shapes_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:

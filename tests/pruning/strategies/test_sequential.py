@@ -19,6 +19,8 @@ from tests.conftest import StockPython
 from tests.pruning.recovery_material import files_below, same_weights, stock_model, weights
 from tests.pruning.strategies_material import RATIOS, CountingTune, Killed, make_bench, run, shapes_of
 
+pytestmark = pytest.mark.slow
+
 _LOADS = """
 import os, sys
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")

@@ -19,6 +19,8 @@ from paretoprune.pruning.yolo.saving import plain_copy
 from tests.pruning.recovery_material import same_weights, weights
 from tests.pruning.strategies_material import RATIOS, CountingTune, difference, make_bench, run, shapes_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:

@@ -37,6 +37,8 @@ from tests.pruning.strategies_material import (
     shapes_of,
 )
 
+pytestmark = pytest.mark.slow
+
 _STOCK = """
 import os, sys
 os.environ.update(YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
@@ -275,7 +277,6 @@ def test_touched_layers_are_those_that_the_surgery_would_take(bench: Workbench) 
     assert list(found) == [layer.name for layer in bench.table.layers if layer.name in found]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["structural", "sequential", "adapter"])
 def test_a_real_epoch(name: str, bench: Workbench, tmp_path: Path) -> None:
     """Fine-tuning takes what the strategies make, and the result keeps its architecture."""

@@ -16,6 +16,8 @@ from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from tests.pruning.masking import build, relative_error
 
+pytestmark = pytest.mark.slow
+
 DETECT = (
     "yolov3-tiny yolov5n yolov5s yolov6n yolov8n yolov8s yolov8m yolov9t yolov9s yolov9c yolov10n yolo11n yolo11s "
     "yolo12n yolo12l yolo26n rtdetr-l"

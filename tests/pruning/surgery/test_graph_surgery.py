@@ -15,6 +15,8 @@ from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune
 from tests.pruning.masking import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torch_prunings_graph_gives_the_same_network_bit_for_bit(name: str) -> None:
@@ -30,7 +32,6 @@ def test_torch_prunings_graph_gives_the_same_network_bit_for_bit(name: str) -> N
         assert torch.equal(ours(image)[0], theirs(image)[0])
 
 
-@pytest.mark.slow
 def test_the_benchmark_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     main(["--plans", "2", "--applications", "10", "--families", "yolov8n", "--output", str(tmp_path)])

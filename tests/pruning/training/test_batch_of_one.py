@@ -24,6 +24,8 @@ from tests.pruning.tiny import tiny_model
 from tests.pruning.yolo.test_classifiers import NAMES, colours_dataset
 from tests.pruning.yolo.test_image_size import dataset
 
+pytestmark = pytest.mark.slow
+
 
 def deep_model() -> Any:
     """Tiny with a stage of stride 64, whose map of a 64 px image is 1x1."""

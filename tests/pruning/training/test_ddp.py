@@ -26,6 +26,8 @@ from tests.pruning.recovery_material import (
     widths,
 )
 
+pytestmark = pytest.mark.slow
+
 STILL = dict.fromkeys("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr".split(), 0.0)
 
 
@@ -50,7 +52,6 @@ def one_image_many_times(root: Path) -> str:
     return str(data)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_with_the_doubled_batch(pruned: nn.Module, tmp_path: Path) -> None:
     data = one_image_many_times(tmp_path / "data")
     pruned.args = STILL  # type: ignore[assignment]
@@ -83,7 +84,6 @@ def test_two_processes_are_one_with_the_doubled_batch(pruned: nn.Module, tmp_pat
     assert not any(p.suffix == ".pt" for p in (tmp_path / "together").rglob("*"))
 
 
-@pytest.mark.slow
 def test_every_process_trains_the_pruned_network_and_stops_when_told(pruned: nn.Module, tmp_path: Path) -> None:
     """Had one rebuilt the unpruned network, the exchange of gradients would not fit; both logs say what was trained."""
     data = str(shapes_dataset(tmp_path / "data", size=64))
@@ -97,7 +97,6 @@ def test_every_process_trains_the_pruned_network_and_stops_when_told(pruned: nn.
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(pruned).items())
 
 
-@pytest.mark.slow
 def test_a_loss_that_becomes_nan_twice_ends_all_with_its_own_line(pruned: nn.Module, tmp_path: Path) -> None:
     """The first time, all begin once more with a lower rate."""
     data = str(shapes_dataset(tmp_path / "data", size=64))
@@ -113,7 +112,6 @@ def test_a_loss_that_becomes_nan_twice_ends_all_with_its_own_line(pruned: nn.Mod
     assert not any(b"finetune_rank" in command for command in commands)
 
 
-@pytest.mark.slow
 def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> None:
     """With a teacher, in both processes; the time of the first attempt counts."""
     data = str(shapes_dataset(tmp_path / "data", size=64))
@@ -144,7 +142,6 @@ def test_a_group_goes_on_where_it_died(pruned: nn.Module, tmp_path: Path) -> Non
     assert not (tmp_path / "tune" / FINETUNE_STATE).exists()
 
 
-@pytest.mark.slow
 def test_a_group_without_memory_goes_on_with_half_the_batch(
     pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +162,6 @@ def test_a_group_without_memory_goes_on_with_half_the_batch(
     assert "nbs: 4" in saved  # gradients of two halves are added
 
 
-@pytest.mark.slow
 def test_a_further_attempt_tells_of_no_epoch_twice(pruned: nn.Module, tmp_path: Path) -> None:
     """Memory runs out between the second epoch and the third: what was done is kept, and told once."""
     heard: list[int] = []

@@ -31,6 +31,8 @@ from tests.pruning.recovery_material import (
     widths,
 )
 
+pytestmark = pytest.mark.slow
+
 QUICK = FinetuneSettings(epochs=2, imgsz=96, batch=4)
 
 

@@ -27,6 +27,8 @@ from tests.pruning.recovery_material import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 TEN = FinetuneSettings(epochs=10, imgsz=96, batch=4, patience=6)  # with mosaic for the first five
 THREE = FinetuneSettings(epochs=3, imgsz=64, batch=4)
 

@@ -27,6 +27,8 @@ from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build
 from tests.pruning.recovery_material import same_weights, weights, widths
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("ball", "cube", "disc")
 QUICK = FinetuneSettings(epochs=2, imgsz=32, batch=8, lr=2e-3)
 

@@ -22,6 +22,8 @@ from paretoprune.search.cli import run
 from tests.pruning.recovery_material import stock_model, write_yaml
 from tests.search.commands.test_prune_estimate import run_of, true_ratio
 
+pytestmark = pytest.mark.slow
+
 Captured = pytest.CaptureFixture[str]
 
 SMALL = ["prune", str(BASELINE), "--imgsz", str(IMGSZ), "--format", "json"]
@@ -195,7 +197,6 @@ POOR: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", POOR)
 def test_poor_calibration_images_are_said_and_survived(
     kind: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
