@@ -22,6 +22,8 @@ from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build, relative_error, tensors
 from tests.pruning.recovery_material import shapes_dataset, widths
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = "yolov3-tiny yolov5n yolov6n yolov8n yolov9t yolov10n yolo11n yolo12n yolo26n rtdetr-l".split()
 TASKS = "yolov8n-seg yolo11n-pose yolo26n-obb yolo11n-cls".split()
 ONNX = (
@@ -58,7 +60,6 @@ def first_tensors(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     return list(output) if isinstance(output, tuple) else [output]
 
 
-@pytest.mark.slow
 def test_stock_ultralytics_loads_every_family(tmp_path: Path, stock_python: Any) -> None:
     image = torch.rand(1, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
     expected = {}
@@ -100,7 +101,6 @@ def test_stock_ultralytics_loads_every_family(tmp_path: Path, stock_python: Any)
     assert {name: json.loads(row) for _, name, row in rows} == expected
 
 
-@pytest.mark.slow
 def test_stock_val_and_predict_of_a_pruned_yolo11(tmp_path: Path, stock_python: Any) -> None:
     data = shapes_dataset(tmp_path / "shapes")
     save_checkpoint(half("yolo11n"), tmp_path / "pruned.pt")
@@ -116,7 +116,6 @@ def test_stock_val_and_predict_of_a_pruned_yolo11(tmp_path: Path, stock_python: 
     )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ONNX)
 def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -135,17 +134,15 @@ def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
     assert onnx_file.stat().st_size < 4.4 * sum(p.numel() for p in pruned.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_pruned_file_is_trained_further_and_stays_pruned(name: str, tmp_path: Path) -> None:
-    data = shapes_dataset(tmp_path / "shapes", polygons=name.endswith(("seg", "obb")))
+    data = shapes_dataset(tmp_path / "shapes", 4, 2, polygons=name.endswith(("seg", "obb")))
     train_further(half(name), data, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n"])
 def test_a_pruned_pose_file_is_trained_further_and_stays_pruned(name: str, tmp_path: Path) -> None:
-    data = shapes_dataset(tmp_path / "shapes")
+    data = shapes_dataset(tmp_path / "shapes", 4, 2)
     for label in data.parent.glob("labels/*/*.txt"):  # every keypoint in the middle of the object, visible
         rows = [line.split() for line in label.read_text().splitlines()]
         label.write_text("\n".join(" ".join([*row, *([row[1], row[2], "2"] * 17)]) for row in rows))
@@ -156,7 +153,7 @@ def test_a_pruned_pose_file_is_trained_further_and_stays_pruned(name: str, tmp_p
 
 def train_further(start: nn.Module, data: Path, folder: Path) -> None:
     save_checkpoint(start, folder / "pruned.pt")
-    settings = FinetuneSettings(epochs=1, imgsz=96, batch=4, lr=1e-3)
+    settings = FinetuneSettings(epochs=1, imgsz=64, batch=4, lr=1e-3)
     result = finetune(load_model(folder / "pruned.pt"), str(data), settings, folder / "run")
     assert widths(result.model) == widths(start)
     assert len(result.history) == 1
