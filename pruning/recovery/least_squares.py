@@ -73,6 +73,16 @@ class Moments:
         n = max(self.count, 1e-12)
         return self.x0 + self.x / n, self.y0 + self.y / n
 
+    def penalised(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inputs' covariances with the penalty of `solve_ridge` on their diagonal, and that penalty alone.
+
+        Shapes (systems, unknowns, unknowns) and (systems, 1, 1).
+        """
+        xx = self.centred()[0]
+        scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+        penalty = ridge * scale + 1e-9 * scale + 1e-12
+        return xx + penalty * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device), penalty
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -113,15 +123,15 @@ def solve_ridge(
     before = missed(begin, begin_intercept)
     if before < enough:
         return Solution(begin, begin_intercept, before, before)
-    scale = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
-    penalty = torch.diag_embed((ridge * scale + 1e-9 * scale + 1e-12).expand(-1, xx.shape[1]))
-    weights = begin + torch.linalg.solve(xx + penalty, xy - xx @ begin)
+    penalised, penalty = moments.penalised(ridge)
+    weights = begin + torch.linalg.solve(penalised, xy - xx @ begin)
     intercept = y_mean - x_mean @ weights
     if shared > 1:
         intercept = intercept.unflatten(2, (-1, shared)).mean(3).repeat_interleave(shared, dim=2)
         about_zero = xx + moments.count * x_mean.transpose(1, 2) @ x_mean
         answers = xy + moments.count * x_mean.transpose(1, 2) @ (y_mean - intercept)
-        weights = begin + torch.linalg.solve(about_zero + penalty, answers - about_zero @ begin)
+        diagonal = penalty * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+        weights = begin + torch.linalg.solve(about_zero + diagonal, answers - about_zero @ begin)
     return Solution(weights, intercept, before, missed(weights, intercept))
 
 
@@ -129,3 +139,52 @@ def _missed(xx: torch.Tensor, xy: torch.Tensor, yy: torch.Tensor, weights: torch
     """Sum of squared errors of centred data under `weights`."""
     explained = (weights * (2 * xy - xx @ weights)).sum()
     return float((yy.sum() - explained).clamp_min(0))
+
+
+def solve_by_output(
+    x: torch.Tensor,
+    pull: torch.Tensor,
+    weights: torch.Tensor,
+    away: torch.Tensor,
+    factor: torch.Tensor,
+    penalty: torch.Tensor,
+    steps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What to add to weights w and intercept b where each observation counts differently for each output.
+
+    Minimises sum(weights * a^2 / 2 - pull * a) + penalty * |away + dw|^2 / 2, where a = x dw + db, by conjugate
+    gradients, all outputs at once, preconditioned by the system that the outputs would share if they counted alike: one
+    factorisation in place of one for every output. Where w misses r, `pull` is weights * r for least squares.
+
+    Args:
+        x: (systems, observations, unknowns), about their mean.
+        pull, weights: (systems, observations, outputs); the weights above zero, of one mean for all outputs.
+        away: (systems, unknowns, outputs), w less the weights to stay near.
+        factor: Cholesky factor of the shared system, (systems, unknowns, unknowns), float64; its `penalty`.
+
+    Returns:
+        dw (systems, unknowns, outputs) and db (systems, 1, outputs).
+    """
+    penalty = penalty.to(x.dtype)
+    total = weights.sum(1, keepdim=True)
+    down, down_0 = x.transpose(1, 2) @ pull - penalty * away, pull.sum(1, keepdim=True)
+    found, found_0 = torch.zeros_like(down), torch.zeros_like(down_0)
+
+    def preconditioned() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        z = torch.cholesky_solve(down.to(factor.dtype), factor).to(x.dtype)
+        z_0 = down_0 / total
+        return z, z_0, (down * z).sum(1, keepdim=True) + down_0 * z_0
+
+    along, along_0, size = preconditioned()
+    for step in range(steps):
+        seen = weights * (x @ along + along_0)
+        change, change_0 = x.transpose(1, 2) @ seen + penalty * along, seen.sum(1, keepdim=True)
+        curvature = (along * change).sum(1, keepdim=True) + along_0 * change_0
+        length = size / curvature.clamp_min(1e-30)
+        found, found_0 = found + length * along, found_0 + length * along_0
+        if step + 1 < steps:
+            down, down_0 = down - length * change, down_0 - length * change_0
+            z, z_0, now = preconditioned()
+            along, along_0 = z + now / size.clamp_min(1e-30) * along, z_0 + now / size.clamp_min(1e-30) * along_0
+            size = now
+    return found, found_0

@@ -2,11 +2,15 @@
 
 While the pruned network runs once over the calibration images, every convolution is stopped at before it computes: its
 weights are solved by ridge least squares so that, fed with what the pruned network gives it now (errors of the layers
-before included), it reproduces the unpruned network's pre-activation responses on the channels it kept. Then it runs
-with the new weights, so the layer after it sees the corrected input. One forward pass and one solve per layer.
+before included), it reproduces the unpruned network's pre-activation responses on the channels it kept. Then they are
+solved again with what an error does behind the activation: of two different inputs far below zero SiLU makes the same
+output, so there an error counts next to nothing. Then the network runs with the new weights, so the layer after it
+sees the corrected input. One forward pass and one solve per layer, a few steps more for the activation.
 
 After He, Zhang and Sun 2017, "Channel pruning for accelerating very deep neural networks" (arXiv:1707.06168, eq. 5,
-the asymmetric reconstruction), without its channel selection.
+the asymmetric reconstruction), without its channel selection; the activation as a loss of its own as in Zhang, Zou, He
+and Sun 2015, "Accelerating very deep convolutional networks for classification and detection" (arXiv:1505.06798,
+section 3.2), here for any activation, by Gauss-Newton steps.
 """
 
 from __future__ import annotations
@@ -25,13 +29,17 @@ from paretoprune.pruning.data.calibration import evenly_spread
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.graph.patches import gather_patches, padded_rows
-from paretoprune.pruning.recovery.least_squares import Moments, solve_ridge
+from paretoprune.pruning.recovery.least_squares import Moments, solve_by_output, solve_ridge
 from paretoprune.pruning.surgery.surgery import classes_from_kept
 
 _CHUNK = 4096  # positions observed at once
 _Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _POINT = nn.Conv2d(1, 1, 1)  # what sees one position only: its geometry is a 1x1 convolution's
+_ROUNDS, _STEPS = 2, 4  # of new weights by the activation, and of conjugate gradients in each
+_PLACES = 32768  # positions that they look at, at most
+_SLOPES = (0.02, 20.0)  # of what an error counts behind the activation; the mean is 1
+_NEAR = 1e-2  # to either side of an argument, where the activation's slope is taken
 _UNCHANGED = 1e-5  # share of variance below which an input has not changed (float32 noise stays under it)
 
 
@@ -145,7 +153,8 @@ def refit(
             pause()
             rows = list(kept[name]) if name in kept else features.get(name, slice(None))
             sample = samples[name].on(device, rows)
-            missed[name] = _refit_one(layer, _norm_of(pruned, name), source, sample, settings, shared)
+            norm, curve = _norm_of(pruned, name), _activation_of(pruned, name)
+            missed[name] = _refit_one(layer, norm, curve, source, sample, settings, shared)
 
     with torch.no_grad(), Hooks() as hooks:
         for name in (*table.convs, *table.linears):
@@ -172,6 +181,7 @@ class _SharedSums:
 def _refit_one(
     layer: _Layer,
     norm: nn.BatchNorm2d | None,
+    curve: nn.Module | None,
     source: torch.Tensor,
     sample: Sample,
     settings: RefitSettings,
@@ -188,14 +198,69 @@ def _refit_one(
     solution = solve_ridge(moments, start, constants, settings.ridge, shared=taps, enough=_UNCHANGED)
     if solution.missed_before < _UNCHANGED:
         return solution.missed_before  # nothing upstream changed
-    found = solution.weights if turned else solution.weights.transpose(1, 2)
+    weights, constants = solution.weights, solution.intercept
+    if isinstance(layer, nn.Conv2d) and norm is not None and curve is not None:
+        weights, constants = _behind(curve, norm, layer, source, sample, moments, settings.ridge, weights, constants)
+    found = weights if turned else weights.transpose(1, 2)
     layer.weight.copy_(found.reshape(layer.weight.shape))
-    intercept = solution.intercept.flatten()[::taps].to(layer.weight.dtype)
+    intercept = constants.flatten()[::taps].to(layer.weight.dtype)
     if layer.bias is not None:
         layer.bias.copy_(intercept)
     elif norm is not None and norm.running_mean is not None:
         norm.running_mean -= intercept  # a convolution without bias: its batch norm subtracts the rest
     return solution.missed
+
+
+def _behind(
+    curve: nn.Module,
+    norm: nn.BatchNorm2d,
+    layer: nn.Conv2d,
+    source: torch.Tensor,
+    sample: Sample,
+    moments: Moments,
+    ridge: float,
+    weights: torch.Tensor,
+    intercept: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights (systems, unknowns, outputs) and intercept (systems, 1, outputs) that fit behind the activation.
+
+    Gauss-Newton steps from `weights` and `intercept`: an error counts by the square of the activation's slope, for each
+    output by its own.
+    """
+    picked = evenly_spread(len(sample.places), min(_PLACES, len(sample.places)))[0]
+    places, rows = sample.places[picked], padded_rows(source, layer)
+    x, wanted = (
+        seen.reshape(len(places), layer.groups, -1).transpose(0, 1)
+        for seen in (
+            torch.cat([gather_patches(rows, layer, part).transpose(1, 2) for part in places.split(_CHUNK)]),
+            sample.answers[picked],
+        )
+    )
+    counts = torch.ones_like(x[:1, :, :1]) if sample.weights is None else sample.weights[picked][None, :, None]
+    assert norm.running_mean is not None, "see _norm_of"
+    assert norm.running_var is not None, "see _norm_of"
+    gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).reshape(layer.groups, 1, -1)
+    shift = norm.bias.reshape(layer.groups, 1, -1) - gain * norm.running_mean.reshape(layer.groups, 1, -1)
+    start = layer.weight.reshape(layer.groups, layer.weight.shape[0] // layer.groups, -1).transpose(1, 2)
+    mean = (counts * x).sum(1, keepdim=True) / counts.sum()
+    x, w = x - mean, weights.to(x.dtype)
+    b = intercept.to(x.dtype) + mean @ w
+    system, penalty = moments.penalised(ridge)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed.any():  # inputs that depend on each other, and hardly a penalty
+        return weights, intercept
+    goal = curve(gain * wanted + shift)
+    for _ in range(_ROUNDS):
+        z = gain * (x @ w + b) + shift
+        slope = gain * (curve(z + _NEAR) - curve(z - _NEAR)) / (2 * _NEAR)
+        weights = slope.square()
+        scale = weights.mean(1, keepdim=True).clamp_min(1e-12)
+        pull = slope * (goal - curve(z)) * counts / scale
+        weights = (weights / scale).clamp(*_SLOPES) * counts
+        share = moments.count / weights.sum(1, keepdim=True)  # all together count as much as in the shared system
+        dw, db = solve_by_output(x, share * pull, share * weights, w - start, factor, penalty, _STEPS)
+        w, b = w + dw, b + db
+    return w, b - mean @ w
 
 
 def _observe(layer: _Layer, source: torch.Tensor, sample: Sample, shared: _SharedSums) -> Moments:
@@ -233,6 +298,12 @@ def _norm_of(pruned: nn.Module, name: str) -> nn.BatchNorm2d | None:
         following = dropwhile(lambda module: module is not getattr(parent, own), parent)
         norm = next(islice(following, 1, None), None)
     return norm if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None else None
+
+
+def _activation_of(pruned: nn.Module, name: str) -> nn.Module | None:
+    """What follows the batch norm of an Ultralytics `Conv`; None: nothing, or it is not known."""
+    found = getattr(pruned.get_submodule(name.rpartition(".")[0]), "act", None)
+    return found if isinstance(found, nn.Module) and not isinstance(found, nn.Identity) else None
 
 
 def _can_refit(layer: _Layer, norm: nn.BatchNorm2d | None) -> bool:

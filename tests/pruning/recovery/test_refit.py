@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from ultralytics.nn.modules import Conv
 
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.graph.patches import gather_patches
-from paretoprune.pruning.recovery.least_squares import Moments, solve_ridge
+from paretoprune.pruning.recovery import refit as refit_module
+from paretoprune.pruning.recovery.least_squares import Moments, solve_by_output, solve_ridge
 from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
 from paretoprune.pruning.recovery.refit_targets import images_that_fit, record_targets
 from paretoprune.pruning.surgery.layer_table import build_layer_table
@@ -57,6 +59,29 @@ def response_error(a: nn.Module, b: nn.Module, layer: str, images: torch.Tensor)
     """Root mean square difference of a layer's responses, relative to their standard deviation."""
     x, y = responses(a, layer, images), responses(b, layer, images)
     return float((x - y).square().mean().sqrt() / x.std())
+
+
+def test_outputs_that_count_observations_differently_get_their_own_least_squares() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 400, 5, generator=draw)
+    x -= x.mean(1, keepdim=True)
+    y = torch.randn(2, 400, 3, generator=draw) + x @ torch.randn(2, 5, 3, generator=draw)
+    counts = torch.rand(2, 400, 3, generator=draw) + 0.05
+    start, penalty = torch.randn(2, 5, 3, generator=draw), 7.0
+    shared = x.transpose(1, 2) @ x + penalty * torch.eye(5)
+    factor = torch.linalg.cholesky(shared.double())
+    dw, db = solve_by_output(x, counts * y, counts, 0 - start, factor, torch.tensor(penalty), steps=20)
+    for system in range(2):
+        for output in range(
+            3
+        ):  # (A'WA + penalty) v = A'Wy + penalty * start, A with a column of ones for the intercept
+            a = torch.cat([x[system], torch.ones(400, 1)], dim=1).double()
+            weighed = a * counts[system, :, output, None]
+            left = weighed.T @ a + penalty * torch.diag(torch.tensor([1.0] * 5 + [0.0]))
+            right = weighed.T @ y[system, :, output].double() + penalty * F.pad(start[system, :, output], (0, 1))
+            expected = torch.linalg.solve(left, right)
+            torch.testing.assert_close(dw[system, :, output].double(), expected[:5], atol=1e-4, rtol=1e-4)
+            assert float(db[system, 0, output]) == pytest.approx(float(expected[5]), abs=1e-4)
 
 
 def test_moments_in_chunks_give_ordinary_least_squares() -> None:
@@ -187,6 +212,48 @@ def test_a_batch_norm_that_follows_in_a_plain_sequence_takes_up_the_intercept(im
     assert response_error(network, twin, "0", images) > 0.1
     assert set(refit(twin, table, {}, targets, TIGHT)) == {"0.0"}
     assert response_error(network, twin, "0", images) < 0.01
+
+
+def test_a_refit_is_the_least_squares_behind_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few inputs cannot give all answers exactly: what is missed should lie where SiLU lets the least of it through.
+
+    Beside the optimum that a general optimiser (L-BFGS) finds for the error behind the activation.
+    """
+    draw = torch.Generator().manual_seed(2)
+    images = torch.randn(8, 6, 24, 24, generator=draw)
+    wide, narrow = Conv(6, 12, 3).eval(), Conv(3, 12, 3).eval()  # the second sees half of the channels
+    with torch.no_grad():
+        wide.bn.running_mean.normal_(generator=draw)
+        wide.bn.weight.uniform_(0.5, 3, generator=draw)
+        narrow.bn.load_state_dict(wide.bn.state_dict())
+        narrow.conv.weight.copy_(wide.conv.weight[:, :3])
+    table: Any = SimpleNamespace(convs={"0.conv": None}, linears={}, features={})
+    settings = RefitSettings(positions=576, ridge=1e-6)
+    wanted = record_targets(nn.Sequential(wide).eval(), table, images, settings)
+    goal = wide(images).detach()
+
+    def error(rounds: int) -> float:
+        twin = nn.Sequential(copy.deepcopy(narrow)).eval()
+        monkeypatch.setattr(refit_module, "_ROUNDS", rounds)
+        refit(twin, table, {}, Targets(images[:, :3], wanted.samples), settings)
+        return float((twin(images[:, :3]) - goal).square().mean())
+
+    best = copy.deepcopy(narrow)
+    bias = best.bn.bias.requires_grad_(True)
+    optimiser = torch.optim.LBFGS([best.conv.weight.requires_grad_(True), bias], max_iter=200)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        found = (best(images[:, :3]) - goal).square().mean()
+        found.backward()
+        return found
+
+    optimiser.step(loss)  # type: ignore[arg-type]
+    optimum = loss().item()
+    rounds = refit_module._ROUNDS
+    before, after = error(0), error(rounds)
+    assert before > 1.02 * optimum
+    assert after == pytest.approx(optimum, rel=1e-3)
 
 
 def test_an_unpruned_network_is_not_changed(model: nn.Module, table: LayerTable, images: torch.Tensor) -> None:
