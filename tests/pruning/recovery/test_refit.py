@@ -237,7 +237,7 @@ def test_a_refit_is_the_least_squares_behind_the_activation(monkeypatch: pytest.
         twin = nn.Sequential(copy.deepcopy(narrow)).eval()
         monkeypatch.setattr(refit_module, "_ROUNDS", rounds)
         refit(twin, table, {}, Targets(images[:, :3], wanted.samples), settings)
-        return float((twin(images[:, :3]) - goal).square().mean())
+        return (twin(images[:, :3]) - goal).square().mean().item()
 
     best = copy.deepcopy(narrow)
     bias = best.bn.bias.requires_grad_(True)
