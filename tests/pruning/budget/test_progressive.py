@@ -85,6 +85,12 @@ def test_the_table_of_what_is_left_is_that_of_the_cut_network(bench: Workbench, 
     assert [len(p) for g in left.groups for p in g.parts] == [len(p) for g in traced.groups for p in g.parts]
 
 
+def test_classes_are_weighed_only_for_a_criterion_that_asks(bench: Workbench, found: list[Removal]) -> None:
+    """Weighing is a pass over the images; neither taylor nor the targets of so few images look at it."""
+    assert {"loss_scores", "targets"} <= vars(bench).keys()
+    assert "class_weights" not in vars(bench)
+
+
 def test_a_goal_out_of_reach_ends_it(bench: Workbench) -> None:
     assert not list(removals(bench, [1e-4], bench.conv_costs, lambda line: None))
 
