@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_the_example_does_the_whole_job(
-    tmp_path: Path, ray_session: object, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ray_session: object, small_builtin: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runpy.run_path(str(ROOT / "examples" / "python_api.py"))["main"](tmp_path)
     shown = capsys.readouterr().out
