@@ -156,7 +156,8 @@ def test_layers_and_latency(tmp_path: Path) -> None:
 SMALLER = {
     "imgsz=320": f"imgsz={IMGSZ}", "trials=30": "trials=2, epochs=0", "trials=40": "trials=3", "epochs=50": "epochs=1",
     'settings={"space.round_to": 16': 'settings={"space.round_to": 16, "recover.calibration_images": 8, '
-    '"latency.max_seconds": 0.5, "recover.importance": "l2", "search.warm_start": False, "resources.parallel": 1',
+    '"latency.max_seconds": 0.5, "recover.importance": "l2", '
+    '"search.warm_start": False, "resources.max_concurrent_trials": 1',
     "max_drop=0.02": "max_drop=1.0", 'data="data.yaml"': 'data="data.yaml", calibration_images=8',
     f'against="my.pt", imgsz={IMGSZ}': f'against="my.pt", imgsz={IMGSZ}, max_seconds=1.0',
     "pp.report(": 'shutil.copytree("runs/my", "runs/other"); pp.report(',

@@ -43,7 +43,7 @@ SMALLER = {
 # What is added for the same reason; the settings of a search hold for what follows on its run.
 ADDED = {
     "search": "--set recover.calibration_images=8 --set latency.max_seconds=0.5 --set space.granularity=block "
-    "--set recover.importance=l2 --set search.warm_start=false --set resources.parallel=1",
+    "--set recover.importance=l2 --set search.warm_start=false --set resources.max_concurrent_trials=1",
     "prune": "--imgsz 96",
     "latency": "--imgsz 96 --max-seconds 1",
     "export": "--seconds 1",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -111,6 +111,9 @@ def _scored(bench: Workbench, network: nn.Module, stays: np.ndarray) -> np.ndarr
     targets = bench.targets.thinned(len(images.images))
     with bench.turn:
         network.to(bench.device)
-        refit(network, bench.table, kept_indices(bench.table, stays), targets, bench.refit_settings, pause)
+        # VOC at 50 % and COCO at 45 % had 0.439 and 0.146 by such steps, 0.434 and 0.139 where these fitted behind the
+        # activations, too: no gain, so the cheaper one
+        settings = replace(bench.refit_settings, behind_activations=False)
+        refit(network, bench.table, kept_indices(bench.table, stays), targets, settings, pause)
         network.to("cpu")
         return score(bench.loss_criterion, bench.evidence_for(network, bench.table.left(stays), images))

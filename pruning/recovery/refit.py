@@ -53,12 +53,14 @@ class RefitSettings:
         memory_gb: for what a forward pass holds of all images at once; where they would take more, fewer are used,
             by all of the recovery. A constant, not what is free: the same plan must give the same network everywhere.
         answers_gb: for all layers' answers at the positions, alike: where they would take more, there are fewer.
+        behind_activations: whether what comes out of the activations is fitted, or what goes into them.
     """
 
     positions: int = 200
     ridge: float = 1e-2
     memory_gb: float = 4.0
     answers_gb: float = 4.0
+    behind_activations: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def refit(
             pause()
             rows = list(kept[name]) if name in kept else features.get(name, slice(None))
             sample = samples[name].on(device, rows)
-            norm, curve = _norm_of(pruned, name), _activation_of(pruned, name)
+            norm = _norm_of(pruned, name)
+            curve = _activation_of(pruned, name) if settings.behind_activations else None
             missed[name] = _refit_one(layer, norm, curve, source, sample, settings, shared)
 
     with torch.no_grad(), Hooks() as hooks:

@@ -17,7 +17,7 @@ _PRUNE = {
     "--strategy": "trial.strategy",
     "--importance": "recover.importance",
     "--round-to": "space.round_to",
-    "--recover": "recover.how",
+    "--recover": "recover.method",
     "--calibration-images": "recover.calibration_images",
     "--seed": "search.seed",
     "--trust-checkpoint": "model.trust_checkpoint",
@@ -33,7 +33,7 @@ _LATENCY = {
 }
 _EXPORTED_AS = {"openvino": "openvino", "tensorrt": "engine"}  # what a runtime reads; ONNX for all others
 SESSION_FACTOR = 8  # times a trial's seconds: what the final session gives a pick and the baseline together
-_ONE_TRIAL = ("--trials", "1", "--set", "search.warm_start=false", "--set", "search.from_run=null")
+_ONE_TRIAL = ("--trials", "1", "--set", "search.warm_start=false", "--set", "search.warm_start_run=null")
 _ITS_ID = "t0000"
 
 Line = tuple[str, str]
@@ -134,7 +134,7 @@ def _repeat(run: _Run, pick: Selected) -> list[Line]:
 def _use(run: _Run, pick: Selected) -> list[Line]:
     """Commands for a pick that is ready."""
     best = str(run.folder.selected_checkpoint(pick.trial_id))
-    size, batch = run.get("model.imgsz"), run.get("data.batch")
+    size, batch = run.get("model.imgsz"), run.get("data.val_batch")
     validate = ["yolo", "val", f"model={best}", f"data={run.data}"]
     validate += [f"imgsz={size}"] if size else []
     validate += [f"batch={batch}"] if batch else []  # rectangular batches: the figures depend on it a little

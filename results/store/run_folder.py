@@ -24,6 +24,7 @@ from paretoprune.base.file_names import (
     STUDY,
     TRIALS,
 )
+from paretoprune.base.setting_names import with_present_names
 from paretoprune.results.errors import RunFolderError
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, check_objectives
 from paretoprune.results.store.records import SCHEMA_VERSION, RecordStore, TrialRecord, as_record
@@ -215,7 +216,7 @@ class RunFolder:
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             detail = one_line(error)
             raise RunFolderError(f"{self.config} must be YAML, but it is not ({detail}): correct it") from error
-        return self.with_places(content) if isinstance(content, dict) else {}
+        return self.with_places(with_present_names(content)) if isinstance(content, dict) else {}
 
     def objectives(self) -> tuple[str, ...]:
         """The run's objectives: `search.objectives` of its config, or accuracy and latency."""

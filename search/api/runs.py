@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.messages import Listener, heard_by, note, speaking
+from paretoprune.base.setting_names import with_present_names
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import (
@@ -46,18 +47,18 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "imgsz": ("model.imgsz",),
     "strategy": ("trial.strategy",),
     "latency_target": ("latency.target",),
-    "recover": ("recover.how",),
+    "recover": ("recover.method",),
     "distill": ("trial.distill", "finetune.distill"),
     "min_map": ("search.min_map",),
     "max_latency_ms": ("search.max_latency_ms",),
     "max_latency_ratio": ("search.max_latency_ratio",),
     "min_speedup": ("search.min_speedup",),
     "max_params_m": ("search.max_params_m",),
-    "hours": ("search.hours",),
-    "gpu_hours": ("search.gpu_hours",),
-    "stopping": ("search.stopping",),
-    "plan": ("search.plans",),
-    "from_run": ("search.from_run",),
+    "hours": ("search.max_hours",),
+    "gpu_hours": ("search.max_gpu_hours",),
+    "stopping": ("search.early_stopping",),
+    "plan": ("search.initial_plans",),
+    "from_run": ("search.warm_start_run",),
     "address": ("resources.address",),
     "trust_checkpoint": ("model.trust_checkpoint",),
 }
@@ -217,7 +218,7 @@ def compose(file: Path | None, options: Mapping[str, Any], settings: Mapping[str
         # On their own first, so that a mistake in the file is reported with the file's name.
         build_config(merge({"model": {"path": "model.pt"}, "data": {"path": "data.yaml"}}, values), str(file))
     values = merge(values, nest({key: _plain(key, value) for key, value in options.items() if value is not None}))
-    return build_config(resolve_paths(merge(values, settings)), "the settings")
+    return build_config(resolve_paths(merge(values, with_present_names(settings))), "the settings")
 
 
 def finetune_picks(
@@ -349,7 +350,7 @@ def _text(path: str | Path | None) -> str | None:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Settings hold texts, and ``search.plans`` a list of them."""
-    if key == "search.plans":
+    """Settings hold texts, and ``search.initial_plans`` a list of them."""
+    if key == "search.initial_plans":
         return listed(value)
     return str(value) if isinstance(value, Path) else value

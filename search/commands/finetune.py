@@ -48,7 +48,6 @@ SELECTED_COLUMNS = (
     type=click.IntRange(min=1),
     is_flag=False,
     flag_value=1,
-    default=0,
     metavar="[N]",
     help="Fine-tune the unpruned model, too, at the N (1) smaller inputs whose latency is nearest to the picks'.",
 )
@@ -77,6 +76,7 @@ def finetune(run: Path, form: str, **options: Any) -> int:
     from paretoprune.search.api.runs import finetune_picks
 
     options["trust_checkpoint"] = options["trust_checkpoint"] or None  # else it would go before the run's
+    options["free_moves"] = options["free_moves"] or 0
     outcome = finetune_picks(run, **options)
     beaten = any(row["beaten_by_free_move"] for row in outcome.rows)
     emit(outcome.rows, form, [name for name in SELECTED_COLUMNS if beaten or name != "beaten_by_free_move"])

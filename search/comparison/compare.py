@@ -189,7 +189,7 @@ def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory
     if todo:
         # CPUs that stand idle towards the end are not shared out: training depends a little on the number of threads,
         # and a strategy that was taken up again alone must have the same conditions as the others had.
-        at_a_time = min(resources.slots, prepared.config.resources.parallel or resources.slots, len(todo))
+        at_a_time = min(resources.slots, prepared.config.resources.max_concurrent_trials or resources.slots, len(todo))
         note(f"{', '.join(todo)}: {prepared.epochs} epochs each, {at_a_time} at a time")
         failed = _run_all(context, prepared, todo, at_a_time)
     ready = [name for name in prepared.strategies if name not in failed]

@@ -86,7 +86,7 @@ class StrategyTools(PruningTools):
             starts.append(accuracies(tuned.start_metrics))
             return tuned.model
 
-        how = self._config.recover.how
+        how = self._config.recover.method
         outcome = strategy.run(self._bench, job.ratios, job.epochs, folder, tune, how)
         if not outcome.sessions:
             return StrategyRun(outcome, starts[0] if starts else {})

@@ -15,9 +15,9 @@ def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     resolved = dict(values)
     search = resolved.get("search")
     if isinstance(search, Mapping):
-        plans = [absolute_path(plan) for plan in search.get("plans") or []]
-        other = {"from_run": absolute_path(search["from_run"])} if search.get("from_run") else {}
-        resolved["search"] = {**search, **({"plans": plans} if plans else {}), **other}
+        plans = [absolute_path(plan) for plan in search.get("initial_plans") or []]
+        other = {"warm_start_run": absolute_path(search["warm_start_run"])} if search.get("warm_start_run") else {}
+        resolved["search"] = {**search, **({"initial_plans": plans} if plans else {}), **other}
     for section in ("model", "data"):
         content = resolved.get(section)
         if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):

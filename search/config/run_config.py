@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
 from paretoprune.base.messages import note
+from paretoprune.base.setting_names import RENAMED, with_present_names
 from paretoprune.search.config.sections import (
     DataSection,
     FinetuneSection,
@@ -35,7 +36,7 @@ SCHEMA_VERSION = 2
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
 FREE_KEYS = (
-    "search.trials", "search.hours", "search.gpu_hours", "search.loggers", "resources.", "finetune.",
+    "search.trials", "search.max_hours", "search.max_gpu_hours", "search.loggers", "resources.", "finetune.",
     "latency.token_file", "latency.wait_minutes", "latency.if_away",
 )  # fmt: skip
 
@@ -121,7 +122,7 @@ def build_config(values: Mapping[str, Any], source: str = "the settings") -> Run
     Raises :class:`ConfigError` with one line for the first thing that is wrong; ``source`` says where it came from.
     """
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(with_present_names(values))
     except ValidationError as error:
         raise ConfigError(_first_line(error, source)) from error
 
@@ -154,7 +155,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _of_this_version(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Without what older versions had; a line says so where that changes anything."""
-    values = {name: dict(part) if isinstance(part, dict) else part for name, part in values.items()}
+    values = with_present_names(values)
     for key in (*REMOVED, *REPLACED):
         section, name = key.split(".")
         part = values.get(section)
@@ -195,14 +196,14 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """``key=value`` texts (the value in YAML) to nested settings.
 
-    Layer patterns hold dots, so a key may stop at a section's field: ``space.bounds={"model.4.*": [0.1, 0.3]}``.
+    Layer patterns hold dots, so a key may stop at a section's field: ``space.layer_bounds={"model.4.*": [0.1, 0.3]}``.
     Raises :class:`ConfigError` for a text without ``=``, an unknown key (the nearest known one is named), a bad value.
     """
     settings: dict[str, Any] = {}
     keys = known_keys()
     for text in assignments:
         key, equals, raw = text.partition("=")
-        key = key.strip()
+        key = RENAMED.get(key.strip(), key.strip())
         if not equals or not key:
             raise ConfigError(f"--set needs key=value, got {text!r}; for instance --set space.round_to=16")
         if key not in keys:

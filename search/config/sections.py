@@ -59,7 +59,7 @@ class DataSection(Section):
 
     path: str = Field(examples=["my/data.yaml"])
     """The dataset's data.yaml; a classifier's folder with train/ and val/."""
-    batch: int = Field(default=16, ge=1)
+    val_batch: int = Field(default=16, ge=1)
     """Images per batch in validation."""
 
 
@@ -83,7 +83,7 @@ class SpaceSection(Section):
     """Numbers of the blocks that may be pruned; none given: all."""
     exclude: list[str] = []
     """Patterns of layers that keep their width (``model.22.*``); a pattern that matches nothing is an error."""
-    bounds: dict[str, tuple[Ratio, Ratio]] = {}
+    layer_bounds: dict[str, tuple[Ratio, Ratio]] = {}
     """Layer or pattern -> [minimum, maximum] ratio, instead of min_ratio and max_ratio. A name takes precedence over a
     pattern, a longer pattern over a shorter one, the later of two equals over the earlier."""
 
@@ -100,10 +100,10 @@ class SpaceSection(Section):
     def _ordered(self) -> SpaceSection:
         if self.min_ratio > self.max_ratio:
             raise ValueError(f"min_ratio must not be greater than max_ratio, got {self.min_ratio} and {self.max_ratio}")
-        for name, (low, high) in self.bounds.items():
+        for name, (low, high) in self.layer_bounds.items():
             if low > high:
                 raise ValueError(
-                    f"the minimum in bounds of {name} must not be greater than the maximum, got [{low}, {high}]"
+                    f"the minimum in layer_bounds of {name} must not be greater than the maximum, got [{low}, {high}]"
                 )
         return self
 
@@ -134,14 +134,14 @@ class SearchSection(Section):
     uniform plan, for comparison, of 12 trials or more."""
     loggers: list[Literal["mlflow", "wandb"]] = []
     """Experiment trackers that log every trial, through Ray's own integrations."""
-    plans: list[str] = []
+    initial_plans: list[str] = []
     """Plan files to evaluate first."""
-    from_run: str | None = None
+    warm_start_run: str | None = None
     """Folder of another run on the same model; its trials warm-start the sampler."""
-    stopping: bool = True
+    early_stopping: bool = True
     """Stop unpromising trials early: those clearly dominated by trials of similar cost; first decided before the first
     epoch."""
-    reduction: float = Field(default=3.0, gt=1.0)
+    reduction_factor: float = Field(default=3.0, gt=1.0)
     """About one trial in this many continues past a rung; also the factor from rung to rung: these are at 0 epochs, and
     at
     the epochs divided by its powers."""
@@ -157,9 +157,9 @@ class SearchSection(Section):
     """Maximum GFLOPs; plans with more are not trained."""
     min_map: float | None = Field(default=None, ge=0, le=1)
     """Minimum accuracy (mAP50-95, a classifier's top-1)."""
-    hours: float | None = Field(default=None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0)
     """Stop starting trials after this many wall-clock hours of this start."""
-    gpu_hours: float | None = Field(default=None, gt=0)
+    max_gpu_hours: float | None = Field(default=None, gt=0)
     """Stop starting trials after this many GPU hours of the whole run (on CPUs: hours of a trial's CPUs)."""
 
     @field_validator("objectives")
@@ -178,7 +178,7 @@ class SearchSection(Section):
 class RecoverSection(Section):
     """Recovery right after removal, before any label is used."""
 
-    how: RecoveryName = "refit"
+    method: RecoveryName = "refit"
     """Nothing, batch-norm statistics, least-squares refit of the consumers, both, or a refit and then gradient steps
     towards the unpruned network's outputs on the calibration images."""
     importance: str = "reconstruction"
@@ -290,9 +290,9 @@ class ResourcesSection(Section):
     """GPUs, or the fraction of one, per trial."""
     cpus_per_trial: int | None = Field(default=None, ge=1)
     """CPU cores per trial."""
-    shared_run: bool = True
+    shared_storage: bool = True
     """All nodes of a joined cluster see the run folder at its path; if not, workers send their files to the driver."""
     wait_minutes: float = Field(default=30, ge=0)
     """Maximum wait, minutes, for a node that fits a trial, if a joined cluster has none yet; 0: fail at once."""
-    parallel: int | None = Field(default=None, ge=1)
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Maximum number of concurrent trials; none given: as many as fit. An autoscaling cluster adds nodes for more."""

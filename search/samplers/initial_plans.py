@@ -49,7 +49,7 @@ def starts_of(
     config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None
 ) -> list[Start]:
     """The plans to try first, in this order and each once: given by the user, of another run, the warm start."""
-    starts = [Start(space.nearest(plan), PLAN) for plan in read_plans(config.search.plans)]
+    starts = [Start(space.nearest(plan), PLAN) for plan in read_plans(config.search.initial_plans)]
     if other is not None:
         starts += [Start(space.nearest(plan_of(record)), OTHER_RUN) for record in other.retried]
     if config.search.warm_start:
@@ -71,8 +71,8 @@ def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
         unknown = [layer for layer in plan.ratios if layer not in layers]
         if unknown:
             raise ConfigError(
-                f"search.plans: {path} must be of this model, but it prunes {unknown[0]}, which the model does not "
-                "have; give a plan of this model"
+                f"search.initial_plans: {path} must be of this model, but it prunes {unknown[0]}, which the model "
+                "does not have; give a plan of this model"
             )
 
 
@@ -88,9 +88,9 @@ def changed_plans(paths: Sequence[str], space: Space, imgsz: int) -> list[str]:
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             lines.append(
-                f"search.plans: {path} lies outside the search space and is tried with {', '.join(changed[:3])}{more}; "
-                "to try it as it is, widen space.imgsz, space.max_ratio, space.exclude, space.blocks, or lower "
-                "space.round_to"
+                f"search.initial_plans: {path} lies outside the search space and is tried with "
+                f"{', '.join(changed[:3])}{more}; to try it as it is, widen space.imgsz, space.max_ratio, "
+                "space.exclude, space.blocks, or lower space.round_to"
             )
     return lines
 
@@ -109,10 +109,13 @@ def _differences(
 
 
 def check_other_dataset(config: RunConfig, now: RunIdentity) -> None:
-    """``search.from_run`` is a run on the same dataset, as far as it knows; :class:`ConfigError` says what differs."""
-    if config.search.from_run is None:
+    """``search.warm_start_run`` is a run on the same dataset, as far as it knows.
+
+    :class:`ConfigError` says what differs.
+    """
+    if config.search.warm_start_run is None:
         return
-    folder = RunFolder(Path(config.search.from_run))
+    folder = RunFolder(Path(config.search.warm_start_run))
     known = stored_identity(folder)
     if known is None:
         note(f"run {folder.path} does not know its dataset's content, so its path decides whether it is the same")
@@ -120,25 +123,30 @@ def check_other_dataset(config: RunConfig, now: RunIdentity) -> None:
     found = differences_from(folder, known, now)
     if found:
         raise ConfigError(
-            f"search.from_run: {folder.path} must be of the same dataset, but it is not that of {config.data.path}: "
-            f"{told(found)}; give a run on this dataset, or leave it out"
+            f"search.warm_start_run: {folder.path} must be of the same dataset, but it is not that of "
+            f"{config.data.path}: {told(found)}; give a run on this dataset, or leave it out"
         )
 
 
 def check_other_run(config: RunConfig) -> None:
-    """``search.from_run`` is a run on the same weights and image size; :class:`ConfigError` says where it is not."""
-    path = config.search.from_run
+    """``search.warm_start_run`` is a run on the same weights and image size.
+
+    :class:`ConfigError` says where it is not.
+    """
+    path = config.search.warm_start_run
     if path is None:
         return
     folder = RunFolder(Path(path))
     if not folder.config.is_file() or not folder.baseline.is_file():
-        raise ConfigError(f"search.from_run: {path} must be a run folder with its baseline, but it is not; check it")
+        raise ConfigError(
+            f"search.warm_start_run: {path} must be a run folder with its baseline, but it is not; check it"
+        )
     from paretoprune.search.config.stored import load_run_config
 
     theirs, baseline = load_run_config(folder), folder.read_baseline()
     if theirs.model.imgsz != config.model.imgsz:
         raise ConfigError(
-            f"search.from_run: {path} must be at {config.model.imgsz} px, but it is at {theirs.model.imgsz} px; "
+            f"search.warm_start_run: {path} must be at {config.model.imgsz} px, but it is at {theirs.model.imgsz} px; "
             "give another run or the same --imgsz"
         )
     ours = weights_hash(Path(config.model.path))
@@ -147,19 +155,19 @@ def check_other_run(config: RunConfig) -> None:
         known = weights_hash(Path(theirs.model.path)) if Path(theirs.model.path).is_file() else "unknown"
     if known != ours:
         raise ConfigError(
-            f"search.from_run: {path} must be of the same weights, but its model has the hash {known} and "
+            f"search.warm_start_run: {path} must be of the same weights, but its model has the hash {known} and "
             f"{config.model.path} has {ours}; give a run on this checkpoint"
         )
 
 
 def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun | None:
-    """The trials of ``search.from_run``; ``baseline``: our own, on whose hardware theirs must have been measured."""
-    if config.search.from_run is None:
+    """The trials of ``search.warm_start_run``, measured on the hardware of our own ``baseline``."""
+    if config.search.warm_start_run is None:
         return None
     from paretoprune.results.selection.selection import front
     from paretoprune.search.config.stored import load_run_config
 
-    folder = RunFolder(Path(config.search.from_run))
+    folder = RunFolder(Path(config.search.warm_start_run))
     records, theirs = folder.read_records(), load_run_config(folder)
     their_baseline = folder.read_baseline()
     same_data = IDENTITY in baseline and IDENTITY in their_baseline  # then it was compared, wherever it lies
@@ -176,7 +184,7 @@ def _ends_here_too(record: TrialRecord, ours: RunConfig, theirs: RunConfig) -> b
     if record.state is not TrialState.STOPPED:
         return True
     if record.ending == TrialState.STOPPED.value:
-        return ours.search.stopping and ours.search.objectives == theirs.search.objectives
+        return ours.search.early_stopping and ours.search.objectives == theirs.search.objectives
     costs = {name: value for name, value in record.metrics.items() if name in ("latency_ms", "params_m", "gflops")}
     return any(value > 0 for value in bounds_of_search(ours.search).violations(costs, {}).values())
 

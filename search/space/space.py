@@ -291,8 +291,8 @@ def _choice(group: GroupLike, section: SpaceSection, names: Collection[str]) -> 
     for pattern in section.exclude:
         if any(means(pattern, layer, names) for layer in group.layers):
             return None, f"excluded by {pattern}"
-    key = governing(section.bounds, group.layers, names)
-    low, high = (section.min_ratio, section.max_ratio) if key is None else section.bounds[key]
+    key = governing(section.layer_bounds, group.layers, names)
+    low, high = (section.min_ratio, section.max_ratio) if key is None else section.layer_bounds[key]
     allowed = [w for w in group.widths(section.round_to) if low - 1e-9 <= 1.0 - w / group.channels <= high + 1e-9]
     if len(allowed) < 2:
         return None, f"no two widths in steps of {section.round_to} lie between ratio {low:g} and {high:g}"
@@ -301,7 +301,10 @@ def _choice(group: GroupLike, section: SpaceSection, names: Collection[str]) -> 
 
 def check_patterns(names: Collection[str], section: SpaceSection) -> None:
     """Every pattern of ``section`` matches one of ``names``; :class:`SpaceError` names the first that does not."""
-    for setting, patterns in (("space.exclude", list(section.exclude)), ("space.bounds", list(section.bounds))):
+    for setting, patterns in (
+        ("space.exclude", list(section.exclude)),
+        ("space.layer_bounds", list(section.layer_bounds)),
+    ):
         for pattern in patterns:
             if not any(means(pattern, name, names) for name in names):
                 raise SpaceError(

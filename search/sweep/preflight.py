@@ -258,7 +258,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
-    check_plans(config.search.plans, [layer.name for layer in bench.table.layers])
+    check_plans(config.search.initial_plans, [layer.name for layer in bench.table.layers])
     space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes)
     if get_strategy(config.trial.strategy).exact:
         narrower = space.plan(space.random_narrower(random.Random(config.search.seed)))

@@ -137,7 +137,9 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             make_state(prepared, records).close()
             _refuse_failures_alone(folder, records)
             return outcome_of(records, config.search.trials)
-        for line in changed_plans(config.search.plans, prepared.space, config.model.imgsz) if not records else ():
+        for line in (
+            changed_plans(config.search.initial_plans, prepared.space, config.model.imgsz) if not records else ()
+        ):
             note(line)
         with interruptible("measuring the unpruned model", remedy):
             known = prepared.identity.content()[IDENTITY] if prepared.identity else None
@@ -148,7 +150,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             lock.describe(slots)
             note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
             context = with_baseline(context, prepared.identity)
-        budget = Budget(config.search.hours, config.search.gpu_hours, resources.gpus)
+        budget = Budget(config.search.max_hours, config.search.max_gpu_hours, resources.gpus)
         state = make_state(prepared, records, budget)
         reporter = Reporter(folder, records, config.search.trials, slots, config.search.objectives)
         free_moves = FreeMoves(context, reporter.note)
@@ -256,9 +258,14 @@ def start_workers(
         check_target(LatencyTarget.parse(config.latency.target))
         note_lock_place()
         resources = wait_for_room(
-            address, wanted.gpus_per_trial, wanted.cpus_per_trial, wanted.parallel or 1, wanted.wait_minutes, say
+            address,
+            wanted.gpus_per_trial,
+            wanted.cpus_per_trial,
+            wanted.max_concurrent_trials or 1,
+            wanted.wait_minutes,
+            say,
         )
-        carries = is_joined(config) and (not config.resources.shared_run or remote_of(folder.path) is not None)
+        carries = is_joined(config) and (not config.resources.shared_storage or remote_of(folder.path) is not None)
         if is_joined(config):
             say("checking the cluster's nodes")
             note(f"{check_cluster(config, None if carries else folder, resources)} nodes are ready")

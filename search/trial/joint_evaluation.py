@@ -48,7 +48,7 @@ def evaluate_together(
     data, own = config.data, config.model.imgsz
 
     def evaluator_of(imgsz: int, split: str) -> Evaluator:
-        return Evaluator(data.path, imgsz, device, data.batch, split, gate, config.trial.workers)
+        return Evaluator(data.path, imgsz, device, data.val_batch, split, gate, config.trial.workers)
 
     seen: dict[str, ImageStats] = {}
     for imgsz, members in _by_size(models, sizes, own).items():

@@ -72,7 +72,7 @@ class PruningTools:
         from paretoprune.pruning.evaluation.evaluator import Evaluator
 
         data, workers = self._config.data, self._config.trial.workers
-        return Evaluator(data.path, self._imgsz, self.device, data.batch, gate=self._gate, workers=workers)
+        return Evaluator(data.path, self._imgsz, self.device, data.val_batch, gate=self._gate, workers=workers)
 
     def at(self, imgsz: int | None) -> PruningTools:
         """The tools for networks of another input size, pixels; None: the run's.
@@ -108,7 +108,7 @@ class PruningTools:
 
     def recover(self, model: Any, plan: Any) -> None:
         """Refit ``model`` in place as the configuration says."""
-        self._bench.recover(model, plan, how=self._config.recover.how)
+        self._bench.recover(model, plan, how=self._config.recover.method)
 
     def stats(self, model: Any) -> dict[str, float]:
         """Parameters (millions), GFLOPs and size of a network."""
@@ -180,7 +180,7 @@ class PruningTools:
             seed=config.search.seed,
             workers=section.workers,
             amp=config.trial.amp,
-            evaluation_batch=config.data.batch,
+            evaluation_batch=config.data.val_batch,
         )
         as_one = is_single_class(self.baseline)
         data, device, gate = config.data.path, self.device, self._gate
@@ -354,7 +354,7 @@ class PruningTools:
             workers=section.workers,
             distill=section.distill,
             amp=self._config.trial.amp,
-            evaluation_batch=self._config.data.batch,
+            evaluation_batch=self._config.data.val_batch,
         )
         result = finetune(
             model,

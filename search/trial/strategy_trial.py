@@ -92,4 +92,4 @@ class StrategyTrialTools(PruningTools):
         return Tuned(outcome.model, spent, best_epoch, start, metrics, precision=precision)
 
     def _run(self, epochs: int, folder: Path, tune: Any) -> Any:
-        return self._strategy.run(self._bench, self._asked, epochs, folder, tune, self._config.recover.how)
+        return self._strategy.run(self._bench, self._asked, epochs, folder, tune, self._config.recover.method)

@@ -91,7 +91,7 @@ class FollowingSlots:
         """``newcomers``: looks at nodes that join; None counts them at once."""
         self._resources = resources
         self._newcomers = newcomers
-        self._most = config.resources.parallel
+        self._most = config.resources.max_concurrent_trials
         self._address = config.resources.address or "local"
         self._slots = resources.slots
         self._looked = time.monotonic()

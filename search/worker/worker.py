@@ -60,9 +60,9 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
     bounds = bounds_of_search(search)
     return TrialSettings(
         epochs=epochs,
-        recover=config.recover.how != "none",
+        recover=config.recover.method != "none",
         baseline_latency_ms=baseline_latency_ms,
-        rungs=rungs_of(epochs, search.reduction) if search.stopping else (),
+        rungs=rungs_of(epochs, search.reduction_factor) if search.early_stopping else (),
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
         bounds=bounds,
@@ -74,12 +74,12 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
 def stopping_rule(config: RunConfig) -> StoppingRule:
     """Trials are compared by what the run is to make small."""
     costs = tuple(name for name in config.search.objectives if DIRECTIONS[name] == "min")
-    return StoppingRule(config.search.reduction, costs)
+    return StoppingRule(config.search.reduction_factor, costs)
 
 
 def ingredients(config: RunConfig) -> dict[str, str | bool]:
     """What a trial's network is made with, as its record says it."""
-    found: dict[str, str | bool] = {"recovery": config.recover.how, "importance": config.recover.importance}
+    found: dict[str, str | bool] = {"recovery": config.recover.method, "importance": config.recover.importance}
     return {**found, "distilled": config.trial.distill} if config.trial.epochs else found
 
 

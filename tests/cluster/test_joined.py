@@ -153,7 +153,7 @@ def test_a_node_without_the_run_folder_or_the_data_is_named_and_can_send_its_fil
             assert blind.stdout
             assert any("Ray runtime started" in line for line in blind.stdout), "the node did not start"
             _, doctor, line = drive(ASK, few.address, run, data / "data.yaml").stdout.splitlines()
-            settings = {"search.trials": 3, "resources.cpus_per_trial": 1, "resources.shared_run": False}
+            settings = {"search.trials": 3, "resources.cpus_per_trial": 1, "resources.shared_storage": False}
             carried = drive(SWEEP, few.address, ROOT, run, json.dumps(settings), meeting(tmp_path), 1)
         finally:
             blind.terminate()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = [
     "model.imgsz=64", "search.trials=1", "trial.epochs=4", "recover.calibration_images=8", "latency.max_seconds=0.5",
-    "resources.parallel=1", "finetune.epochs=4",
+    "resources.max_concurrent_trials=1", "finetune.epochs=4",
 ]  # fmt: skip
 
 

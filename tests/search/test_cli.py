@@ -326,7 +326,7 @@ def test_search_switches_reach_the_configuration(
 
     monkeypatch.setattr(runs, "prepare", stop_here)
     assert run(["search", "m.pt", "d.yaml", *arguments]) == 1
-    assert (seen[0].recover.how, seen[0].trial.distill, seen[0].finetune.distill) == (recover, trial, finetune)
+    assert (seen[0].recover.method, seen[0].trial.distill, seen[0].finetune.distill) == (recover, trial, finetune)
 
 
 def test_a_run_by_a_criterion_that_was_dropped_is_still_read(

@@ -34,8 +34,9 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     content["download"] = f"open({str(place / 'made')!r}, 'w')"
     data.write_text(yaml.safe_dump(content))
     run = place / "runs" / "<b>run & co"
-    settings = {"recover.calibration_images": 4, "latency.max_seconds": 0.2, "latency.threads": 1, "finetune.epochs": 1,
-                "recover.importance": "l2", "search.warm_start": "false", "resources.parallel": 1}  # fmt: skip
+    settings = {"recover.calibration_images": 4, "latency.max_seconds": 0.2, "latency.threads": 1,
+                "finetune.epochs": 1, "recover.importance": "l2", "search.warm_start": "false",
+                "resources.max_concurrent_trials": 1}  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     search = ["search", str(BASELINE), str(data), "--imgsz", "64", "--trials", "2", "--epochs", "1", "--run", str(run)]
     given = os.environ | SECRETS | {"RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}

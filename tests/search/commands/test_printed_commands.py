@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 # Nothing as it is by default, so that a setting that a command forgets shows.
 SETTINGS = (
     "--imgsz 96 --epochs 0 --trials 2 --recover refit+bn --set recover.calibration_images=12 --set search.seed=5 "
-    "--set recover.importance=taylor --set space.round_to=4 --set data.batch=3 --set latency.batch=2 "
+    "--set recover.importance=taylor --set space.round_to=4 --set data.val_batch=3 --set latency.batch=2 "
     "--set latency.max_seconds=0.25 --set finetune.batch=6 --set search.warm_start=true"
 )
 

@@ -112,7 +112,7 @@ def test_what_changed_in_place_is_refused_by_all_that_read_the_run(
             assert said in line
             assert line.endswith("; put it back as it was, or begin a new run in another --run")
         else:
-            assert "search.from_run: " in line
+            assert "search.warm_start_run: " in line
             assert "must be of the same " in line
     assert begun.config.read_text() == before
     assert not begun.report_html.exists()
@@ -121,7 +121,7 @@ def test_what_changed_in_place_is_refused_by_all_that_read_the_run(
 def test_what_is_unchanged_goes_on(begun: RunFolder, tmp_path: Path) -> None:
     prepare(config_of(begun), begun.path)
     settings = config_of(begun).model_dump()
-    settings["search"]["from_run"] = str(begun.path)
+    settings["search"]["warm_start_run"] = str(begun.path)
     prepare(RunConfig.model_validate(settings), tmp_path / "new")
 
 
@@ -240,7 +240,7 @@ def test_another_runs_trials_are_told_wherever_its_dataset_lies(begun: RunFolder
     ours = theirs.model_copy(
         update={
             "data": theirs.data.model_copy(update={"path": "/elsewhere/data.yaml"}),
-            "search": theirs.search.model_copy(update={"from_run": str(begun.path)}),
+            "search": theirs.search.model_copy(update={"warm_start_run": str(begun.path)}),
         }
     )
     found = read_other_run(ours, baseline)
@@ -254,7 +254,7 @@ def test_another_runs_trials_are_told_wherever_its_dataset_lies(begun: RunFolder
 def test_a_run_on_other_data_is_no_start(begun: RunFolder, tmp_path: Path) -> None:
     edit_labels(begun)
     settings = config_of(begun).model_dump()
-    settings["search"]["from_run"] = str(begun.path)
+    settings["search"]["warm_start_run"] = str(begun.path)
     with pytest.raises(ConfigError, match=r"must be of the same dataset, .* 2 labels of val changed, first: "):
         prepare(RunConfig.model_validate(settings), tmp_path / "new")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from paretoprune.base.setting_names import RENAMED
+from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.api.runs import compose
 from paretoprune.search.config.run_config import (
     build_config,
     differing_keys,
@@ -21,7 +26,9 @@ from tests.search.fakes import make_config
 
 
 def test_saved_configuration_repeats_the_run(tmp_path: Path) -> None:
-    config = make_config(**{"space.bounds": {"model.4.*": (0.1, 0.3)}, "space.blocks": [2, 4], "latency.threads": 3})
+    config = make_config(
+        **{"space.layer_bounds": {"model.4.*": (0.1, 0.3)}, "space.blocks": [2, 4], "latency.threads": 3}
+    )
     config.save(tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 
@@ -48,8 +55,8 @@ def test_a_key_twice_is_an_error_that_names_it(text: str, line: str, tmp_path: P
 
 
 def test_a_key_twice_in_a_setting_is_an_error_and_what_is_merged_in_may_be_given_anew(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--set space.bounds: every key must be given once, got `a` twice"):
-        parse_assignments(['space.bounds={"a": [0, 1], "b": [0, 1], "a": [0, 0.5]}'])
+    with pytest.raises(ConfigError, match=r"--set space.layer_bounds: every key must be given once, got `a` twice"):
+        parse_assignments(['space.layer_bounds={"a": [0, 1], "b": [0, 1], "a": [0, 0.5]}'])
     (tmp_path / "config.yaml").write_text("trial: &short {epochs: 1, batch: 4}\nfinetune: {<<: *short, epochs: 30}\n")
     assert read_yaml(tmp_path / "config.yaml")["finetune"] == {"epochs": 30, "batch": 4}
 
@@ -143,7 +150,10 @@ def test_later_settings_win_and_nothing_is_changed_in_place() -> None:
 def test_only_meaning_counts_as_difference() -> None:
     old = make_config()
     assert (
-        differing_keys(old, make_config(**{"search.trials": 99, "resources.parallel": 2, "finetune.epochs": 3})) == []
+        differing_keys(
+            old, make_config(**{"search.trials": 99, "resources.max_concurrent_trials": 2, "finetune.epochs": 3})
+        )
+        == []
     )
     assert differing_keys(old, make_config(**{"search.seed": 1, "model.imgsz": 320})) == ["model.imgsz", "search.seed"]
 
@@ -165,6 +175,28 @@ def test_a_file_of_an_older_version_still_loads(tmp_path: Path, capsys: pytest.C
         "`search.rungs` ([0, 2]) is a setting of an older version and ignored",
         "`search.sampler: nsga3` is of an older version; taken as nsga2",
     ]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_setting_under_its_older_name_is_taken(old: str, new: str, tmp_path: Path) -> None:
+    """In a file, with --set, from Python, and in what a report reads of a run; both names at once are refused."""
+    value = {
+        "data.batch": 3, "recover.how": "bn", "resources.parallel": 3, "resources.shared_run": False,
+        "search.from_run": str(tmp_path), "search.gpu_hours": 1.5, "search.hours": 1.5,
+        "search.plans": [str(tmp_path / "p.json")], "search.reduction": 4.0, "search.stopping": False,
+        "space.bounds": {"model.4.*": (0.1, 0.3)},
+    }[old]  # fmt: skip
+    places = {"model.path": "a.pt", "data.path": "b.yaml"}
+    written = json.loads(json.dumps(nest({**places, old: value})))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(written))
+    assert load_config(tmp_path / "config.yaml").flat()[new] == written[old.split(".")[0]][old.split(".")[1]]
+    (assigned,) = parse_assignments([f"{old}={json.dumps(value)}"]).items()
+    assert assigned == (new.split(".")[0], {new.split(".")[1]: json.loads(json.dumps(value))})
+    assert compose(None, places, nest({old: value})) == compose(None, places, nest({new: value}))
+    section, name = new.split(".")
+    assert name in RunFolder(tmp_path).read_config()[section]
+    with pytest.raises(ConfigError, match="unknown setting"):
+        build_config(nest({**places, old: value, new: value}))
 
 
 def test_a_file_of_version_1_is_of_a_run_at_one_size(tmp_path: Path) -> None:

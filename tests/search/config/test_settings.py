@@ -66,7 +66,7 @@ def test_the_bounds_are_those_that_hold(setting: Setting) -> None:
         ("space.granularity", "layer | block", "layer", ""),
         ("search.loggers", "list of mlflow | wandb", "[]", ""),
         ("space.max_ratio", "float", "0.7", ">= 0, < 1"),
-        ("space.bounds", "mapping of str to [float, float]", "{}", ">= 0, < 1"),
+        ("space.layer_bounds", "mapping of str to [float, float]", "{}", ">= 0, < 1"),
         ("search.objectives", "list of str", "[map50_95, latency_ms]", ""),
         ("data.path", "str", "required", ""),
     ],
@@ -104,7 +104,9 @@ def test_the_file_to_start_from_is_the_defaults(tmp_path: Path, capsys: Captured
 def test_a_part_of_the_file_is_a_file_too(tmp_path: Path) -> None:
     file = tmp_path / "part.yaml"
     file.write_text(as_yaml(select_settings(["recover", "search.max_*"])))
-    wanted = dict.fromkeys(["max_latency_ms", "max_latency_ratio", "max_params_m", "max_gflops"])
+    wanted = dict.fromkeys(
+        ["max_latency_ms", "max_latency_ratio", "max_params_m", "max_gflops", "max_hours", "max_gpu_hours"]
+    )
     found = yaml.safe_load(file.read_text())
     assert found["search"] == wanted
     assert list(found) == ["search", "recover"]

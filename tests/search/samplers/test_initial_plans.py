@@ -37,7 +37,7 @@ def test_the_users_plans_come_first_and_every_start_once(tmp_path: Path) -> None
     mine = space.plan((space.axes[0].size - 1, *[0] * (len(space.axes) - 1))).ratios
     also_uniform = space.plan(ladder[1].levels).ratios
     files = [saved(tmp_path / "a.json", mine), saved(tmp_path / "b.json", also_uniform)]
-    starts = starts_of(make_config(**{"search.trials": 12, "search.plans": files}), space, {})
+    starts = starts_of(make_config(**{"search.trials": 12, "search.initial_plans": files}), space, {})
     assert [start.provenance for start in starts[:3]] == [PLAN, PLAN, ladder[0].provenance]
     assert [space.plan(start.levels).ratios for start in starts[:2]] == [mine, also_uniform]
     assert len({start.levels for start in starts}) == len(starts) == len(ladder) + 1
@@ -46,7 +46,7 @@ def test_the_users_plans_come_first_and_every_start_once(tmp_path: Path) -> None
 def test_without_the_warm_start_only_the_users_plans_are_left(tmp_path: Path) -> None:
     space = make_space()
     file = saved(tmp_path / "a.json", space.plan(space.uniform(0.5)).ratios)
-    config = make_config(**{"search.plans": [file], "search.warm_start": False})
+    config = make_config(**{"search.initial_plans": [file], "search.warm_start": False})
     assert [start.provenance for start in starts_of(config, space, {})] == [PLAN]
 
 
@@ -69,7 +69,7 @@ def test_a_plan_outside_the_space_is_said_to_be_changed_and_into_what(tmp_path: 
     assert "out.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625, " in lines[0]
     assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.imgsz, space.max_ratio" in lines[0]
     assert "is tried with model.9.head 0.5 -> 0;" in lines[1]
-    tried = starts_of(make_config(**{"search.plans": [beyond], "search.warm_start": False}), space, {})[0]
+    tried = starts_of(make_config(**{"search.initial_plans": [beyond], "search.warm_start": False}), space, {})[0]
     assert space.plan(tried.levels).ratios["model.0.d0"] == 0.625
 
 
@@ -83,7 +83,7 @@ def other_run(tmp_path: Path, imgsz: int, baseline: dict[str, Any] | None) -> tu
     make_config(**{"model.path": str(theirs), "model.imgsz": imgsz}).save(folder.config)
     if baseline is not None:
         folder.write_baseline({"metrics": METRICS, **baseline})
-    settings = {"model.path": str(ours), "model.imgsz": 320, "search.from_run": str(folder.path)}
+    settings = {"model.path": str(ours), "model.imgsz": 320, "search.warm_start_run": str(folder.path)}
     return make_config(**settings), theirs
 
 
@@ -136,7 +136,7 @@ def test_stopped_and_failed_trials_count_unless_ours_would_let_them_go_on(tmp_pa
     assert plan_ids(ours(max_latency_ms=8.0)) == ["done", "stopped", "failed", "slow"]
     assert plan_ids(ours(max_latency_ms=9.5)) == ["done", "stopped", "failed"]
     assert plan_ids(ours(objectives=["map50_95", "params_m"])) == ["done", "failed"]
-    assert plan_ids(ours(stopping=False)) == ["done", "failed"]
+    assert plan_ids(ours(early_stopping=False)) == ["done", "failed"]
 
 
 def test_a_run_at_another_size_and_what_is_no_run_are_refused(tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_a_run_at_another_size_and_what_is_no_run_are_refused(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="must be at 320 px, but it is at 640 px"):
         check_other_run(config)
     with pytest.raises(ConfigError, match="must be a run folder with its baseline"):
-        check_other_run(make_config(**{"search.from_run": str(tmp_path)}))
+        check_other_run(make_config(**{"search.warm_start_run": str(tmp_path)}))

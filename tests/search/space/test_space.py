@@ -71,7 +71,7 @@ def test_an_axis_with_one_width_does_not_exist() -> None:
 
 def test_blocks_exclusion_and_bounds() -> None:
     bounds = {"model.1.c0": (0.2, 0.4), "model.*": (0.0, 0.5), "*": (0.0, 0.1)}
-    space = build_space(make_table(), SpaceSection(blocks=[0, 1], exclude=["model.0.d1"], bounds=bounds))
+    space = build_space(make_table(), SpaceSection(blocks=[0, 1], exclude=["model.0.d1"], layer_bounds=bounds))
     # model.0.c1 loses channels together with model.0.d1, so it is excluded too; a name beats a pattern
     assert {axis.name: axis.groups[0].widths for axis in space.axes} == {
         "model.0.c0": (64, 56, 48, 40, 32),
@@ -89,7 +89,10 @@ def test_blocks_exclusion_and_bounds() -> None:
             SpaceSection(exclude=["model.77.*"]),
             r"space.exclude: the pattern 'model.77.\*' matches no layer",
         ),
-        (SpaceSection(bounds={"nothing": (0, 0.5)}), "space.bounds: the pattern 'nothing' matches no layer"),
+        (
+            SpaceSection(layer_bounds={"nothing": (0, 0.5)}),
+            "space.layer_bounds: the pattern 'nothing' matches no layer",
+        ),
         (SpaceSection(blocks=[9]), "space.blocks: block 9 has nothing to prune; blocks that have are 0, 1, 2"),
         (
             SpaceSection(exclude=["model.*"]),

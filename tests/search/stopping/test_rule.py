@@ -141,7 +141,7 @@ def test_without_a_cost_the_most_accurate_third_goes_on() -> None:
 
 def test_a_run_compares_by_its_own_objectives() -> None:
     def rule(*objectives: str) -> StoppingRule:
-        return stopping_rule(make_config(**{"search.objectives": list(objectives), "search.reduction": 4.0}))
+        return stopping_rule(make_config(**{"search.objectives": list(objectives), "search.reduction_factor": 4.0}))
 
     assert rule("map50_95", "latency_ms") == StoppingRule(4.0, ("latency_ms",))
     assert rule("map50_95", "size_mb") == StoppingRule(4.0, ("size_mb",))

@@ -207,7 +207,7 @@ def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(mo
     here = [ClusterInfo((Node("a", 4, 2),), 4, 2, "auto")]
     monkeypatch.setattr(ray_connection, "describe_cluster", lambda address: here[0])
     monkeypatch.setattr(cluster, "LOOK_AGAIN_SECONDS", 0.0)
-    config = make_config(**{"resources.address": "auto", "resources.parallel": 5})
+    config = make_config(**{"resources.address": "auto", "resources.max_concurrent_trials": 5})
     slots = cluster.FollowingSlots(config, TrialResources(1, 0.5, 4))
     assert asked == [[{"CPU": 1, "GPU": 0.5}] * 5]
     assert slots() == 4
@@ -217,7 +217,7 @@ def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(mo
     assert slots() == 0
     slots.close()
     assert asked[-1] == []
-    alone = cluster.FollowingSlots(make_config(**{"resources.parallel": 9}), TrialResources(1, 0.5, 4))
+    alone = cluster.FollowingSlots(make_config(**{"resources.max_concurrent_trials": 9}), TrialResources(1, 0.5, 4))
     alone.close()
     assert len(asked) == 2
 

@@ -76,7 +76,7 @@ def test_a_sweep_finishes_as_many_trials_as_asked(tmp_path: Path, capfd: pytest.
 
 @pytest.mark.slow
 def test_one_slot_and_one_seed_give_the_same_plans(tmp_path: Path) -> None:
-    settings = {"search.trials": 6, "resources.parallel": 1, "search.sampler": "gp"}
+    settings = {"search.trials": 6, "resources.max_concurrent_trials": 1, "search.sampler": "gp"}
     plans = []
     for name in "ab":
         run_sweep(make_prepared(tmp_path / name, **settings), quick_tools)
@@ -99,7 +99,7 @@ def test_a_finished_run_is_extended_and_nothing_is_repeated(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_exceptions_fail_their_trial_only_and_killed_workers_not_even_that(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = {"search.trials": 6, "resources.parallel": 1}
+    settings = {"search.trials": 6, "resources.max_concurrent_trials": 1}
     outcome = run_sweep(make_prepared(run, **settings), faulty_tools)
     records = RunFolder(run).read_records()
     assert outcome.finished == len(records) == 6
@@ -122,7 +122,7 @@ def test_a_search_in_which_every_trial_failed_is_an_error_at_every_start(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
-    prepared = make_prepared(path, **{"search.trials": 3, "resources.parallel": 1})
+    prepared = make_prepared(path, **{"search.trials": 3, "resources.max_concurrent_trials": 1})
     line = r"all 3 failed, 3 of them for one reason \(recover: OSError: the disk is full\)"
     with pytest.raises(SearchError, match=line):
         run_sweep(prepared, hopeless_tools)
@@ -250,7 +250,7 @@ def test_picks_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_hopeless_trials_are_stopped_and_told_as_what_they_would_have_been(tmp_path: Path) -> None:
-    settings = {"search.trials": 30, "trial.epochs": 1, "resources.parallel": 1}
+    settings = {"search.trials": 30, "trial.epochs": 1, "resources.max_concurrent_trials": 1}
     outcome = run_sweep(make_prepared(tmp_path / "run", **settings), quick_tools)
     folder = RunFolder(tmp_path / "run")
     records = folder.read_records()
@@ -271,9 +271,9 @@ def test_hopeless_trials_are_stopped_and_told_as_what_they_would_have_been(tmp_p
 
 def test_a_budget_ends_the_sweep_and_a_greater_one_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.hours": 1e-9}), quick_tools)
+    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.max_hours": 1e-9}), quick_tools)
     assert (outcome.finished, outcome.used_up) == (0, "the time budget of 1e-09 h")
-    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.gpu_hours": 1e-9}), quick_tools)
+    outcome = run_sweep(make_prepared(run, **{"search.trials": 6, "search.max_gpu_hours": 1e-9}), quick_tools)
     assert 0 < outcome.finished < 6
     assert outcome.used_up == "the budget of 1e-09 GPU h"
     assert run_sweep(make_prepared(run, **{"search.trials": 6}), quick_tools).finished == 6
@@ -313,7 +313,9 @@ def test_a_plan_outside_the_space_is_announced_before_the_search_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Plan({"model.0.c0": 0.875}).save(tmp_path / "mine.json")
-    prepared = make_prepared(tmp_path / "run", **{"search.trials": 1, "search.plans": [str(tmp_path / "mine.json")]})
+    prepared = make_prepared(
+        tmp_path / "run", **{"search.trials": 1, "search.initial_plans": [str(tmp_path / "mine.json")]}
+    )
     run_sweep(prepared, quick_tools)
     told = capsys.readouterr().err
     assert "mine.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625;" in told
@@ -329,7 +331,7 @@ def test_another_runs_trials_are_told_and_not_repeated(tmp_path: Path) -> None:
     first.folder.trials_file.unlink()
     for record in (lost.changed(state=TrialState.FAILED, error="no", metrics={}), *rest):
         first.folder.store.append(record)
-    settings = {"search.trials": 4, "search.from_run": str(first.folder.path)}
+    settings = {"search.trials": 4, "search.warm_start_run": str(first.folder.path)}
     run_sweep(make_prepared(tmp_path / "second", **settings), quick_tools)
     before, after = first.folder.read_records(), RunFolder(tmp_path / "second").read_records()
     assert not {record.plan_hash for record in before} & {record.plan_hash for record in after}

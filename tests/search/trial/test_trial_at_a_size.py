@@ -51,7 +51,7 @@ def test_everything_of_a_trial_is_at_its_size(tools: Any, tmp_path: Path) -> Non
     written = load_model(tmp_path / "pruned.pt")
     assert written.args["imgsz"] == SMALL
     assert record.metrics["gflops"] == pytest.approx(model_stats(written, SMALL).gflops)
-    again = evaluate(written, tools._config.data.path, SMALL, "cpu", tools._config.data.batch)
+    again = evaluate(written, tools._config.data.path, SMALL, "cpu", tools._config.data.val_batch)
     assert record.metrics["map50_95"] == pytest.approx(again["map50_95"], abs=5e-3)  # it is stored in half precision
     events = torch.load(tmp_path / "pruned.pt", weights_only=False)
     assert events["train_args"]["imgsz"] == SMALL
@@ -74,7 +74,7 @@ def test_networks_of_several_sizes_are_compared_on_the_same_images(tools: Any) -
     found = tools.evaluate_together(models, sizes, print)
     data = tools._config.data
     for name, network in models.items():
-        alone = evaluate(network, data.path, sizes.get(name, OWN), "cpu", data.batch)
+        alone = evaluate(network, data.path, sizes.get(name, OWN), "cpu", data.val_batch)
         assert found[name]["map50_95"] == pytest.approx(alone["map50_95"])
     change = found["t0001"]["map50_95"] - found["baseline"]["map50_95"]
     assert found["t0001"]["map50_95_change"] == pytest.approx(change, abs=0.02)
