@@ -14,6 +14,7 @@ from paretoprune.pruning.device import NullGate
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.export.exporter import export_model
+from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.records import TrialState
 from paretoprune.search.config.run_config import RunConfig, build_config
@@ -38,9 +39,13 @@ def config(data: str, **deploy: Any) -> RunConfig:
     )
 
 
-def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_dataset(tmp_path_factory.mktemp("data") / "digits", train=4, val=4))
+
+
+def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
-    data = str(build_dataset(tmp_path / "digits", train=4, val=4))
     wanted = config(data, format="onnx", precision="int8", calibration_images=2)
     check_deployment(wanted)
     tools = PruningTools(wanted, "cpu", NullGate())
@@ -59,6 +64,18 @@ def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path) -> None:
     assert record.metrics["map50_95"] == pytest.approx(by_hand["map50_95"])
     assert record.metrics["map50_95_fp32"] == pytest.approx(Evaluator(data, IMGSZ, "cpu").run(network)["map50_95"])
     assert record.metrics["map50_95_fp32"] == record.metrics["map50_95_refit"]
+
+
+def test_finalists_are_evaluated_together_as_files(data: str) -> None:
+    tools = PruningTools(config(data, format="torchscript", when="picks"), "cpu", NullGate())
+    assert tools.deployed(tools.baseline, {"map50_95": 0.5}) == {"map50_95": 0.5}  # no trial is a file
+    models = {"baseline": tools.baseline, "t0001": tools.prune(Plan({"model.4.m.0.cv1": 0.25}))[0]}
+    found = tools.evaluate_together(models, {}, lambda line: None)
+    square = Evaluator(data, IMGSZ, "cpu", 1, rect=False).run(models["t0001"])
+    assert found["t0001"]["map50_95"] == pytest.approx(square["map50_95"], abs=1e-3)  # the same arithmetic
+    assert found["t0001"]["map50_95_change"] == found["t0001"]["map50_95"] - found["baseline"]["map50_95"]
+    assert set(tools.measure_together(models, {})["t0001"]["over"]) == {"baseline"}
+    assert "map50_95_fp32" in found["baseline"]
 
 
 def test_picks_alone_may_be_files() -> None:
