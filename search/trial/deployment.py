@@ -26,11 +26,18 @@ class Deployment:
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate, baseline: Any) -> None:
         self._config, self._device, self._gate, self._baseline = config, device, gate, baseline
         self._unpruned: EngineFile | None = None  # of the run's size: every trial is timed beside it
+        self._last: tuple[Any, int, EngineFile] | None = None
         self._calibration: tuple[int, Calibration] | None = None
         self._evaluator: tuple[int, Evaluator] | None = None
 
     def engine(self, model: Any, imgsz: int) -> EngineFile:
-        """The file of ``model`` at this size of its input, pixels; that of the unpruned network is made once."""
+        """The file of ``model`` at this size of its input, pixels.
+
+        That of the unpruned network is made once, that of a trial's until it is trained (see `forget`): what is timed
+        before an early end is what is validated after it.
+        """
+        if self._last is not None and self._last[0] is model and self._last[1] == imgsz:
+            return self._last[2]
         is_baseline = model is self._baseline and imgsz == self._config.model.imgsz
         if is_baseline and self._unpruned is not None:
             return self._unpruned
@@ -42,8 +49,15 @@ class Deployment:
             made = make_engine(
                 model, deploy.format, imgsz, self._device, deploy.precision, images, self._config.latency.batch
             )
-        self._unpruned = made if is_baseline else self._unpruned
+        if is_baseline:
+            self._unpruned = made
+        else:
+            self._last = model, imgsz, made
         return made
+
+    def forget(self) -> None:
+        """The last network changes, or is done with."""
+        self._last = None
 
     def evaluate(self, model: Any, engine: EngineFile, imgsz: int) -> tuple[dict[str, float], ImageStats | None]:
         """Accuracy of the file of ``model`` on the validation split, and what it saw image by image."""

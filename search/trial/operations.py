@@ -133,6 +133,8 @@ class PruningTools:
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The short fine-tuning of ``config.trial``; the start is not validated again."""
+        if self._deployment is not None:
+            self._deployment.forget()
         return self._tune(model, folder, on_epoch, self._config.trial, patience=0, start=start)
 
     def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
@@ -220,6 +222,8 @@ class PruningTools:
 
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
+        if self._deployment is not None:
+            self._deployment.forget()
         gc.collect()
         self._bench.free_cached_memory()
 
