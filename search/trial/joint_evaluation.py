@@ -40,8 +40,8 @@ def evaluate_together(
     the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
     with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
     likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs then, and the network's
-    own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high]. ``say`` is
-    told what is done.
+    own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high].
+    ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import Turn

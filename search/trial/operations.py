@@ -133,8 +133,6 @@ class PruningTools:
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The short fine-tuning of ``config.trial``; the start is not validated again."""
-        if self._deployment is not None:
-            self._deployment.forget()
         return self._tune(model, folder, on_epoch, self._config.trial, patience=0, start=start)
 
     def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
@@ -374,6 +372,8 @@ class PruningTools:
         from paretoprune.pruning.training.finetune import finetune
         from paretoprune.pruning.training.settings import FinetuneSettings
 
+        if self._deployment is not None:
+            self._deployment.forget()
         settings = FinetuneSettings(
             epochs=section.epochs,
             imgsz=self._imgsz,

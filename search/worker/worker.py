@@ -135,6 +135,8 @@ def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
             sized = tools.at(imgsz)
             with tools.logging(here.folder.path / FREE_MOVES_LOG):
                 metrics: dict[str, Any] = dict(sized.evaluate(model))
+                if context.config.deploy.in_trials:
+                    metrics = sized.deployed(model, metrics)
                 measured = sized.start_measure(model).result()
                 with gate.using():
                     metrics.update(sized.stats(model))
