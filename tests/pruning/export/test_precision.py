@@ -40,9 +40,16 @@ def test_int8_takes_its_ranges_from_the_calibration_images(tmp_path: Path) -> No
     graph = onnx.load(file).graph
     first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "images")
     known = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
-    assert float(known[first.input[1]]) == pytest.approx(
-        round(0.6 * 255) / 255 / 255
-    )  # eight bits from 0 to the largest
+    assert float(known[first.input[1]]) == pytest.approx(round(0.6 * 255) / 255 / 255)  # 8 bits from 0 to the largest
+    assert known[first.input[2]].dtype == np.uint8
+    restored = {node.input[0]: known.get(node.input[1]) for node in graph.node if node.op_type == "DequantizeLinear"}
+    channels = [len(scale) for name, scale in restored.items() if name in known and known[name].ndim == 4]
+    assert channels == [known[name].shape[0] for name in restored if name in known and known[name].ndim == 4]
+    network: Any = load_model(BASELINE)
+    place = f"/model.{len(network.model) - 1}/"
+    head = [node for node in graph.node if node.op_type == "Conv" and place in node.name]
+    assert head
+    assert all(node.input[1] in known for node in head)  # in fp32: not behind a DequantizeLinear
     weights = [
         known[node.input[0]] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in known
     ]
