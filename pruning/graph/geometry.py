@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paretoprune.pruning.errors import PlanError
+from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.image_size import ImageSize, area_of, plain_size
 
 FloatArray = npt.NDArray[np.float64]
@@ -64,6 +65,7 @@ class NormGeometry:
 
     channels: Channels
     pixels: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class LinearGeometry:
     inputs: Channels
     outputs: Channels
     bias: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class MergeGeometry:
+    """What a convolution reads less when all of these branches are removed; negative counts: it reads these instead."""
+
+    branches: tuple[str, ...]
+    conv: str
+    channels: Channels
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,8 @@ class NetworkGeometry:
     norms: tuple[NormGeometry, ...]
     linears: tuple[LinearGeometry, ...]
     vectors: tuple[Channels, ...] = ()  # further parameters with a number per channel
+    branches: tuple[str, ...] = ()  # that can be removed whole
+    merges: tuple[MergeGeometry, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -105,39 +119,69 @@ class NetworkGeometry:
                     ConvGeometry(**{**c, "outputs": _channels(c["outputs"]), "inputs": _channels(c["inputs"])})
                     for c in data["convs"]
                 ),
-                norms=tuple(NormGeometry(_channels(n["channels"]), int(n["pixels"])) for n in data["norms"]),
+                norms=tuple(
+                    NormGeometry(_channels(n["channels"]), int(n["pixels"]), n.get("name", "")) for n in data["norms"]
+                ),
                 linears=tuple(_linear(x) for x in data["linears"]),
                 vectors=tuple(_channels(v) for v in data.get("vectors", ())),
+                branches=tuple(data.get("branches", ())),
+                merges=tuple(
+                    MergeGeometry(tuple(m["branches"]), m["conv"], _channels(m["channels"]))
+                    for m in data.get("merges", ())
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"the network's geometry is not readable ({error!r}); measure the baseline again."
             ) from None
 
-    def shares(self, plans: Sequence[Mapping[str, float]]) -> FloatArray:
-        """Share of its channels that each group keeps, shape (plans, groups); ratios are realised ones, by layer.
+    def shares(self, plans: Sequence[Plan | Mapping[str, float]]) -> FloatArray:
+        """What stays: each group's share of its channels, then each branch (1; 0 where it is removed).
 
-        Raises `PlanError` for a layer that is in no group.
+        Shape (plans, groups + branches); ratios are realised ones, by layer.
+
+        Raises `PlanError` for a layer that is in no group, or a branch that the network does not have.
         """
-        shares = np.ones((len(plans), len(self.groups)))
-        for row, plan in zip(shares, plans, strict=True):
-            for layer, ratio in plan.items():
+        shares = np.ones((len(plans), len(self.groups) + len(self.branches)))
+        for row, given in zip(shares, plans, strict=True):
+            plan = given if isinstance(given, Plan) else Plan(given)
+            for layer, ratio in plan.ratios.items():
                 group = self._group_of.get(layer)
                 if group is None:
                     raise PlanError(f"{layer} is no prunable layer of this model; the plan is for another one.")
                 channels = self.groups[group].channels
                 row[group] = round(channels * (1 - ratio)) / channels
+            for branch in plan.branches:
+                if branch not in self.branches:
+                    raise PlanError(f"{branch} is no branch of this model; the plan is for another one.")
+                row[len(self.groups) + self.branches.index(branch)] = 0
         return shares
 
+    @property
+    def whole(self) -> FloatArray:
+        """`shares` of the unpruned network."""
+        return np.ones((1, len(self.groups) + len(self.branches)))
+
+    def runs(self, shares: FloatArray) -> FloatArray:
+        """Which convolutions are left (1, else 0), shape (plans, convs)."""
+        return self._left([conv.name for conv in self.convs], shares)
+
     def widths(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Output and input channels of every convolution, shapes (plans, convs) each; of a depthwise one both alike."""
-        with_fixed = _with_fixed(shares)
-        return np.rint(with_fixed @ self._outputs.T), np.rint(with_fixed @ self._inputs.T)
+        """Output and input channels of every convolution, shapes (plans, convs) each; of a depthwise one both alike.
+
+        Zero for one that is gone.
+        """
+        kept, left = self._kept(shares), self.runs(shares)
+        outputs, inputs = np.rint(kept @ self._outputs.T), np.rint(kept @ self._inputs.T)
+        for merge, less in zip(self.merges, np.rint(kept @ self._merged.T).T, strict=True):
+            places = [len(self.groups) + self.branches.index(branch) for branch in merge.branches]
+            inputs[:, self._place_of[merge.conv]] -= less * (shares[:, places] == 0).all(axis=1)
+        return outputs * left, inputs * left
 
     def weights(self, shares: FloatArray) -> FloatArray:
         """Weights of every convolution, biases not counted, shape (plans, convs)."""
         outputs, inputs = self.widths(shares)
-        return outputs * inputs * self._weights_per_pair / np.where(self.depthwise, inputs, 1.0)
+        return outputs * np.where(self.depthwise, 1.0, inputs) * self._weights_per_pair
 
     def macs(self, shares: FloatArray) -> FloatArray:
         """Multiply-adds of every convolution for one image, shape (plans, convs)."""
@@ -145,9 +189,8 @@ class NetworkGeometry:
 
     def costs(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Parameters in millions (exact) and GFLOPs (without what has no weights), shapes (plans,)."""
-        whole = np.ones((1, len(self.groups)))
-        params = self.params - (self._params(whole) - self._params(shares))
-        operations = self._operations(whole) - self._operations(shares)
+        params = self.params - (self._params(self.whole) - self._params(shares))
+        operations = self._operations(self.whole) - self._operations(shares)
         return params / 1e6, self.gflops - operations / 1e9
 
     def at(self, imgsz: ImageSize | None) -> NetworkGeometry:
@@ -194,19 +237,49 @@ class NetworkGeometry:
 
     def _params(self, shares: FloatArray) -> FloatArray:
         outputs, _ = self.widths(shares)
-        kept = _with_fixed(shares)
+        kept = self._kept(shares)
         biases = outputs @ np.array([c.bias for c in self.convs], dtype=np.float64)
-        norms = _NORM_WEIGHTS * np.rint(kept @ self._norms.T).sum(axis=1)
-        features = np.rint(kept @ self._features.T) @ np.array([x.bias for x in self.linears], dtype=np.float64)
+        norms = _NORM_WEIGHTS * self._normed(shares).sum(axis=1)
         vectors = np.rint(kept @ _counts(self.vectors, len(self.groups)).T).sum(axis=1)
-        linear = self._linear_weights(kept) + features
-        return np.asarray(self.weights(shares).sum(axis=1) + biases + norms + linear + vectors)
+        read, written = self._linear_widths(shares)
+        features = written @ np.array([x.bias for x in self.linears], dtype=np.float64)
+        return np.asarray(
+            self.weights(shares).sum(axis=1) + biases + norms + vectors + features + (read * written).sum(axis=1)
+        )
 
     def _operations(self, shares: FloatArray) -> FloatArray:
-        kept = _with_fixed(shares)
         places = np.array([n.pixels for n in self.norms], dtype=np.float64)
-        norms = _NORM_OPERATIONS * np.rint(kept @ self._norms.T) @ places
-        return np.asarray(2 * self.macs(shares).sum(axis=1) + norms + 2 * self._linear_weights(kept))
+        norms = _NORM_OPERATIONS * self._normed(shares) @ places
+        read, written = self._linear_widths(shares)
+        return np.asarray(2 * self.macs(shares).sum(axis=1) + norms + 2 * (read * written).sum(axis=1))
+
+    def _kept(self, shares: FloatArray) -> FloatArray:
+        """Share of every group's channels, that of the fixed ones last, shape (plans, groups + 1)."""
+        return np.hstack([shares[:, : len(self.groups)], np.ones((len(shares), 1))])
+
+    def _left(self, names: Sequence[str], shares: FloatArray) -> FloatArray:
+        """Which modules are outside every removed branch (1, else 0), shape (plans, names)."""
+        inside = np.array([[n.startswith(f"{b}.") for n in names] for b in self.branches], dtype=np.float64)
+        gone = 1 - shares[:, len(self.groups) :]
+        return np.asarray(gone @ inside.reshape(len(self.branches), len(names)) == 0, dtype=np.float64)
+
+    def _normed(self, shares: FloatArray) -> FloatArray:
+        """Channels of every batch norm, shape (plans, norms)."""
+        return np.rint(self._kept(shares) @ self._norms.T) * self._left([n.name for n in self.norms], shares)
+
+    def _linear_widths(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Features that every linear layer reads and writes, shapes (plans, linears) each."""
+        kept, left = self._kept(shares), self._left([x.name for x in self.linears], shares)
+        read = np.rint(kept @ _counts([x.inputs for x in self.linears], len(self.groups)).T)
+        return read, np.rint(kept @ self._features.T) * left
+
+    @cached_property
+    def _merged(self) -> FloatArray:
+        return _counts([m.channels for m in self.merges], len(self.groups))
+
+    @cached_property
+    def _place_of(self) -> dict[str, int]:
+        return {conv.name: place for place, conv in enumerate(self.convs)}
 
     @cached_property
     def _group_of(self) -> dict[str, int]:
@@ -232,11 +305,6 @@ class NetworkGeometry:
     def _features(self) -> FloatArray:
         return _counts([x.outputs for x in self.linears], len(self.groups))
 
-    def _linear_weights(self, kept: FloatArray) -> FloatArray:
-        """Weights of all linear layers together, shape (plans,)."""
-        read = np.rint(kept @ _counts([x.inputs for x in self.linears], len(self.groups)).T)
-        return np.asarray((read * np.rint(kept @ self._features.T)).sum(axis=1))
-
 
 def _size(given: Any) -> ImageSize:
     return int(given) if isinstance(given, int) else (int(given[0]), int(given[1]))
@@ -245,7 +313,7 @@ def _size(given: Any) -> ImageSize:
 def _linear(data: Mapping[str, Any]) -> LinearGeometry:
     outputs = data["outputs"]  # a number where nothing of it could be removed, as it was written once
     written = ((FIXED, outputs),) if isinstance(outputs, int) else _channels(outputs)
-    return LinearGeometry(_channels(data["inputs"]), written, bool(data.get("bias", False)))
+    return LinearGeometry(_channels(data["inputs"]), written, bool(data.get("bias", False)), data.get("name", ""))
 
 
 def _channels(pairs: Sequence[Sequence[int]]) -> Channels:
@@ -259,7 +327,3 @@ def _counts(sides: Sequence[Channels], groups: int) -> FloatArray:
         for group, count in side:
             row[group] += count  # FIXED is the last column
     return counts
-
-
-def _with_fixed(shares: FloatArray) -> FloatArray:
-    return np.hstack([shares, np.ones((len(shares), 1))])

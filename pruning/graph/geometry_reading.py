@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.pruning.graph.branches import Branches, find_branches
 from paretoprune.pruning.graph.geometry import (
     FIXED,
     Channels,
     ConvGeometry,
     GroupGeometry,
     LinearGeometry,
+    MergeGeometry,
     NetworkGeometry,
     NormGeometry,
 )
@@ -60,6 +63,7 @@ def read_geometry(model: nn.Module, table: LayerTable, imgsz: ImageSize) -> Netw
         ids, counts = np.unique(group_of_class[classes], return_counts=True)
         return tuple(zip(ids.tolist(), counts.tolist(), strict=True))
 
+    branches = find_branches(model)
     own, counted = dict(model.named_parameters()), {*table.convs, *table.norms, *table.linears}
     seen = positions(model, [*table.convs, *table.norms], imgsz)
     nowhere = Positions()
@@ -88,12 +92,35 @@ def read_geometry(model: nn.Module, table: LayerTable, imgsz: ImageSize) -> Netw
         gflops=stats.gflops,
         groups=tuple(GroupGeometry(g.name, g.layers, g.channels) for g in table.groups),
         convs=tuple(convs),
-        norms=tuple(NormGeometry(channels(c), seen.get(n, nowhere).written) for n, c in table.norms.items()),
+        norms=tuple(NormGeometry(channels(c), seen.get(n, nowhere).written, n) for n, c in table.norms.items()),
         linears=tuple(
-            LinearGeometry(channels(c), channels(table.features[n]), model.get_submodule(n).bias is not None)
+            LinearGeometry(channels(c), channels(table.features[n]), model.get_submodule(n).bias is not None, n)
             for n, c in table.linears.items()
         ),
         vectors=tuple(
             channels(c) for n, (_, c) in table.vectors.items() if n in own and n.rpartition(".")[0] not in counted
         ),
+        branches=tuple(b.name for b in branches.by_name.values() if b.removable),
+        merges=tuple(_merges(branches, table, channels)),
     )
+
+
+def _merges(
+    branches: Branches, table: LayerTable, channels: Callable[[np.ndarray], Channels]
+) -> Iterator[MergeGeometry]:
+    """What the convolution that closes a block reads less without its branches."""
+    for chain in branches.chains:
+        for _, members in chain.entries if chain.closing else ():
+            last = members[-1]
+            if not all(branch.removable for branch in members) or (last.residual and not chain.listed):
+                continue
+            given = channels(table.convs[_within(table, last.contributions[-1])[-1]].outputs)
+            if not chain.listed:  # then it reads what the unit has read
+                read = channels(table.convs[_within(table, last.name)[0]].inputs)
+                given += tuple((group, -count) for group, count in read)
+            yield MergeGeometry(tuple(branch.name for branch in members), chain.closing, given)
+
+
+def _within(table: LayerTable, module: str) -> list[str]:
+    """A module's convolutions, in execution order."""
+    return [name for name in table.convs if name == module or name.startswith(f"{module}.")]

@@ -1,4 +1,4 @@
-"""What a convolution's time depends on, counted from widths and input size alone. No torch here.
+"""What a convolution's time depends on, counted from widths, branches and input size. No torch here.
 
 Everything is a share of the total of the unpruned network at the geometry's own size, so that a coefficient reads as a
 share of its latency.
@@ -24,7 +24,8 @@ class LatencyFeatures:
 
     `whole`: of the network: a constant (launches), the input's area (decoding, upsampling, all that no width changes),
     multiply-adds by kind of convolution (pointwise, larger kernels, depthwise), the same with the output channels
-    padded to full vectors, activations written, activations read, weights read; shape (plans, features).
+    padded to full vectors, activations written, activations read, weights read, and where branches can go the number of
+    convolutions; shape (plans, features).
     `macs`, `written`: by convolution, multiply-adds and activations written, shapes (plans, convs). They let single
     layers be slower or faster than their kind.
     """
@@ -35,16 +36,16 @@ class LatencyFeatures:
 
 
 def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> LatencyFeatures:
-    """Features of plans by their realised ratios and sizes (None: the geometry's own).
+    """Features of plans by their realised ratios, branches and sizes (None: the geometry's own).
 
-    Raises `PlanError` for a layer that is in no group.
+    Raises `PlanError` for a layer that is in no group, or a branch that the network does not have.
     """
-    theirs = _counts(geometry, np.ones((1, len(geometry.groups))))
+    theirs = _counts(geometry, geometry.whole)
     sizes: list[ImageSize] = [plan.imgsz or geometry.imgsz for plan in plans]
     ours = {name: np.empty((len(plans), len(geometry.convs))) for name in theirs}
     for size in dict.fromkeys(sizes):
         at, rows = geometry.at(size), [row for row, its in enumerate(sizes) if its == size]
-        for name, counts in _counts(at, at.shares([plans[row].ratios for row in rows])).items():
+        for name, counts in _counts(at, at.shares([plans[row] for row in rows])).items():
             ours[name][rows] = counts
     area = np.array([conv.area for conv in geometry.convs])
     deep = geometry.depthwise
@@ -58,6 +59,8 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
             total = float(theirs[name][:, subset].sum())
             if total > 0:
                 columns.append(ours[name][:, subset].sum(axis=1) / total)
+    if geometry.branches:  # a convolution's launch counts for itself
+        columns.append(ours["runs"].sum(axis=1) / theirs["runs"].sum())
     by_layer = {name: ours[name] / max(float(theirs[name].sum()), 1.0) for name in ("macs", "written")}
     return LatencyFeatures(np.stack(columns, axis=1), by_layer["macs"], by_layer["written"])
 
@@ -66,11 +69,12 @@ def _counts(geometry: NetworkGeometry, shares: FloatArray) -> dict[str, FloatArr
     """What every convolution does, not yet as shares; each of shape (plans, convs)."""
     outputs, inputs = geometry.widths(shares)
     macs = geometry.macs(shares)
-    padding = np.ceil(outputs / _LANES) * _LANES / outputs
+    padding = np.ceil(outputs / _LANES) * _LANES / np.maximum(outputs, 1)
     return {
         "macs": macs,
         "padded": macs * padding,
         "written": outputs * np.array([conv.out_pixels for conv in geometry.convs], dtype=np.float64),
         "read": inputs * np.array([conv.in_pixels for conv in geometry.convs], dtype=np.float64),
+        "runs": geometry.runs(shares) * np.array([conv.out_pixels > 0 for conv in geometry.convs]),
         "weights": geometry.weights(shares) * np.array([conv.out_pixels > 0 for conv in geometry.convs]),
     }

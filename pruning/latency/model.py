@@ -1,4 +1,4 @@
-"""A plan's latency, predicted from its widths and input size: fitted on measured plans, with its own error. No torch.
+"""A plan's latency, predicted from its widths, branches and size: fitted on measured plans, with its own error.
 
 The latency of a network is the sum of its layers' latencies, and each of those is nearly linear in what the layer does.
 So the model is linear in physical features (`pruning.latency.features`), with Gaussian priors on its coefficients in

@@ -93,7 +93,7 @@ def prediction_row(bench: Any, cut: Cut, measured: Measured | None) -> dict[str,
     """The speed of the cut network, as the latency model of the timed plans predicts it; nothing without them."""
     if measured is None:
         return {}
-    row = latency_row(bench.geometry, cut.plan.ratios, measured)
+    row = latency_row(bench.geometry, cut.plan, measured)
     low, high = row["latency_ratio_ci95"]
     return {
         "predicted_speedup": row["speedup"],

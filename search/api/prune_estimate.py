@@ -20,6 +20,7 @@ from paretoprune.search.errors import SearchError
 if TYPE_CHECKING:
     from paretoprune.pruning.graph.geometry import NetworkGeometry
     from paretoprune.pruning.latency.model import MeasuredPlan
+    from paretoprune.pruning.plan import Plan
 
 UNKNOWN = "unknown: only parameters and GFLOPs are; add --measure 12 (about a minute), or --run RUN of this model"
 SECONDS_PER_PLAN = 3.0
@@ -56,7 +57,7 @@ def foretell(bench: Any, wanted: Any, measured: Measured | None) -> dict[str, An
         "gflops": after.gflops,
         "gflops_before": before.gflops,
         "size_mb": after.size_mb,
-        **latency_row(bench.geometry, plan.ratios, measured),
+        **latency_row(bench.geometry, plan, measured),
         "widths": width_rows(bench.geometry, plan.ratios),
     }
 
@@ -67,7 +68,7 @@ def check_cuts(plan: Any) -> None:
         raise SearchError("the plan rounds to no removed channel; use larger ratios or a smaller --round-to")
 
 
-def latency_row(geometry: NetworkGeometry, ratios: Mapping[str, float], measured: Measured | None) -> dict[str, Any]:
+def latency_row(geometry: NetworkGeometry, plan: Plan, measured: Measured | None) -> dict[str, Any]:
     """The latency predicted for one plan, with its 95 % interval and the model's error over the measured plans."""
     names = (
         "latency_ratio", "latency_ratio_ci95", "speedup", "latency_ms", "latency_ms_before", "latency_error_median",
@@ -76,10 +77,9 @@ def latency_row(geometry: NetworkGeometry, ratios: Mapping[str, float], measured
     if measured is None:
         return {**dict.fromkeys(names), "latency_source": UNKNOWN}
     from paretoprune.pruning.latency.model import fit_latency_model
-    from paretoprune.pruning.plan import Plan
 
     model = fit_latency_model(geometry, measured.plans)
-    found = model.predict([Plan(ratios)])
+    found = model.predict([plan])
     ratio = float(found.ratio[0])
     values = (
         ratio, [float(found.low[0]), float(found.high[0])], 1 / ratio, ratio * measured.baseline_ms,
@@ -98,7 +98,7 @@ def width_rows(geometry: NetworkGeometry, ratios: Mapping[str, float]) -> list[d
             "channels": group.channels,
             "width": round(x * group.channels),
         }
-        for group, x in zip(geometry.groups, shares, strict=True)
+        for group, x in zip(geometry.groups, shares, strict=False)
         if x < 1
     ]
 

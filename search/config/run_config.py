@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
@@ -19,7 +19,6 @@ from paretoprune.base.messages import note
 from paretoprune.base.setting_names import RENAMED, with_present_names
 from paretoprune.search.config.sections import (
     DataSection,
-    DeploySection,
     FinetuneSection,
     LatencySection,
     ModelSection,
@@ -33,7 +32,8 @@ from paretoprune.search.config.sections import (
 from paretoprune.search.errors import ConfigError
 
 SCHEMA_VERSION = 2
-"""Of config.yaml; in version 1 a run had one input size (`space.imgsz` was not there, and means now what it meant)."""
+"""Of config.yaml; in version 1 a run had one input size and all branches (`space.imgsz` and `space.depth` were not
+there, and mean now what was done then)."""
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
 FREE_KEYS = (
@@ -45,7 +45,7 @@ FREE_KEYS = (
 REMOVED = {"search.rungs": None, "finetune.amp": True}
 REPLACED = {"search.sampler": {"nsga3": "nsga2"}}
 # Settings that a file of version 1 does not have, with the value that means what was done then.
-SINCE_VERSION_2: dict[str, Any] = {"space.imgsz": []}
+SINCE_VERSION_2: dict[str, Any] = {"space.imgsz": [], "space.depth": False}
 
 
 class RunConfig(Section):
@@ -58,7 +58,7 @@ class RunConfig(Section):
     data: DataSection
     """The dataset."""
     space: SpaceSection = SpaceSection()
-    """Which widths and input sizes may be chosen."""
+    """Which widths, branches and input sizes may be chosen."""
     search: SearchSection = SearchSection()
     """How they are explored."""
     recover: RecoverSection = RecoverSection()
@@ -67,26 +67,10 @@ class RunConfig(Section):
     """The short fine-tuning of a trial."""
     finetune: FinetuneSection = FinetuneSection()
     """The full fine-tuning of the picks."""
-    deploy: DeploySection = DeploySection()
-    """What ships, and is judged."""
     latency: LatencySection = LatencySection()
     """How latency is measured."""
     resources: ResourcesSection = ResourcesSection()
     """Where trials run."""
-
-    @model_validator(mode="after")
-    def _timed_once(self) -> RunConfig:
-        latency = self.latency
-        if self.deploy.in_trials and (latency.runtime, latency.half, latency.target) != ("torch", False, "own"):
-            raise ValueError(
-                f"`deploy.format` {self.deploy.format} says in what trials are timed, on their own device: leave "
-                "`latency.runtime`, `latency.half` and `latency.target` as they come"
-            )
-        if self.deploy.in_trials and "energy_j" in self.search.objectives:
-            raise ValueError(
-                "energy_j is counted in PyTorch and its runtimes: take it out, or set `deploy.when` to picks"
-            )
-        return self
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for comparing two configurations."""

@@ -14,6 +14,7 @@ from paretoprune.search.space.space import Space
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
+SHALLOWEST = 0.4  # a removed branch changes a network about as much as this fraction of a layer's channels
 TILE = 16  # channels; kernels of CPUs and GPUs work in tiles, so that latency is a staircase of widths
 
 
@@ -21,20 +22,23 @@ TILE = 16  # channels; kernels of CPUs and GPUs work in tiles, so that latency i
 class PlanFeatures:
     """``kept[i]``: fraction of channels left at every level of axis i; ``tiled[i]``: the same in whole tiles.
 
+    ``depths[i]``: how much is left at every level of the next axes, those of branches, on the scale of ``kept``.
     ``areas``: the input's area at every level of the last axis, as a fraction of the run's; empty where there is no
     such axis.
     """
 
     kept: tuple[Array, ...]
     tiled: tuple[Array, ...]
+    depths: tuple[Array, ...] = ()
     areas: Array = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of(cls, space: Space) -> PlanFeatures:
-        """By the widths of each axis's leading group, and the size of the input."""
+        """By the widths of each axis's leading group, the branches and the size of the input."""
         widths = [(axis.groups[0].widths, axis.groups[0].channels) for axis in space.width_axes]
         sides = np.array(space.image_sizes, dtype=np.float64)
-        return replace(cls.of_widths(widths), areas=(sides / sides.max(initial=1.0)) ** 2)
+        depths = tuple(np.linspace(1.0, SHALLOWEST, axis.size) for axis in space.depth_axes)
+        return replace(cls.of_widths(widths), depths=depths, areas=(sides / sides.max(initial=1.0)) ** 2)
 
     @classmethod
     def of_widths(cls, axes: Sequence[tuple[Sequence[int], int]]) -> PlanFeatures:
@@ -46,7 +50,11 @@ class PlanFeatures:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of levels of each axis."""
-        return (*(len(values) for values in self.kept), *([len(self.areas)] if len(self.areas) else []))
+        return tuple(len(values) for values in self._columns)
+
+    @property
+    def _columns(self) -> tuple[Array, ...]:
+        return (*self.kept, *self.depths, *([self.areas] if len(self.areas) else []))
 
     def design(self, levels: Whole) -> Design:
         """Plans (n, d) of levels as the surrogate wants them.
@@ -58,7 +66,7 @@ class PlanFeatures:
         area, so the last two are multiplied by it.
         """
         levels = levels.reshape(-1, len(self.sizes))
-        columns = (*self.kept, *([self.areas] if len(self.areas) else []))
+        columns = self._columns
         kept = self._looked_up(columns, levels)
         area = kept[:, -1:] if len(self.areas) else np.ones((len(levels), 1))
         tiled = self._looked_up(self.tiled, levels)

@@ -85,12 +85,14 @@ def changed_plans(paths: Sequence[str], space: Space, imgsz: int) -> list[str]:
         changed = [f"{name} {old:g} -> {new:g}" for name, old, new in _differences(plan.ratios, tried.ratios, space)]
         if (plan.imgsz or imgsz) != (tried.imgsz or imgsz):
             changed.insert(0, f"imgsz {plan.imgsz} -> {tried.imgsz or imgsz}")
+        if lost := sorted(set(plan.branches) ^ set(tried.branches)):
+            changed.insert(0, f"{'without removing' if lost[0] in plan.branches else 'removing'} {lost[0]}")
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             lines.append(
                 f"search.initial_plans: {path} lies outside the search space and is tried with "
                 f"{', '.join(changed[:3])}{more}; to try it as it is, widen space.imgsz, space.max_ratio, "
-                "space.exclude, space.blocks, or lower space.round_to"
+                "space.exclude, space.blocks, space.depth, or lower space.round_to"
             )
     return lines
 

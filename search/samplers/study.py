@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STUDY_NAME = "paretoprune"
 MOST_REFUSALS = 20  # then a plan near the last one is tried all the same; it is measured, and not trained if too slow
+FARTHEST = 10  # random steps an axis: then all plans were seen
 RE_ASKS = 3  # a sampler that has converged repeats itself: after this many repeats a neighbour is taken instead
 
 
@@ -122,14 +123,15 @@ class SearchStudy:
         repeats = refusals = 0
         while repeats < RE_ASKS and refusals < MOST_REFUSALS:
             trial = self.study.ask(dict(self._distributions))
-            levels = tuple(trial.params[axis.name] for axis in self._space.axes)
+            levels = self._space.canonical(tuple(trial.params[axis.name] for axis in self._space.axes))
             refused = "" if levels in self._seen else self._refusal(self._space.plan(levels))
             if levels not in self._seen and not refused:
                 return self._start(trial, levels, self._sampler_name, trial_id)
             repeats, refusals = (repeats, refusals + 1) if refused else (repeats + 1, refusals)
             self._seen.add(levels)
             self._drop(trial, refused or "equal plan was evaluated before")
-        return self.ask_for(self._unseen_near(levels), "random", trial_id)
+        near = self._unseen_near(levels)
+        return None if near is None else self.ask_for(near, "random", trial_id)
 
     def ask_for(self, levels: Levels, provenance: str, trial_id: str = "") -> Suggestion:
         """Start a trial of exactly these levels (warm start, a trial that another driver left unfinished)."""
@@ -174,21 +176,20 @@ class SearchStudy:
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
-    def _unseen_near(self, levels: Levels) -> Levels:
-        """A plan not seen yet, as few random steps from ``levels`` as were found."""
-        steps = 1
-        while True:
+    def _unseen_near(self, levels: Levels) -> Levels | None:
+        """A plan not seen yet, as few random steps from ``levels`` as were found; None where none was."""
+        for steps in range(1, FARTHEST * len(levels)):
             for _ in range(20 * len(levels)):
                 near = list(levels)
                 for _ in range(steps):
                     index = self._generator.randrange(len(near))
                     near[index] += self._generator.choice((-1, 1))
-                candidate = tuple(
-                    min(max(level, 0), axis.size - 1) for level, axis in zip(near, self._space.axes, strict=True)
+                candidate = self._space.canonical(
+                    tuple(min(max(level, 0), axis.size - 1) for level, axis in zip(near, self._space.axes, strict=True))
                 )
                 if candidate not in self._seen:
                     return candidate
-            steps += 1
+        return None
 
     def _params(self, levels: Levels) -> dict[str, int]:
         return {axis.name: level for axis, level in zip(self._space.axes, levels, strict=True)}

@@ -44,7 +44,7 @@ class Screen:
         known: dict[str, Any] = {}
         if self.geometry is not None:
             geometry = self.geometry.at(plan.imgsz)
-            params, gflops = geometry.costs(geometry.shares([plan.ratios]))
+            params, gflops = geometry.costs(geometry.shares([plan]))
             known = {"params_m": float(params[0]), "gflops": float(gflops[0])}
         if self.bounds.limit_latency:
             prediction = self.predictor.predict(plan)

@@ -35,13 +35,13 @@ class RecordPredictor:
     def learn(self, record: TrialRecord) -> None:
         """Take a trial's measured latency in; one without, or with layers of another model, is passed over."""
         plan = measured_plan(record)
-        if plan is not None and self._fits(plan.plan.ratios):
+        if plan is not None and self._fits(plan.plan):
             self._plans.append(plan)
 
     def predict(self, plan: Plan) -> Prediction | None:
         """None where too little was measured, or where the plan is not this model's."""
         model = self._fitted()
-        if model is None or not self._fits(plan.ratios):
+        if model is None or not self._fits(plan):
             return None
         found = model.predict([plan])
         return Prediction(*(float(figure[0]) for figure in (found.ratio, found.low, found.high, found.halfwidth)))
@@ -68,8 +68,9 @@ class RecordPredictor:
                 self._scaled_at = count
         return self._model
 
-    def _fits(self, ratios: Mapping[str, float]) -> bool:
-        return all(layer in self._geometry.layers for layer in ratios)
+    def _fits(self, plan: Plan) -> bool:
+        known = self._geometry
+        return all(layer in known.layers for layer in plan.ratios) and set(known.branches).issuperset(plan.branches)
 
 
 def measured_plan(record: TrialRecord) -> MeasuredPlan | None:

@@ -1,9 +1,10 @@
-"""The search space: which widths and input sizes a plan may choose, as a few whole-numbered axes.
+"""The search space: which widths, branches and input sizes a plan may choose, as a few whole-numbered axes.
 
-An axis is one prunable group, or one block, or the size of the input. Its variable is a *level*: level 0 is the
-greatest width (size) allowed, each further level the next one in steps of ``round_to``. Widths are thus the real
-variables (no two levels give the same plan), and an axis with a single width does not exist: it would be a dead
-dimension to the sampler.
+An axis is one prunable group, or one block, or branches that are removed whole, or the size of the input. Its variable
+is a *level*: level 0 is the greatest width (size) allowed, each further level the next one in steps of ``round_to``.
+Widths are thus the real variables (no two levels give the same plan), and an axis with a single width does not exist:
+it would be a dead dimension to the sampler. Only widths inside a removed branch make no difference
+(`Space.canonical`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from paretoprune.pruning.graph.patterns import governing, means
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import SpaceError
+from paretoprune.search.space.depth import DepthAxis, depth_axes
+
+if TYPE_CHECKING:
+    from paretoprune.pruning.graph.branches import Branches
 
 Levels = tuple[int, ...]
 
@@ -117,9 +122,21 @@ class Axis:
         return self.groups[0].level(ratio)
 
     def nearest(self, plan: Plan) -> int:
-        """The level nearest to ``plan``."""
-        leader = self.groups[0]
-        return leader.level(next((plan.ratios[layer] for layer in leader.layers if layer in plan.ratios), 0.0))
+        """The level nearest to ``plan``, by the groups that are not inside a branch that it removes."""
+        left = [group for group in self.groups if _left(group.layers, plan.branches)]
+        ratios = {g.name: next((plan.ratios[layer] for layer in g.layers if layer in plan.ratios), 0.0) for g in left}
+        if not left or left[0] is self.groups[0]:
+            return self.groups[0].level(ratios[left[0].name]) if left else 0
+        apart = [
+            sum(abs(g.ratio(widths[g.name]) - ratios[g.name]) for g in left)
+            for widths in map(self.widths, range(self.size))
+        ]
+        return apart.index(min(apart))
+
+
+def _left(layers: Sequence[str], branches: Sequence[str]) -> list[str]:
+    """The layers outside these branches."""
+    return [layer for layer in layers if not any(layer.startswith(f"{branch}.") for branch in branches)]
 
 
 @dataclass(frozen=True)
@@ -146,15 +163,20 @@ class SizeAxis:
 
 @dataclass(frozen=True)
 class Space:
-    """All axes, those of widths first, and the groups that were left out with the reason."""
+    """All axes (those of widths, of depth, the size) and the groups that were left out with the reason."""
 
-    axes: tuple[Axis | SizeAxis, ...]
+    axes: tuple[Axis | DepthAxis | SizeAxis, ...]
     left_out: Mapping[str, str]
 
     @property
     def width_axes(self) -> tuple[Axis, ...]:
         """The axes of widths."""
         return tuple(axis for axis in self.axes if isinstance(axis, Axis))
+
+    @property
+    def depth_axes(self) -> tuple[DepthAxis, ...]:
+        """The axes of branches."""
+        return tuple(axis for axis in self.axes if isinstance(axis, DepthAxis))
 
     @property
     def image_sizes(self) -> tuple[int, ...]:
@@ -168,18 +190,24 @@ class Space:
 
     def plan(self, levels: Levels) -> Plan:
         """The plan of ``levels``: ratios by layer, exactly what the widths realise (layers that keep all channels are
-        absent), and the input's size where it is not the run's own."""
+        absent, and those in removed branches), these branches, and the input's size where it is not the run's own."""
         ratios: dict[str, float] = {}
-        imgsz = None
+        imgsz, branches = None, list[str]()
         for axis, level in zip(self.axes, levels, strict=True):
             if isinstance(axis, SizeAxis):
                 imgsz = axis.sizes[level] if level else None
-                continue
-            widths = axis.widths(level)
-            for group in axis.groups:
-                if widths[group.name] < group.channels:
-                    ratios.update(dict.fromkeys(group.layers, group.ratio(widths[group.name])))
-        return Plan(ratios, imgsz=imgsz)
+            elif isinstance(axis, DepthAxis):
+                branches += axis.steps[level]
+            else:
+                widths = axis.widths(level)
+                for group in axis.groups:
+                    if widths[group.name] < group.channels:
+                        ratios.update(dict.fromkeys(group.layers, group.ratio(widths[group.name])))
+        return Plan({layer: ratios[layer] for layer in _left(list(ratios), branches)}, {}, imgsz, tuple(branches))
+
+    def canonical(self, levels: Levels) -> Levels:
+        """Of all levels that give the same plan (they differ in widths inside removed branches), one."""
+        return self.nearest(self.plan(levels)) if self.depth_axes else levels
 
     def levels_of(self, plan: Plan) -> Levels | None:
         """The levels that give ``plan`` (absent layers count as 0), None where no plan of this space is equal."""
@@ -189,10 +217,10 @@ class Space:
         same = realised.ratios.keys() == cut.keys() and all(abs(realised.ratios[n] - cut[n]) < 1e-4 for n in cut)
         own = self.image_sizes[:1] == (plan.imgsz,)
         same_size = realised.imgsz == (None if own else plan.imgsz)
-        return levels if same and same_size and not plan.branches else None
+        return levels if same and same_size and set(realised.branches) == set(plan.branches) else None
 
     def uniform(self, ratio: float) -> Levels:
-        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds, at the run's own size."""
+        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds, whole and at the run's own size."""
         return tuple(axis.uniform(ratio) for axis in self.axes)
 
     def nearest(self, plan: Plan) -> Levels:
@@ -200,7 +228,7 @@ class Space:
         return tuple(axis.nearest(plan) for axis in self.axes)
 
     def random_narrower(self, generator: random.Random) -> Levels:
-        """A plan drawn among those that narrow every axis."""
+        """Levels drawn among those that narrow every axis."""
         return tuple(generator.randrange(1, axis.size) for axis in self.axes)
 
     def random(self, generator: random.Random) -> Levels:
@@ -208,7 +236,7 @@ class Space:
         return tuple(generator.randrange(axis.size) for axis in self.axes)
 
     def count(self) -> int:
-        """How many different plans there are."""
+        """How many levels there are in all; different plans are fewer where branches may leave (`canonical`)."""
         total = 1
         for axis in self.axes:
             total *= axis.size
@@ -241,11 +269,17 @@ def image_sizes(own: int, wanted: Sequence[int] | None, stride: int) -> tuple[in
     return tuple(sorted({own, *wanted}, reverse=True))
 
 
-def build_space(table: TableLike, section: SpaceSection, first_only: bool = False, sizes: Sequence[int] = ()) -> Space:
+def build_space(
+    table: TableLike,
+    section: SpaceSection,
+    first_only: bool = False,
+    sizes: Sequence[int] = (),
+    branches: Branches | None = None,
+) -> Space:
     """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
 
-    ``sizes``: sides of the input, pixels, the run's own first (see :func:`image_sizes`); an axis where they are
-    several.
+    ``branches``: of the model, where plans may remove them. ``sizes``: sides of the input, pixels, the run's own first
+    (see :func:`image_sizes`); an axis where they are several.
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
@@ -268,7 +302,16 @@ def build_space(table: TableLike, section: SpaceSection, first_only: bool = Fals
             f"nothing is left to prune: all {len(table.groups)} groups are left out "
             f"({_summary(left_out)}); widen space.blocks, space.exclude, the ratios, or lower space.round_to"
         )
-    return Space((*axes, *([SizeAxis(tuple(sizes))] if len(sizes) > 1 else [])), left_out)
+    depth = [] if branches is None else depth_axes(branches, lambda name: _may_leave(name, names, section))
+    return Space((*axes, *depth, *([SizeAxis(tuple(sizes))] if len(sizes) > 1 else [])), left_out)
+
+
+def _may_leave(branch: str, names: Collection[str], section: SpaceSection) -> bool:
+    """Whether a branch lies in a block that may be pruned, and none of its layers is to keep its width."""
+    if section.blocks is not None and int(branch.split(".")[1]) not in section.blocks:
+        return False
+    inside = [name for name in names if name.startswith(f"{branch}.")]
+    return not any(means(pattern, layer, names) for pattern in section.exclude for layer in inside)
 
 
 def _axes(choices: Sequence[GroupChoice], granularity: str) -> list[Axis]:

@@ -70,11 +70,10 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     check_energy(config)
     check_device(config)
     check_runtime_here(config)
-    check_deployment(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
-    config = with_model_brought_along(_with_sizes_of(folder, config), folder, copy=False)
+    config = with_model_brought_along(_with_axes_of(folder, config), folder, copy=False)
     check_run_folder(folder, config, moved)
     check_weights(folder, config.model.path)
     check_other_run(config)
@@ -85,7 +84,7 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     check_loggers(config.search.loggers, folder.path.name)
     decided = {
         "search": config.search.model_copy(update={"objectives": objectives}),
-        "space": config.space.model_copy(update={"imgsz": sizes}),
+        "space": config.space.model_copy(update={"imgsz": sizes, "depth": bool(space.depth_axes)}),
     }
     return Prepared(folder, config.model_copy(update=decided), space, identity)
 
@@ -185,17 +184,6 @@ def check_runtime_here(config: RunConfig) -> None:
     check_runtime(config.latency.runtime, "cpu" if on_cpu else default_device(), config.latency.half)
 
 
-def check_deployment(config: RunConfig) -> None:
-    """What ships can be made and run here; of a cluster only its workers can say."""
-    if config.deploy.format == "torch" or config.resources.address is not None:
-        return
-    from paretoprune.cluster.devices import default_device
-    from paretoprune.pruning.export.precision import check_precision
-
-    on_cpu = config.model.device == "cpu" or config.resources.gpus_per_trial == 0
-    check_precision(config.deploy.format, config.deploy.precision, "cpu" if on_cpu else default_device())
-
-
 def check_run_folder(folder: RunFolder, config: RunConfig, moved: bool = False) -> None:
     """The folder can be written, nobody drives it, and it holds no other configuration (``moved``: see ``prepare``)."""
     check_utf8("run folder", folder.path, "Ray Tune keeps its files there by that name")
@@ -271,10 +259,11 @@ def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.initial_plans, [layer.name for layer in bench.table.layers])
-    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes)
+    branches = bench.branches if config.space.depth and config.trial.strategy == STRUCTURAL else None
+    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes, branches)
     if get_strategy(config.trial.strategy).exact:
         narrower = space.plan(space.random_narrower(random.Random(config.search.seed)))
-        bench.check_surgery(narrower.ratios)
+        bench.check_surgery(narrower)
     return space, list(sizes), objectives, task_of(bench.model)
 
 
@@ -365,14 +354,16 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
         )
 
 
-def _with_sizes_of(folder: RunFolder, config: RunConfig) -> RunConfig:
-    """Where no input sizes were given, those that the run has: of an older version's run that is its own alone."""
+def _with_axes_of(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Where input sizes or depth were not given, as the run has them: an older version's run has neither."""
     from paretoprune.search.config.stored import load_run_config
 
-    if config.space.imgsz is not None or not folder.config.is_file():
+    given = config.space.model_fields_set - ({"imgsz"} if config.space.imgsz is None else set())
+    if given.issuperset({"imgsz", "depth"}) or not folder.config.is_file():
         return config
-    sizes = _decided(load_run_config(folder)).space.imgsz
-    return config.model_copy(update={"space": config.space.model_copy(update={"imgsz": sizes})})
+    stored = _decided(load_run_config(folder)).space
+    missing = {name: getattr(stored, name) for name in ("imgsz", "depth") if name not in given}
+    return config.model_copy(update={"space": config.space.model_copy(update=missing)})
 
 
 def _decided(config: RunConfig) -> RunConfig:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from torch import nn
 
 from paretoprune.pruning.errors import PlanError
+from paretoprune.pruning.graph.branches import Branches, find_branches, name_after
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import positions, read_geometry
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.surgery.branches import cut_branches
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import prune, resolve
 from paretoprune.pruning.yolo.loading import model_stats
@@ -21,7 +26,7 @@ from tests.pruning.tiny import tiny_model
 
 IMGSZ = 128
 # A chunk, a split by size, attention, a second head, a linear layer, a transposed convolution.
-NETWORKS = "yolov8n yolov9t yolov10n yolo12n yolo26n yolo11n-cls yolov8n-seg".split()
+NETWORKS = "yolov5n yolov8n yolov9t yolov10n yolo12n yolo26n yolo11n-cls yolov8n-seg".split()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -53,11 +58,38 @@ def test_it_foretells_what_surgery_makes(name: str) -> None:
     assert gflops == pytest.approx([s.gflops for s in stats], rel=3e-3)
     assert gflops[1] < 0.8 * gflops[0]
 
-    smaller, read = geometry.at(96), read_geometry(model, table, 96)
-    assert (smaller.convs, smaller.norms) == (read.convs, read.norms)
+    found = find_branches(model)
+    for names in _removals(found):  # beside the same widths
+        shallow, _ = prune(model, table, widths, np.random.default_rng(0).random(table.class_count))
+        cut_branches(shallow, found, names)
+        gone, shares = found.removed_modules(names), geometry.shares([Plan(plan.ratios, branches=names)])
+        outputs, inputs = geometry.widths(shares)
+        for column, conv in enumerate(geometry.convs):
+            after = name_after(conv.name, gone)
+            module = None if after is None else shallow.get_submodule(after)
+            expected = (0, 0) if module is None else (module.out_channels, module.in_channels)
+            assert (outputs[0, column], inputs[0, column]) == expected
+        params, gflops = geometry.costs(shares)
+        stats = [model_stats(shallow, IMGSZ)]
+        assert params[0] == pytest.approx(stats[0].params_m, rel=1e-12)
+        assert gflops[0] == pytest.approx(stats[0].gflops, rel=2e-2)  # attention itself has no weights
+
+    shares, smaller, read = geometry.shares([{}, plan.ratios]), geometry.at(96), read_geometry(model, table, 96)
+    assert smaller.norms == read.norms
+    for mine, its in zip(smaller.convs, read.convs, strict=True):
+        assert replace(mine, in_pixels=its.in_pixels) == its
+        assert mine.in_pixels == pytest.approx(its.in_pixels, rel=0.2)  # YOLOv9 pools to one row less
     at_96 = [model_stats(network, 96).gflops for network in (model, pruned)]
     assert smaller.costs(shares)[1] == pytest.approx(at_96, rel=1e-2)  # attention itself has no weights
     assert geometry.at(None) is geometry.at(IMGSZ) is geometry
+
+
+def _removals(found: Branches) -> Iterator[tuple[str, ...]]:
+    """All branches, and every second one with what it needs."""
+    removable = [branch for branch in found.by_name.values() if branch.removable]
+    yield found.checked(branch.name for branch in removable)
+    some = removable[::2]
+    yield found.checked({name for branch in some for name in (branch.name, *branch.needs)})
 
 
 def test_it_goes_through_json_whole() -> None:
