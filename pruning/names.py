@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 StrategyName = Literal["structural", "sequential", "adapter", "skip", "mask"]
 RecoveryName = Literal["none", "bn", "refit", "refit+bn", "refit+distill"]
 RuntimeName = Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"]
+DeployFormat = Literal["torch", "torchscript", "onnx", "openvino", "engine", "ncnn"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)

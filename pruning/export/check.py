@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,21 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from paretoprune.base.errors import one_line
 from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
-from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.export.accuracy import ExportAccuracy
-from paretoprune.pruning.export.outputs import Layout, differences, layout_of
+from paretoprune.pruning.export.outputs import differences, layout_of
 from paretoprune.pruning.latency.pair import time_pair, timing_conditions
 from paretoprune.pruning.latency.runtimes import image_channels
-from paretoprune.pruning.latency.runtimes.autobackend import tuned_backend
+from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.latency.statistics import across_sessions
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
+from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import load_model
-from paretoprune.pruning.yolo.saving import plain_copy, task_of
-from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+from paretoprune.pruning.yolo.saving import task_of
 
 # Two runtimes in 32 bits differ by 1e-5 at most; one that computes in 16 bits, as OpenVINO does by itself on a CPU that
 # can, differed by 0.05 in a score and 0.007 in a box; another network, or a mistaken layout, by ten times that.
@@ -99,72 +95,6 @@ def verdict_on(outputs: ExportCheck | None, accuracy: ExportAccuracy | None, pre
     return {"ok": ok, "verdict": verdict, **({} if outputs is None else asdict(outputs))}
 
 
-class Backend:
-    """A network or an exported file as Ultralytics runs it: images in, decoded predictions out.
-
-    Raises PruningError where the format's runtime is not installed or cannot load the file, and where it does not take
-    images of `imgsz`. A checkpoint is loaded as `load_model` does.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module | str | Path,
-        imgsz: ImageSize,
-        device: str = "cpu",
-        trust: bool = False,
-        precision: str = "fp32",
-        batch: int = 1,
-    ) -> None:
-        """precision: what a file computes in; a network does in fp32. batch: of the images that `time_ms` is for."""
-        from ultralytics.nn.autobackend import AutoBackend
-
-        self._device = torch_device(device)
-        self._size = height_width(imgsz)
-        if isinstance(network, (str, Path)) and Path(network).suffix == ".pt":
-            network = load_model(network, trust)
-        half = precision == "fp16" and self._device.type == "cuda" and not isinstance(network, nn.Module)
-        given: Any = plain_copy(network) if isinstance(network, nn.Module) else str(network)
-        file = given if isinstance(given, str) else ""
-        with quiet_ultralytics(), tuned_backend(file, precision, torch.get_num_threads()):
-            try:
-                self._model = AutoBackend(given, device=self._device, fp16=half, verbose=False)
-                self._model.eval()
-                self._input = torch.zeros(batch, int(self._model.channels), *self._size, device=self._device)
-                self(self._input)
-            except ImportError as error:
-                raise PruningError(f"'{network}' cannot be run here ({error}); install its runtime") from error
-            except Exception as error:  # whatever a runtime raises
-                line = one_line(error, 200)
-                what = "the network" if isinstance(network, nn.Module) else f"'{network}'"
-                raise PruningError(
-                    f"{what} cannot be run here on images of {size_text(imgsz)} ({type(error).__name__}: {line}); "
-                    "check that it is whole and that its runtime is installed"
-                ) from error
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        """(1, channels, height, width) in [0, 1] -> the outputs that are used, (1, values, boxes) for a detector.
-
-        A checkpoint gives them together with what only its loss looks at.
-        """
-        answer = self._model(images.to(self._device))
-        outputs = list(answer) if isinstance(answer, (list, tuple)) else [answer]
-        if isinstance(outputs[0], (list, tuple)):
-            outputs = list(outputs[0])
-        used = [output for output in outputs if isinstance(output, (torch.Tensor, np.ndarray))]
-        return [torch.as_tensor(output).float().cpu().numpy() for output in used]
-
-    def layout(self) -> Layout:
-        """What a checkpoint's outputs mean; of an exported network nobody knows."""
-        return layout_of(self._model.model, self._size)
-
-    def time_ms(self) -> float:
-        """One inference to its end: the answer is brought to the CPU."""
-        start = time.perf_counter()
-        self(self._input)
-        return (time.perf_counter() - start) * 1e3
-
-
 @dataclass(frozen=True)
 class RealImages:
     """What an export is checked on, each (1, channels, height, width) in [0, 1]; `left_out`: what could not be read."""
@@ -212,7 +142,7 @@ def check_export(
     network = original if isinstance(original, nn.Module) else load_model(original)
     images = images or real_images(network, imgsz, data)
     pair = Backend(network, imgsz, device), Backend(exported, imgsz, device, precision=precision)
-    layout = pair[0].layout()
+    layout = layout_of(network, height_width(imgsz))
     rows = [differences(pair[0](image), pair[1](image), layout) for image in images.images]
     objects, scores, boxes = (list(column) for column in zip(*rows, strict=True))
     return ExportCheck(len(rows), sum(objects), max(scores), max(boxes), images.left_out)

@@ -27,10 +27,10 @@ RUNNABLE = ("torchscript", "onnx", "openvino", "engine", "ncnn")
 """Formats that are named where it is said what is possible."""
 
 
-def check_precision(target: str, precision: str, device: str, run: bool = True) -> None:
+def check_precision(target: str, precision: str, device: str, run: bool = True, remedy: str = "") -> None:
     """Raise PruningError where `target` is not written in `precision` or, with `run`, `device` does not compute in it.
 
-    Costs an import of the runtime, no network. It says what is possible on `device`.
+    Costs an import of the runtime, no network. It says what is possible on `device`, and `remedy` for the latter.
     """
     if precision not in PRECISIONS:
         raise PruningError(f"the precision must be one of {', '.join(PRECISIONS)}, but got '{precision}'")
@@ -45,9 +45,7 @@ def check_precision(target: str, precision: str, device: str, run: bool = True) 
         if missing:
             raise PruningError(f"{target} in {precision} needs the package {missing[0]}, which is not here; {how}")
     if run and precision not in run_precisions(target, device):
-        raise PruningError(
-            f"{target} does not compute in {precision} on {device}; {possible(device)}; --no-check only writes the file"
-        )
+        raise PruningError(f"{target} does not compute in {precision} on {device}; {possible(device)}{remedy}")
 
 
 def written_precisions(target: str, device: str) -> tuple[str, ...]:

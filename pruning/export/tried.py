@@ -12,9 +12,9 @@ import torch
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.data.calibration import Calibration
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.export.check import Backend
 from paretoprune.pruning.export.exporter import export_model
 from paretoprune.pruning.export.precision import RUNNABLE, check_precision, written_precisions
+from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.names import PRECISIONS
 
 _SIZE = 64  # pixels; a small network on small images

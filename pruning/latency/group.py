@@ -13,7 +13,7 @@ import torch
 
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.pair import Timed, timing_conditions
-from paretoprune.pruning.latency.runtimes import ExportCache, Network, SessionSpec, open_session
+from paretoprune.pruning.latency.runtimes import ExportCache, SessionSpec, Timeable, open_session
 from paretoprune.pruning.latency.statistics import (
     FEWEST_QUADS,
     Quad,
@@ -106,7 +106,7 @@ def _block(session: Timed, count: int) -> Block:
 
 
 def measure_group(
-    models: Mapping[str, Network],
+    models: Mapping[str, Timeable],
     reference: str,
     imgsz: ImageSize | Mapping[str, ImageSize],
     device: str = "cpu",

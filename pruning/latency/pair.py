@@ -18,7 +18,7 @@ from paretoprune.pruning.device import NullGate, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.device_state import Conditions, Watch, watch
 from paretoprune.pruning.latency.malloc import freed_memory_kept
-from paretoprune.pruning.latency.runtimes import ExportCache, Network, Session, SessionSpec, open_session
+from paretoprune.pruning.latency.runtimes import ExportCache, Session, SessionSpec, Timeable, open_session
 from paretoprune.pruning.latency.statistics import (
     FEWEST_QUADS,
     Quad,
@@ -110,8 +110,8 @@ class PairedTimes:
 
 
 def measure_pair(
-    candidate: Network,
-    baseline: Network,
+    candidate: Timeable,
+    baseline: Timeable,
     imgsz: ImageSize,
     device: str = "cpu",
     batch: int = 1,
@@ -175,7 +175,7 @@ def measure_pair(
 
 
 def _made_ready(
-    networks: Sequence[Network], specs: Sequence[SessionSpec], runtime: str, exports: ExportCache
+    networks: Sequence[Timeable], specs: Sequence[SessionSpec], runtime: str, exports: ExportCache
 ) -> list[Session]:
     """A session of each network that has run already, nothing of it still under way on the device."""
     sessions = [open_session(network, spec, runtime, exports) for network, spec in zip(networks, specs, strict=True)]

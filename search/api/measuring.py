@@ -198,7 +198,7 @@ def export(
             n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on
         }
         check_options(format, further)
-        check_precision(format, precision, place, run=check)
+        check_precision(format, precision, place, run=check, remedy="; --no-check only writes the file")
         if dataset is None and (precision == "int8" or (nms and check)):
             why = (
                 "`precision` int8 is calibrated on training images"

@@ -170,7 +170,7 @@ def measure_strategies(context: WorkerContext, names: Sequence[str]) -> dict[str
 
 def _measured(tools: Any, model: Any, baseline_ms: float | None) -> dict[str, Any]:
     """Accuracy, size and latency; ``baseline_ms`` None: the unpruned network itself, whose speed-up is 1."""
-    metrics: dict[str, Any] = {**tools.evaluate(model), **tools.stats(model)}
+    metrics: dict[str, Any] = {**tools.deployed(model, tools.evaluate(model)), **tools.stats(model)}
     measured = tools.start_measure(model).result()
     if baseline_ms is None:
         measured, baseline_ms = {**measured, **ITSELF}, float(measured["median_ms"])

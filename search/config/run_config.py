@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
@@ -19,6 +19,7 @@ from paretoprune.base.messages import note
 from paretoprune.base.setting_names import RENAMED, with_present_names
 from paretoprune.search.config.sections import (
     DataSection,
+    DeploySection,
     FinetuneSection,
     LatencySection,
     ModelSection,
@@ -67,10 +68,26 @@ class RunConfig(Section):
     """The short fine-tuning of a trial."""
     finetune: FinetuneSection = FinetuneSection()
     """The full fine-tuning of the picks."""
+    deploy: DeploySection = DeploySection()
+    """What ships, and is judged."""
     latency: LatencySection = LatencySection()
     """How latency is measured."""
     resources: ResourcesSection = ResourcesSection()
     """Where trials run."""
+
+    @model_validator(mode="after")
+    def _timed_once(self) -> RunConfig:
+        latency = self.latency
+        if self.deploy.in_trials and (latency.runtime, latency.half, latency.target) != ("torch", False, "own"):
+            raise ValueError(
+                f"`deploy.format` {self.deploy.format} says in what trials are timed, on their own device: leave "
+                "`latency.runtime`, `latency.half` and `latency.target` as they come"
+            )
+        if self.deploy.in_trials and "energy_j" in self.search.objectives:
+            raise ValueError(
+                "energy_j is counted in PyTorch and its runtimes: take it out, or set `deploy.when` to picks"
+            )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for comparing two configurations."""

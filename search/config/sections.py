@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from paretoprune.pruning.names import STRUCTURAL, RecoveryName, RuntimeName, StrategyName
+from paretoprune.pruning.names import STRUCTURAL, DeployFormat, PrecisionName, RecoveryName, RuntimeName, StrategyName
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
 
@@ -234,6 +234,31 @@ class FinetuneSection(Section):
     def _divisible(self) -> FinetuneSection:
         if self.batch % self.gpus_per_pick:
             raise ValueError(f"batch must be a multiple of gpus_per_pick, got {self.batch} and {self.gpus_per_pick}")
+        return self
+
+
+class DeploySection(Section):
+    """What ships: trials and picks are judged as files of this format, run in this precision."""
+
+    format: DeployFormat = "torch"
+    """Format of Ultralytics' export (docs/export.md); torch: the network in PyTorch, timed as `latency` says."""
+    precision: PrecisionName = "fp32"
+    """What the file computes in; int8 is calibrated on training images."""
+    calibration_images: int = Field(default=64, ge=1)
+    """Number of training images for int8."""
+    when: Literal["trials", "picks"] = "trials"
+    """Judge every trial as what ships, or the picks alone, for formats that take long to make: trials are then judged
+    in PyTorch."""
+
+    @property
+    def in_trials(self) -> bool:
+        """Whether a trial's accuracy and latency are those of its file."""
+        return self.format != "torch" and self.when == "trials"
+
+    @model_validator(mode="after")
+    def _a_format_for_the_precision(self) -> DeploySection:
+        if self.format == "torch" and self.precision != "fp32":
+            raise ValueError(f"precision {self.precision} needs a format to export to, e.g. openvino, got torch")
         return self
 
 

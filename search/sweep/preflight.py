@@ -70,6 +70,7 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     check_energy(config)
     check_device(config)
     check_runtime_here(config)
+    check_deployment(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
@@ -182,6 +183,17 @@ def check_runtime_here(config: RunConfig) -> None:
 
     on_cpu = target.threads is not None or config.model.device == "cpu" or config.resources.gpus_per_trial == 0
     check_runtime(config.latency.runtime, "cpu" if on_cpu else default_device(), config.latency.half)
+
+
+def check_deployment(config: RunConfig) -> None:
+    """What ships can be made and run here; of a cluster only its workers can say."""
+    if config.deploy.format == "torch" or config.resources.address is not None:
+        return
+    from paretoprune.cluster.devices import default_device
+    from paretoprune.pruning.export.precision import check_precision
+
+    on_cpu = config.model.device == "cpu" or config.resources.gpus_per_trial == 0
+    check_precision(config.deploy.format, config.deploy.precision, "cpu" if on_cpu else default_device())
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig, moved: bool = False) -> None:

@@ -117,6 +117,11 @@ class TrialTools(Protocol):
         """``map50_95``, ``map50``, ``precision``, ``recall``; of a classifier ``top1``, ``top5``."""
         ...
 
+    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+        """``metrics`` with the accuracy of the file that ships in place of the network's in PyTorch, which gets a name
+        of its own (``map50_95_fp32``); as they are where the network itself ships. Takes the device by itself."""
+        ...
+
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The short fine-tuning. ``start``: what ``evaluate`` gave for ``model``."""
         ...

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.results.store.run_files import UNPRUNED_AT
+from paretoprune.search.trial.deployment import beside, engine_evaluator, run_engine
 
 if TYPE_CHECKING:
     from paretoprune.pruning.device import Turn
     from paretoprune.pruning.evaluation.bootstrap import ImageStats
     from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.latency.runtimes import EngineFile
     from paretoprune.search.config.run_config import RunConfig
 
 BASELINE = "baseline"
@@ -29,6 +31,7 @@ def evaluate_together(
     gate: DeviceGate,
     evaluator: Evaluator,
     say: Callable[[str], None],
+    engines: Mapping[str, EngineFile],
 ) -> dict[str, dict[str, Any]]:
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
@@ -36,8 +39,9 @@ def evaluate_together(
     ``sizes``: side of a network's images, pixels, where it is not the run's; ``evaluator``: on the validation split at
     the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
     with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
-    likewise. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high]. ``say`` is told
-    what is done.
+    likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs then, and the network's
+    own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high].
+    ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import Turn
@@ -54,6 +58,9 @@ def evaluate_together(
     for imgsz, members in _by_size(models, sizes, own).items():
         with closing(evaluator_of(imgsz, "val")) as sized:
             seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found, say)
+        if engines:
+            with closing(engine_evaluator(config, imgsz, "val", device, gate)) as square:
+                seen |= _evaluate_engines(members, engines, square, "", found, say)
     say("comparing them image by image")
     _compare(seen, "", config.search.seed, found, turn)
     _compare_with_natives(seen, config.search.seed, found, turn)
@@ -62,6 +69,9 @@ def evaluate_together(
         for imgsz, members in _by_size(models, sizes, own).items():
             with closing(evaluator_of(imgsz, TEST)) as test:
                 seen |= _evaluate_split(members, test, f"{TEST}_", found, say)
+            if engines:
+                with closing(engine_evaluator(config, imgsz, TEST, device, gate)) as square:
+                    seen |= _evaluate_engines(members, engines, square, f"{TEST}_", found, say)
         _compare(seen, f"{TEST}_", config.search.seed, found, turn)
     return found
 
@@ -96,6 +106,26 @@ def _evaluate_split(
     return seen
 
 
+def _evaluate_engines(
+    models: Mapping[str, Any],
+    engines: Mapping[str, EngineFile],
+    evaluator: Evaluator,
+    prefix: str,
+    found: dict[str, dict[str, Any]],
+    say: Callable[[str], None],
+) -> dict[str, ImageStats]:
+    """As `_evaluate_split` of the networks' files, whose metrics take the place of the networks' own."""
+    seen = {}
+    for number, (name, model) in enumerate(models.items(), 1):
+        say(f"validating the file of {name}{' on the test split' if prefix else ''} ({number} of {len(models)})")
+        metrics, stats = run_engine(evaluator, model, engines[name])
+        before = {metric: found[name][f"{prefix}{metric}"] for metric in metrics}
+        found[name].update({f"{prefix}{metric}": value for metric, value in beside(before, metrics).items()})
+        if stats is not None:
+            seen[name] = stats
+    return seen
+
+
 def _compare(
     seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]], turn: Turn
 ) -> None:
@@ -125,11 +155,16 @@ def _compare_with_natives(
 
 
 def measure_together(
-    models: Mapping[str, Any], sizes: Mapping[str, int | None], config: RunConfig, device: str
+    models: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    config: RunConfig,
+    device: str,
+    engines: Mapping[str, EngineFile],
 ) -> dict[str, dict[str, Any]]:
     """Name -> latency of each network, all timed in turn in one session; the caller has the device alone.
 
-    ``sizes``: side of a network's images, pixels, where it is not the run's.
+    ``sizes``: side of a network's images, pixels, where it is not the run's. ``engines``: what is timed in place of the
+    networks, where files ship.
 
     The fields of a pair's measurement (``median_ms`` ... ``speedup`` over ``baseline`` with ``speedup_ci95``), and
     ``over``: every other network -> [speed-up over it, low, high].
@@ -138,7 +173,7 @@ def measure_together(
 
     latency = config.latency
     return measure_group(
-        models,
+        engines or models,
         BASELINE,
         {name: sizes.get(name) or config.model.imgsz for name in models},
         device=device,
@@ -146,6 +181,6 @@ def measure_together(
         threads=latency.threads,
         max_seconds=SECONDS_FACTOR * latency.max_seconds * len(models),
         target_halfwidth=latency.target_halfwidth,
-        runtime=latency.runtime,
-        half=latency.half,
+        runtime=config.deploy.format if engines else latency.runtime,
+        half=latency.half and not engines,
     )

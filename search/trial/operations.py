@@ -16,11 +16,13 @@ from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
 from paretoprune.search.trial.agent_latency import AgentMeasurer
 from paretoprune.search.trial.context import Measured, Measurement, OnEpoch, PlanLike, Tuned
+from paretoprune.search.trial.deployment import Deployment
 from paretoprune.search.trial.joint_evaluation import evaluate_together, measure_together
 from paretoprune.search.trial.remote_latency import RemoteMeasurer
 
 if TYPE_CHECKING:
     from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.latency.runtimes import EngineFile
     from paretoprune.pruning.plan import Plan
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection, TrialSection
@@ -67,6 +69,10 @@ class PruningTools:
             measurer = AgentMeasurer if target.agents else RemoteMeasurer
             self._remote = measurer(config, target, self._bench.model)
         self._evaluator = self._make_evaluator()
+        self._finals: dict[str, EngineFile] = {}  # of the networks that are evaluated together, to be timed
+        self._deployment: Deployment | None = None
+        if config.deploy.in_trials:
+            self._deployment = Deployment(config, device, gate, self._bench.model)
 
     def _make_evaluator(self) -> Evaluator:
         from paretoprune.pruning.evaluation.evaluator import Evaluator
@@ -120,6 +126,10 @@ class PruningTools:
     def evaluate(self, model: Any) -> dict[str, float]:
         """Accuracy on the validation split."""
         return self._evaluator.run(model)
+
+    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+        """``metrics`` with the accuracy of what ships, where that is a file and trials are judged by it."""
+        return dict(metrics) if self._deployment is None else self._deployment.judged(model, dict(metrics), self._imgsz)
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The short fine-tuning of ``config.trial``; the start is not validated again."""
@@ -191,14 +201,27 @@ class PruningTools:
         self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Say
     ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.evaluate_together`."""
-        return evaluate_together(models, sizes, self._config, self.device, self._gate, self._evaluator, say)
+        if self._config.deploy.format != "torch":
+            say("exporting them")
+        self._finals = self._engines(models, sizes)
+        config, device, gate = self._config, self.device, self._gate
+        return evaluate_together(models, sizes, config, device, gate, self._evaluator, say, self._finals)
 
     def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
-        return measure_together(models, sizes, self._config, self.device)
+        return measure_together(models, sizes, self._config, self.device, self._finals)
+
+    def _engines(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, EngineFile]:
+        """The files of networks by name; none where the networks themselves ship."""
+        if self._config.deploy.format == "torch":
+            return {}
+        making = self._deployment or Deployment(self._config, self.device, self._gate, self._bench.model)
+        return {name: making.engine(model, sizes.get(name) or self._imgsz) for name, model in models.items()}
 
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
+        if self._deployment is not None:
+            self._deployment.forget()
         gc.collect()
         self._bench.free_cached_memory()
 
@@ -303,18 +326,23 @@ class PruningTools:
     def _measured(self, model: Any) -> dict[str, Any]:
         from paretoprune.pruning.latency.pair import PATIENCE, measure_pair
 
-        latency = self._config.latency
+        latency, runtime = self._config.latency, self._config.latency.runtime
+        own, candidate = self._config.model.imgsz, model
+        baseline: Any = self._bench.model
+        if self._deployment is not None:
+            candidate = self._deployment.engine(model, self._imgsz)
+            baseline, runtime = self._deployment.engine(baseline, own), self._config.deploy.format
         return measure_pair(
-            model,
-            self._bench.model,
+            candidate,
+            baseline,
             self._imgsz,
-            baseline_imgsz=self._config.model.imgsz,
+            baseline_imgsz=own,
             device=self.device,
             batch=latency.batch,
             threads=latency.threads,
             max_seconds=latency.max_seconds,
             target_halfwidth=latency.target_halfwidth,
-            runtime=latency.runtime,
+            runtime=runtime,
             half=latency.half,
             exports=self._exports,
             gate=self._gate,
@@ -344,6 +372,8 @@ class PruningTools:
         from paretoprune.pruning.training.finetune import finetune
         from paretoprune.pruning.training.settings import FinetuneSettings
 
+        if self._deployment is not None:
+            self._deployment.forget()
         settings = FinetuneSettings(
             epochs=section.epochs,
             imgsz=self._imgsz,

@@ -1,10 +1,10 @@
 """One trial: a plan in, a record out. No Ray and no torch here, so that it can be tested alone.
 
-Phases: prune, recover, stats, latency, evaluate, finetune, wait_for_latency, save; ``wait_for_device`` gets the seconds
-in which any of them stood still for others. Work on the device is done under the gate's ``using()``, a part at a time,
-the timing of an inference under its ``measuring()``: never beside something else of the run. Latency comes before
-training, since epochs do not change it and the decision to train depends on it; accuracy without any epoch is the first
-rung of the stopping rule.
+Phases: prune, recover, stats, latency, evaluate, finetune, deploy (where a file ships), wait_for_latency, save;
+``wait_for_device`` gets the seconds in which any of them stood still for others. Work on the device is done under the
+gate's ``using()``, a part at a time, the timing of an inference under its ``measuring()``: never beside something else
+of the run. Latency comes before training, since epochs do not change it and the decision to train depends on it;
+accuracy without any epoch is the first rung of the stopping rule.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class TrialSettings:
     bounds: Bounds = NO_BOUNDS
     foretells: bool = False
     """Whether a predicted latency may replace a measured one at the first rung."""
+    deploys: bool = False
+    """Whether the accuracy is that of the file that ships."""
     predicts_if_away: bool = False
     """Whether it may where the device stays away."""
 
@@ -260,13 +262,17 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
 
         with clock.phase("finetune", epochs=settings.epochs):
             tuned = work.tools.finetune(model, work.folder, on_epoch, start)
+    accuracy: Mapping[str, float] = tuned.metrics
+    if settings.deploys:
+        with clock.phase("deploy"):
+            accuracy = work.tools.deployed(tuned.model, tuned.metrics)
     with clock.phase("wait_for_latency"):  # only one that is measured elsewhere takes any time here
         figures = latency.figures()
     with clock.phase("save"), work.gate.using():
         work.tools.save(tuned.model, work.folder / PRUNED)
         made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
         plan.save(work.folder / PLAN, made_with)
-    metrics = {**tuned.metrics, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
+    metrics = {**accuracy, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
     if tuned.precision:
         metrics["training_precision"] = tuned.precision
     cut_short = course.stopped or (settings.epochs > 0 and not worth_training)

@@ -66,6 +66,7 @@ def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettin
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
         bounds=bounds,
+        deploys=config.deploy.in_trials,
         foretells="energy_j" not in search.objectives and not bounds.limit_latency,
         predicts_if_away=config.latency.if_away == "predict",
     )
@@ -100,6 +101,9 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     with tools.logging(context.folder.path / "baseline.log"):
         say("validating it")
         metrics: dict[str, Any] = dict(tools.evaluate(model))
+        if config.deploy.in_trials:
+            say("exporting it")
+            metrics = tools.deployed(model, metrics)
         say("timing it")
         measured = tools.start_measure(model).result()
         with gate.using():
@@ -131,6 +135,8 @@ def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
             sized = tools.at(imgsz)
             with tools.logging(here.folder.path / FREE_MOVES_LOG):
                 metrics: dict[str, Any] = dict(sized.evaluate(model))
+                if context.config.deploy.in_trials:
+                    metrics = sized.deployed(model, metrics)
                 measured = sized.start_measure(model).result()
                 with gate.using():
                     metrics.update(sized.stats(model))

@@ -106,6 +106,9 @@ class FakeTools:
         self._note("evaluate", model)
         return {"map50_95": accuracy_of(model), "map50": 0.8, "precision": 0.7, "recall": 0.6}
 
+    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+        return dict(metrics)
+
     def finetune(self, model: Any, folder: Path, on_epoch: Any, start: Mapping[str, float]) -> Tuned:
         """Every epoch brings 0.05 more, until ``on_epoch`` ends it."""
         self._note("finetune", model)

@@ -12,15 +12,24 @@ exports           the exported files that ONNX Runtime, OpenVINO and TensorRT re
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.latency.runtimes.base import Network, OnnxFile, Session, SessionSpec, image_channels
+from paretoprune.pruning.latency.runtimes.base import (
+    EngineFile,
+    Network,
+    OnnxFile,
+    Session,
+    SessionSpec,
+    Timeable,
+    image_channels,
+)
 from paretoprune.pruning.latency.runtimes.exports import ExportCache
 from paretoprune.pruning.names import RUNTIMES
 
 __all__ = [
-    "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "check_runtime", "image_channels",
-    "open_session",
+    "EngineFile", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "Timeable", "check_runtime",
+    "image_channels", "open_session",
 ]  # fmt: skip
 
 # Runtime -> the module and class of its session. Loaded when asked for: most are optional packages.
@@ -42,11 +51,17 @@ def check_runtime(runtime: str, device: str, half: bool = False) -> None:
     _session_class(runtime).check(device, half)
 
 
-def open_session(network: Network, spec: SessionSpec, runtime: str, exports: ExportCache) -> Session:
+def open_session(network: Timeable, spec: SessionSpec, runtime: str, exports: ExportCache) -> Session:
     """A session of `runtime` for a copy of `network`, ready to run. Raises PruningError as `check_runtime` does.
 
-    A file that the runtime needs is taken from `exports`, or made there.
+    A file that the runtime needs is taken from `exports`, or made there. What is deployed runs in its own runtime.
     """
+    if isinstance(network, EngineFile):
+        from paretoprune.pruning.latency.runtimes.autobackend import Backend
+
+        with network.written() as path:
+            engine: Any = Backend(path, spec.imgsz, spec.device, precision=network.precision, batch=spec.batch)
+            return engine
     session = _session_class(runtime)
     session.check(spec.device, spec.half)
     opened: Session = session(network, spec, exports)

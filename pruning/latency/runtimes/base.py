@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,13 +29,40 @@ class OnnxFile:
     channels: int = 3
 
 
+@dataclass(frozen=True)
+class EngineFile:
+    """A network as it is deployed: the files of an export, which Ultralytics' backend runs in `precision`.
+
+    In memory until they are used, so that a worker that is killed leaves none behind. `name`: of the file or folder;
+    `files`: path below the folder ("" for a file) -> content. `channels`: of its images.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
+    precision: str
+    channels: int = 3
+
+    @contextmanager
+    def written(self) -> Iterator[Path]:
+        """Where it lies, there until the context ends."""
+        with tempfile.TemporaryDirectory(prefix="paretoprune-engine-") as folder:
+            place = Path(folder) / self.name
+            for below, content in self.files.items():
+                path = place / below if below else place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            yield place
+
+
 Network = nn.Module | OnnxFile
 """A network in memory, or for the runtimes that read ONNX its export."""
+Timeable = Network | EngineFile
+"""What a session is opened for: a network, or the file that ships."""
 
 
-def image_channels(network: Network) -> int:
+def image_channels(network: Timeable) -> int:
     """Channels of the images that a network takes."""
-    if isinstance(network, OnnxFile):
+    if isinstance(network, (OnnxFile, EngineFile)):
         return network.channels
     return input_channels(network)
 

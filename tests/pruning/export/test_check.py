@@ -11,8 +11,9 @@ import pytest
 from paretoprune.pruning.builtin import BASELINE, IMGSZ
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.export.check import Backend, check_export, measure_export
+from paretoprune.pruning.export.check import check_export, measure_export
 from paretoprune.pruning.export.exporter import export_model
+from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.image_size import trained_size
 from paretoprune.pruning.yolo.loading import load_model

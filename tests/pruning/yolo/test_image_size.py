@@ -14,12 +14,13 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.export.check import EXACT, Backend, check_export, measure_export, real_images
+from paretoprune.pruning.export.check import EXACT, check_export, measure_export, real_images
 from paretoprune.pruning.export.exporter import export_model, export_path
 from paretoprune.pruning.graph.geometry import NetworkGeometry
 from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.latency.pair import measure_pair
 from paretoprune.pruning.latency.runtimes import ExportCache, SessionSpec, open_session
+from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.image_size import check_image_size, rounded_up, stride_of, trained_size
 from paretoprune.pruning.yolo.loading import load_model

@@ -10,7 +10,7 @@ from ultralytics.utils import downloads
 
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.errors import ModelError
-from paretoprune.pruning.export.check import Backend
+from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.yolo.loading import load_model, model_file
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
@@ -40,7 +40,7 @@ def test_a_local_checkpoint_is_read_whatever_its_name(
     for path in (Path(name), tmp_path / name):
         model: Any = load_model(path)
         assert model.names[0] == "square"
-    assert Backend(name, 64).layout().classes == 3
+    assert Backend(name, 64).output().shape[1] == 4 + 3
     from ultralytics import YOLO
 
     with quiet_ultralytics():  # as a native rival is trained

@@ -1,0 +1,33 @@
+"""A network as it will be deployed, made in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from paretoprune.pruning.data.calibration import Calibration
+from paretoprune.pruning.export.exporter import write_export
+from paretoprune.pruning.latency.runtimes import EngineFile, image_channels
+from paretoprune.pruning.yolo.image_size import ImageSize
+
+
+def make_engine(
+    network: nn.Module,
+    target: str,
+    imgsz: ImageSize,
+    device: str = "cpu",
+    precision: str = "fp32",
+    calibration: Calibration | None = None,
+    batch: int = 1,
+) -> EngineFile:
+    """Export `network`, which is left as it is, in the format `target`; see `pruning.export.exporter.write_export`."""
+    with tempfile.TemporaryDirectory(prefix="paretoprune-engine-") as folder:
+        options = {"batch": batch}
+        place = write_export(
+            network, Path(folder) / "network.pt", target, imgsz, device, precision, calibration, options
+        )
+        paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+        files = {"" if place.is_file() else str(path.relative_to(place)): path.read_bytes() for path in paths}
+        return EngineFile(place.name, files, precision, image_channels(network))

@@ -1,0 +1,108 @@
+"""Networks judged as they will be shipped: exported, quantised, validated and timed as files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from paretoprune.base.device_gate import DeviceGate
+from paretoprune.results.store.accuracy import LABELS
+
+if TYPE_CHECKING:
+    from paretoprune.pruning.data.calibration import Calibration
+    from paretoprune.pruning.evaluation.bootstrap import ImageStats
+    from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.latency.runtimes import EngineFile
+    from paretoprune.search.config.run_config import RunConfig
+
+IN_PYTORCH = "_fp32"  # ends the name of an accuracy of the network itself, beside its file's
+
+
+class Deployment:
+    """Makes and validates the files of `config.deploy` on one device.
+
+    One size's images are kept at a time: they fill memory.
+    """
+
+    def __init__(self, config: RunConfig, device: str, gate: DeviceGate, baseline: Any) -> None:
+        self._config, self._device, self._gate, self._baseline = config, device, gate, baseline
+        self._unpruned: EngineFile | None = None  # of the run's size: every trial is timed beside it
+        self._last: tuple[Any, int, EngineFile] | None = None
+        self._calibration: tuple[int, Calibration] | None = None
+        self._evaluator: tuple[int, Evaluator] | None = None
+
+    def engine(self, model: Any, imgsz: int) -> EngineFile:
+        """The file of ``model`` at this size of its input, pixels.
+
+        That of the unpruned network is made once, that of a trial's until it is trained (see `forget`): what is timed
+        before an early end is what is validated after it.
+        """
+        if self._last is not None and self._last[0] is model and self._last[1] == imgsz:
+            return self._last[2]
+        is_baseline = model is self._baseline and imgsz == self._config.model.imgsz
+        if is_baseline and self._unpruned is not None:
+            return self._unpruned
+        from paretoprune.pruning.export.engine import make_engine
+
+        deploy = self._config.deploy
+        with self._gate.using():
+            images = self._images(imgsz) if deploy.precision == "int8" else None
+            made = make_engine(
+                model, deploy.format, imgsz, self._device, deploy.precision, images, self._config.latency.batch
+            )
+        if is_baseline:
+            self._unpruned = made
+        else:
+            self._last = model, imgsz, made
+        return made
+
+    def forget(self) -> None:
+        """The last network changes, or is done with."""
+        self._last = None
+
+    def evaluate(self, model: Any, engine: EngineFile, imgsz: int) -> tuple[dict[str, float], ImageStats | None]:
+        """Accuracy of the file of ``model`` on the validation split, and what it saw image by image."""
+        return run_engine(self._evaluator_at(imgsz), model, engine)
+
+    def judged(self, model: Any, metrics: dict[str, float], imgsz: int) -> dict[str, float]:
+        """``metrics`` of a network in PyTorch with its file's accuracy in their place, its own as ``map50_95_fp32``."""
+        return beside(metrics, self.evaluate(model, self.engine(model, imgsz), imgsz)[0])
+
+    def _images(self, imgsz: int) -> Calibration:
+        from paretoprune.pruning.data.calibration import load_calibration
+
+        if self._calibration is None or self._calibration[0] != imgsz:
+            count, seed = self._config.deploy.calibration_images, self._config.search.seed
+            found = load_calibration(self._config.data.path, self._baseline, imgsz, count, seed)
+            self._calibration = imgsz, found
+        return self._calibration[1]
+
+    def _evaluator_at(self, imgsz: int) -> Evaluator:
+        if self._evaluator is None or self._evaluator[0] != imgsz:
+            if self._evaluator is not None:
+                self._evaluator[1].close()
+            self._evaluator = imgsz, engine_evaluator(self._config, imgsz, "val", self._device, self._gate)
+        return self._evaluator[1]
+
+
+def engine_evaluator(config: RunConfig, imgsz: int, split: str, device: str, gate: DeviceGate) -> Evaluator:
+    """Files take one shape: square batches of as many images as are inferred at a time."""
+    from paretoprune.pruning.evaluation.evaluator import Evaluator
+
+    batch, workers = config.latency.batch, config.trial.workers
+    return Evaluator(config.data.path, imgsz, device, batch, split, gate, workers, rect=False)
+
+
+def run_engine(evaluator: Evaluator, model: Any, engine: EngineFile) -> tuple[dict[str, float], ImageStats | None]:
+    """Accuracy of the file of ``model``, and what it saw image by image; None of a classifier's."""
+    from paretoprune.pruning.yolo.tasks import kind_of
+
+    with engine.written() as path:
+        if kind_of(model) == "classify":
+            return evaluator.run(model, path, engine.precision), None
+        return evaluator.run_by_image(model, exported=path, precision=engine.precision)
+
+
+def beside(metrics: dict[str, float], engines: dict[str, float]) -> dict[str, float]:
+    """A file's accuracy, and the network's own under names of its own."""
+    own = {f"{name}{IN_PYTORCH}": metrics[name] for name in LABELS if name in metrics}
+    return {**metrics, **engines, **own}

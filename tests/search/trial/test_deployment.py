@@ -1,0 +1,102 @@
+"""A trial that is judged as what ships: the file's accuracy and latency, the network's own beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paretoprune.pruning.builtin import BASELINE, IMGSZ
+from paretoprune.pruning.builtin.dataset import build_dataset
+from paretoprune.pruning.data.calibration import load_calibration
+from paretoprune.pruning.device import NullGate
+from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.evaluation.evaluator import Evaluator
+from paretoprune.pruning.export.exporter import export_model
+from paretoprune.pruning.plan import Plan
+from paretoprune.pruning.yolo.loading import load_model
+from paretoprune.results.store.records import TrialState
+from paretoprune.search.config.run_config import RunConfig, build_config
+from paretoprune.search.errors import ConfigError
+from paretoprune.search.storage.request import TrialRequest
+from paretoprune.search.sweep.preflight import check_deployment
+from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.trial import run_trial
+from paretoprune.search.worker.worker import trial_settings
+
+
+def config(data: str, **deploy: Any) -> RunConfig:
+    return build_config(
+        {
+            "model": {"path": str(BASELINE), "imgsz": IMGSZ, "device": "cpu"},
+            "data": {"path": data},
+            "trial": {"epochs": 0},
+            "recover": {"how": "none", "importance": "l2"},
+            "latency": {"max_seconds": 0.2, "threads": 1},
+            "deploy": deploy,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_dataset(tmp_path_factory.mktemp("data") / "digits", train=4, val=4))
+
+
+def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
+    wanted = config(data, format="onnx", precision="int8", calibration_images=2)
+    check_deployment(wanted)
+    tools = PruningTools(wanted, "cpu", NullGate())
+    request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
+    record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
+    assert record.state is TrialState.COMPLETED, record.error
+    conditions = record.metrics["latency_conditions"]
+    assert (conditions["runtime"], conditions["precision"]) == ("onnx", "int8")
+    assert record.metrics["latency_ms"] == pytest.approx(10.0 / record.metrics["speedup"])
+    # The same by hand, from the checkpoint that the trial left
+    pruned = tmp_path / "t0001" / "pruned.pt"
+    network = load_model(pruned)
+    images = load_calibration(data, network, IMGSZ, 2, wanted.search.seed)
+    file = export_model(pruned, "onnx", IMGSZ, output=tmp_path, precision="int8", calibration=images)
+    by_hand = Evaluator(data, IMGSZ, "cpu", 1, rect=False).run(network, file, "int8")
+    assert record.metrics["map50_95"] == pytest.approx(by_hand["map50_95"])
+    assert record.metrics["map50_95_fp32"] == pytest.approx(Evaluator(data, IMGSZ, "cpu").run(network)["map50_95"])
+    assert record.metrics["map50_95_fp32"] == record.metrics["map50_95_refit"]
+
+
+def test_finalists_are_evaluated_together_as_files(data: str) -> None:
+    tools = PruningTools(config(data, format="torchscript", when="picks"), "cpu", NullGate())
+    assert tools.deployed(tools.baseline, {"map50_95": 0.5}) == {"map50_95": 0.5}  # no trial is a file
+    models = {"baseline": tools.baseline, "t0001": tools.prune(Plan({"model.4.m.0.cv1": 0.25}))[0]}
+    found = tools.evaluate_together(models, {}, lambda line: None)
+    square = Evaluator(data, IMGSZ, "cpu", 1, rect=False).run(models["t0001"])
+    assert found["t0001"]["map50_95"] == pytest.approx(square["map50_95"], abs=1e-3)  # the same arithmetic
+    assert found["t0001"]["map50_95_change"] == found["t0001"]["map50_95"] - found["baseline"]["map50_95"]
+    assert set(tools.measure_together(models, {})["t0001"]["over"]) == {"baseline"}
+    assert "map50_95_fp32" in found["baseline"]
+
+
+def test_picks_alone_may_be_files() -> None:
+    assert not config("data.yaml", format="onnx", when="picks").deploy.in_trials
+    assert not config("data.yaml").deploy.in_trials
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"deploy": {"precision": "int8"}}, "precision int8 needs a format to export to"),
+        ({"deploy": {"format": "onnx"}, "latency": {"runtime": "openvino"}}, "leave `latency.runtime`"),
+        ({"deploy": {"format": "onnx"}, "latency": {"target": "node:edge"}}, "leave `latency.runtime`"),
+    ],
+)
+def test_what_says_two_things_is_refused(changes: dict[str, Any], line: str) -> None:
+    values = {"model": {"path": "m.pt", "imgsz": 64}, "data": {"path": "d.yaml"}, **changes}
+    with pytest.raises(ConfigError, match=line):
+        build_config(values)
+
+
+def test_what_cannot_be_made_here_is_refused_before_the_start() -> None:
+    with pytest.raises(PruningError, match="onnx does not compute in fp16 on cpu; possible here: "):
+        check_deployment(config("data.yaml", format="onnx", precision="fp16"))
