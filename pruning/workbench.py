@@ -21,6 +21,7 @@ from paretoprune.pruning.graph.geometry_reading import read_geometry
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.importance import Evidence, known_criterion, score
 from paretoprune.pruning.importance.allocation import Cost, Unit, allocate, conv_costs, parameter_costs
+from paretoprune.pruning.importance.branch_losses import branch_losses
 from paretoprune.pruning.names import RECOVERIES
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.recovery.refit import RefitSettings, Targets, recalibrate_batch_norm, refit
@@ -154,6 +155,13 @@ class Workbench:
         evidence = self.evidence_for(self.model, self.table, self.scored_images)
         with self.turn:
             return score(self.loss_criterion, evidence)
+
+    @cached_property
+    def branch_losses(self) -> dict[str, float]:
+        """What each removable branch's removal is estimated to cost, on the scale of `loss_scores`."""
+        evidence = self.evidence_for(self.model, self.table, self.scored_images)
+        with self.turn:
+            return branch_losses(evidence, self.branches)
 
     @property
     def loss_criterion(self) -> str:
