@@ -363,7 +363,7 @@ def test_finetune_switches_reach_the_picks(finished_run: Path, monkeypatch: pyte
 
     seen: list[RunConfig] = []
 
-    def stop_here(folder: RunFolder, config: RunConfig, picks: object, natives: object = ()) -> None:
+    def stop_here(folder: RunFolder, config: RunConfig, picks: object, **others: object) -> None:
         seen.append(config)
         raise SearchError("seen")
 
