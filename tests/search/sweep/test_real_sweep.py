@@ -67,7 +67,8 @@ def test_every_trial_is_complete_with_all_figures(real_run: RunFolder) -> None:
         assert record.metrics["latency_ratio"] * record.metrics["speedup"] == pytest.approx(1)
         assert "model.0" not in record.ratios
         assert all(ratio <= 0.5 for ratio in record.ratios.values())
-        assert len({layer.split(".")[1] for layer in record.ratios}) > 5  # several blocks lose channels
+    blocks = [{layer.split(".")[1] for layer in record.ratios} for record in real_run.read_records()]
+    assert max(map(len, blocks)) > 5  # a heavy cut; a light one at a smaller input takes from a few
 
 
 def test_checkpoints_have_the_planned_widths(real_run: RunFolder) -> None:
@@ -107,7 +108,7 @@ def test_pick_is_never_worse_than_its_trial_and_measured_beside_the_baseline(rea
     assert lines[0].split()[0] == "network"
     assert lines[1].startswith("unpruned")
     assert lines[2].startswith(selected.trial_id)
-    assert lines[2].endswith(trade_off_text(selected.after, selected.baseline))
+    assert trade_off_text(selected.after, selected.baseline) in lines[2]
     assert "  paretoprune finetune runs/my" in lines
 
 
@@ -131,11 +132,12 @@ def test_finished_networks_are_also_judged_on_the_test_split(real_run: RunFolder
     from paretoprune.results.report.report import write_report
 
     (selected,), (native,) = real_run.read_selected(), real_run.read_natives()
-    for figures, checkpoint in (
-        (selected.after, real_run.selected_checkpoint(selected.trial_id)),
-        (native.after, real_run.native_dir(native.name) / "best.pt"),
+    sizes = {record.trial_id: record.imgsz for record in real_run.read_records()}
+    for figures, checkpoint, imgsz in (
+        (selected.after, real_run.selected_checkpoint(selected.trial_id), sizes[selected.trial_id] or IMGSZ),
+        (native.after, real_run.native_dir(native.name) / "best.pt", IMGSZ),
     ):
-        alone = evaluate(load_model(checkpoint), str(dataset), IMGSZ, "cpu", split="test")
+        alone = evaluate(load_model(checkpoint), str(dataset), imgsz, "cpu", split="test")
         assert figures["test_map50_95"] == pytest.approx(alone["map50_95"], abs=1e-6)
         assert figures["test_map50_95"] != figures["map50_95"]
         low, high = figures["test_map50_95_change_ci95"]
@@ -166,7 +168,8 @@ def test_the_study_opens_as_optuna_dashboard_opens_it(real_run: RunFolder) -> No
     (summary,) = optuna.get_all_study_summaries(storage)
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     ended = [trial for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]
-    known = [real_run.read_baseline()["metrics"], *(record.metrics for record in real_run.read_records())]
+    others = (*real_run.read_records(), *real_run.read_free_moves())
+    known = [real_run.read_baseline()["metrics"], *(record.metrics for record in others)]
     figures = sorted((metrics["map50_95"], metrics["latency_ms"]) for metrics in known)
     assert sorted(tuple(trial.values) for trial in ended) == [pytest.approx(pair) for pair in figures]
 
