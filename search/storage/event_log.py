@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +49,9 @@ class PhaseClock:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def step(self, text: str) -> None:
-        """Say what is done now, in words for people (see `activity`)."""
-        self.event("step", text=text)
+        """Say what is done now, in words for people (see `activity`); unsaid where the folder is not there."""
+        with suppress(OSError):
+            self.event("step", text=text)
 
     def event(self, kind: str, **values: object) -> None:
         """Append one event with the time (unix seconds)."""

@@ -142,7 +142,7 @@ def test_parameters_and_work_are_computed() -> None:
             return plans
 
         def costs(self, plans: Any) -> Any:
-            return [3.0 - plan["a"] for plan in plans], [8.0 - plan["a"] for plan in plans]
+            return [3.0 - plan.ratios["a"] for plan in plans], [8.0 - plan.ratios["a"] for plan in plans]
 
     geometry: Any = Geometry()
     screen = Screen(Bounds(max_params_m=2.5, max_gflops=7.0), 10.0, NoPredictor(), geometry)

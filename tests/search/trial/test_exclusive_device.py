@@ -69,8 +69,8 @@ def test_a_trial_makes_networks_ready_beside_others_and_times_alone(
 
 def test_a_target_elsewhere_is_alone_while_it_times(states: dict[str, list[str]]) -> None:
     job = MeasuringJob(
-        suffix=".pt", channels=3, baseline_key="its hash", imgsz=IMGSZ, batch=1, threads=1, max_seconds=0.2,
-        target_halfwidth=0.01, runtime="torch", half=False, cpu=True,
+        suffix=".pt", channels=3, baseline_key="its hash", imgsz=IMGSZ, baseline_imgsz=IMGSZ, batch=1, threads=1,
+        max_seconds=0.2, target_halfwidth=0.01, runtime="torch", half=False, cpu=True,
     )  # fmt: skip
     measure_there(job, BASELINE.read_bytes(), BASELINE.read_bytes())
     assert set(states["open_session"]) == {"shared"}

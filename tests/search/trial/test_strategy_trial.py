@@ -163,9 +163,9 @@ def test_a_sequence_searches_first_layers_only(material: dict[str, Any], tmp_pat
     assert set(spaces["sequential"].left_out.values()) == {"strategy sequential cuts the first layer of a block only"}
     tools = make_tools(config_of(material, "sequential"), "cpu", NoGate())
     levels = spaces["sequential"].uniform(0.5)
-    ratios = spaces["sequential"].ratios(levels)
-    _, plan = tools.prune(ratios)
-    assert plan.ratios == ratios  # no dead axis: what is asked is what is cut
+    asked = spaces["sequential"].plan(levels)
+    _, plan = tools.prune(asked)
+    assert plan.ratios == asked.ratios  # no dead axis: what is asked is what is cut
 
 
 def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
