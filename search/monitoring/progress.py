@@ -30,7 +30,8 @@ class Progress:
     """Where a run stands. ``left`` counts the running ones; ``eta_seconds`` is None before the first trial.
 
     ``infeasible``: trials beyond the bounds; they count neither as stopped nor as failed. ``best``: the most accurate
-    trial of the front, ``fastest``: the fastest within 0.02 of the unpruned model, in words; "" without any.
+    trial of the front, ``fastest``: the fastest within 0.02 of the unpruned model, where it is faster; both in words,
+    "" without any.
     """
 
     total: int
@@ -62,6 +63,8 @@ def progress_of(
     unpruned = baseline["metrics"] if baseline else {}
     best = max(on_front, key=lambda record: accuracy_of(record.metrics) or 0.0, default=None)
     fastest = fastest_within_drop(records, baseline, DEFAULT_MAX_DROP) if baseline and on_front else None
+    if fastest is not None and float(fastest.metrics["latency_ms"]) >= float(unpruned["latency_ms"]):
+        fastest = None  # that of the unpruned model itself is less
     left = max(0, total - len(records))
     recent = [sum(record.seconds.values()) for record in records[-10:] if record.seconds]
     eta = sum(recent) / len(recent) * left / max(1, slots) if recent else None

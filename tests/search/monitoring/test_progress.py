@@ -102,6 +102,8 @@ def test_the_front_in_short_is_the_best_and_the_fastest_close_to_the_unpruned() 
     ]
     far = progress_of(RECORDS[1:], 10, 0, 1, OBJECTIVES, {"metrics": BASELINE})
     assert front_lines(far) == ["front of 2: best mAP50-95 0.400, 1.67 times as fast"]
+    slower = progress_of(RECORDS, 10, 0, 1, OBJECTIVES, {"metrics": {**BASELINE, "latency_ms": 1.0}})
+    assert front_lines(slower) == front_lines(progress)[:1]
 
 
 def test_in_a_pipe_it_is_a_line_a_trial_and_a_line_where_it_is_silent(
