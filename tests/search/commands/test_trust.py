@@ -110,8 +110,8 @@ def test_the_whole_way_of_a_run(place: Path, tmp_path: Path) -> None:
     assert {name: [*value.shape] for name, value in best.state_dict().items()} == before
     content = (tmp_path / "best.pt").read_bytes()
     job = MeasuringJob(
-        suffix=".pt", channels=3, baseline_key="trusted", imgsz=64, batch=1, threads=1, max_seconds=0.2,
-        target_halfwidth=0.01, runtime="torch", half=False, cpu=True, trust=True,
+        suffix=".pt", channels=3, baseline_key="trusted", imgsz=64, baseline_imgsz=64, batch=1, threads=1,
+        max_seconds=0.2, target_halfwidth=0.01, runtime="torch", half=False, cpu=True, trust=True,
     )  # fmt: skip
     assert measure_there(job, content, (place / "own.pt").read_bytes())["median_ms"] > 0
     rival, recipe = tools.train_native(str(place / "own.pt"), tmp_path / "native", lambda *_: False, trust=True)

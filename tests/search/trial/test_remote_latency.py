@@ -36,7 +36,7 @@ def test_the_cpu_of_this_host_as_of_a_trial_on_its_gpu(runtime: str, ray_session
     settings = config(runtime=runtime)
     baseline = load_model(BASELINE)
     measurer = RemoteMeasurer(settings, LatencyTarget(threads=1), baseline)
-    pending = [measurer.start(baseline), measurer.start(load_model(BASELINE))]
+    pending = [measurer.start(baseline, 64), measurer.start(load_model(BASELINE), 64)]
     for result in (each.result() for each in pending):
         assert (result["runtime"], result["threads"], result["device"], result["imgsz"]) == (runtime, 1, "cpu", 64)
         assert result["speedup_ci95"][0] <= result["speedup"] <= result["speedup_ci95"][1]
@@ -47,7 +47,7 @@ def test_what_went_wrong_there_is_said_here(ray_session: ClusterInfo) -> None:
     baseline = load_model(BASELINE)
     measurer = RemoteMeasurer(config(runtime="tensorrt"), LatencyTarget(threads=1), baseline)
     with pytest.raises(PruningError, match="tensorrt runs on a CUDA device"):
-        measurer.start(baseline).result()
+        measurer.start(baseline, 64).result()
 
 
 def test_a_node_that_is_not_there_is_one_line(ray_session: ClusterInfo) -> None:
