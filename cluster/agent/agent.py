@@ -83,10 +83,13 @@ class ClientGoneError(Exception):
 
 
 class Runner:
-    """One network, ready to run on a fixed input. ``roles``: its files, role -> end of the name that it gets."""
+    """One network, ready to run on a fixed input.
+
+    ``roles``: its files, role -> end of the name that it gets; one of several such sets where it reads several formats.
+    """
 
     package = ""
-    roles: ClassVar[Dict[str, str]] = {}
+    roles: ClassVar[Sequence[Dict[str, str]]] = ()
     starts_a_process = False  # a run is not one inference but a program with its own warm-up
     version = ""
     precision = "fp32"
@@ -111,10 +114,16 @@ def _images(shape: Sequence[int], kind: str = "float32") -> Any:
     return numpy.random.RandomState(0).rand(*shape).astype(kind)
 
 
+def _precision_of(path: str, otherwise: str) -> str:
+    """ "int8" of a file of ONNX or OpenVINO that says where values are quantised."""
+    content = Path(path).read_bytes()
+    return "int8" if b"QuantizeLinear" in content or b'type="FakeQuantize"' in content else otherwise
+
+
 class OnnxRuntime(Runner):
     """ONNX Runtime on its CPU provider, or its CUDA provider where it has one."""
 
-    package, roles = "onnxruntime", {"model": ".onnx"}
+    package, roles = "onnxruntime", [{"model": ".onnx"}]
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import onnxruntime
@@ -142,7 +151,7 @@ class OnnxRuntime(Runner):
         for output in self._session.get_outputs():
             self._binding.bind_output(output.name, *place)
         self.version = f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}"
-        self.precision = "fp16" if kind == "float16" else "fp32"
+        self.precision = _precision_of(files["model"], "fp16" if kind == "float16" else "fp32")
         self.device, self.threads = ("gpu", None) if gpu else ("cpu", spec["threads"])
 
     def run(self) -> None:
@@ -150,9 +159,9 @@ class OnnxRuntime(Runner):
 
 
 class OpenVino(Runner):
-    """OpenVINO with the latency hint and one stream; it reads ONNX."""
+    """OpenVINO with the latency hint and one stream; it reads ONNX and its own format."""
 
-    package, roles = "openvino", {"model": ".onnx"}
+    package, roles = "openvino", [{"model": ".onnx"}, {"xml": ".xml", "bin": ".bin"}]
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import openvino
@@ -169,13 +178,19 @@ class OpenVino(Runner):
             settings["ENABLE_CPU_PINNING"] = False
             if spec["threads"]:
                 settings["INFERENCE_NUM_THREADS"] = spec["threads"]
-        compiled = core.compile_model(core.read_model(files["model"]), device, settings)
+        compiled = core.compile_model(self._read(core, files), device, settings)
         self._request = compiled.create_infer_request()
         self._request.set_input_tensor(openvino.Tensor(_images(spec["shape"])))
         self.version = "openvino {} {}".format(openvino.__version__.split("-")[0], device)
-        self.precision, self.device = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[hint], device.lower()
+        computes = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[hint]
+        self.precision = _precision_of(files.get("model") or files["xml"], computes)
+        self.device = device.lower()
         if device == "CPU":
             self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+
+    @staticmethod
+    def _read(core: Any, files: Dict[str, str]) -> Any:
+        return core.read_model(files["model"]) if "model" in files else core.read_model(files["xml"], files["bin"])
 
     def run(self) -> None:
         self._request.infer()
@@ -184,7 +199,7 @@ class OpenVino(Runner):
 class TensorRt(Runner):
     """TensorRT: the engine is built here from ONNX and kept beside the files. Not yet run on a device."""
 
-    package, roles, device = "tensorrt", {"model": ".onnx"}, "gpu"
+    package, roles, device = "tensorrt", [{"model": ".onnx"}], "gpu"
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import tensorrt as trt
@@ -251,7 +266,7 @@ class TensorRt(Runner):
 class Ncnn(Runner):
     """ncnn on the CPU, or on a GPU by Vulkan where it is asked for."""
 
-    package, roles = "ncnn", {"param": ".param", "bin": ".bin"}
+    package, roles = "ncnn", [{"param": ".param", "bin": ".bin"}]
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import ncnn
@@ -281,7 +296,7 @@ class Ncnn(Runner):
 class LiteRt(Runner):
     """LiteRT (TensorFlow Lite) on the CPU."""
 
-    package, roles = "ai_edge_litert", {"model": ".tflite"}
+    package, roles = "ai_edge_litert", [{"model": ".tflite"}]
     others = ("tflite_runtime", "tensorflow.lite")
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
@@ -311,7 +326,7 @@ class LiteRt(Runner):
 class Rknn(Runner):
     """Rockchip's NPU by RKNN Lite. Not yet run on a device."""
 
-    package, roles, device = "rknnlite", {"model": ".rknn"}, "npu"
+    package, roles, device = "rknnlite", [{"model": ".rknn"}], "npu"
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         from rknnlite.api import RKNNLite
@@ -331,7 +346,7 @@ class Rknn(Runner):
 class Hailo(Runner):
     """A Hailo accelerator by HailoRT. Not yet run on a device."""
 
-    package, roles, device = "hailo_platform", {"model": ".hef"}, "npu"
+    package, roles, device = "hailo_platform", [{"model": ".hef"}], "npu"
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import hailo_platform as hailo
@@ -383,9 +398,9 @@ RUNNERS = {
 }  # fmt: skip
 
 
-def roles_of(runner: str) -> Dict[str, str]:
-    """The files of a network for a runner: role -> end of the name that the file gets here."""
-    return RUNNERS[runner].roles if runner in RUNNERS else {"model": ".onnx"}
+def roles_of(runner: str) -> Sequence[Dict[str, str]]:
+    """The files of a network for a runner, one set for each format: role -> end of the name that the file gets here."""
+    return RUNNERS[runner].roles if runner in RUNNERS else [{"model": ".onnx"}]
 
 
 def _version_of(*distributions: str) -> str:
@@ -765,13 +780,14 @@ def checked_request(content: Any, agent: Agent) -> Dict[str, Any]:
     }
 
 
-def _checked_model(content: Any, which: str, roles: Dict[str, str]) -> Dict[str, Any]:
+def _checked_model(content: Any, which: str, roles: Sequence[Dict[str, str]]) -> Dict[str, Any]:
     if not isinstance(content, dict) or set(content) != {"files", "shape"}:
         raise RefusedError(400, f'`{which}` must be {{"files": {{role: sha256}}, "shape": [batch, ...]}}')
     files, shape = content["files"], content["shape"]
-    named = isinstance(files, dict) and set(files) == set(roles)
+    named = isinstance(files, dict) and any(set(files) == set(each) for each in roles)
     if not named or not all(isinstance(sha, str) and _SHA.fullmatch(sha) for sha in files.values()):
-        raise RefusedError(400, "`{}.files` must give the SHA-256 of each of {}".format(which, ", ".join(roles)))
+        wanted = " or ".join(", ".join(each) for each in roles)
+        raise RefusedError(400, f"`{which}.files` must give the SHA-256 of each of {wanted}")
     sides = isinstance(shape, list) and 1 <= len(shape) <= 6
     if not sides or not all(type(side) is int and 1 <= side <= 1 << 16 for side in shape):
         raise RefusedError(400, f"`{which}.shape` must be a list of positive whole numbers")
@@ -946,10 +962,11 @@ class Agent:
     def _job(self, this: Measurement, folder: Path) -> Dict[str, Any]:
         """What the worker is told: the files under names of ours in a folder of its own."""
         job = {**this.job, "store": str(self.store.folder)}
+        ends = {role: end for each in roles_of(job["runner"]) for role, end in each.items()}
         for which in ("candidate", "baseline"):
             files = {}
             for role, sha in job[which]["files"].items():
-                link = folder / (which + roles_of(job["runner"])[role])
+                link = folder / (which + ends[role])
                 link.symlink_to(self.store.path(sha).resolve())
                 files[role] = str(link)
             job[which] = {**job[which], "files": files, "sha": sorted(job[which]["files"].values())}

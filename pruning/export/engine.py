@@ -9,7 +9,7 @@ from torch import nn
 
 from paretoprune.pruning.data.calibration import Calibration
 from paretoprune.pruning.export.exporter import write_export
-from paretoprune.pruning.latency.runtimes import EngineFile, image_channels
+from paretoprune.pruning.latency.runtimes import EngineFile, image_channels, read_engine
 from paretoprune.pruning.yolo.image_size import ImageSize
 
 
@@ -28,6 +28,4 @@ def make_engine(
         place = write_export(
             network, Path(folder) / "network.pt", target, imgsz, device, precision, calibration, options
         )
-        paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-        files = {"" if place.is_file() else str(path.relative_to(place)): path.read_bytes() for path in paths}
-        return EngineFile(place.name, files, precision, image_channels(network))
+        return read_engine(place, precision, image_channels(network))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -89,7 +93,8 @@ def write_export(
         if "data" in format_arguments(target):
             settings["data"] = "calibration"  # never read, see `_Exporter`; without one COCO8 would be downloaded
     onnx_int8 = _quantised_by_channel(copy) if (target, precision) == ("onnx", "int8") else contextlib.nullcontext()
-    with quiet_ultralytics(), _quiet_quantisers(), onnx_int8:
+    quiet_pnnx = _quiet_pnnx() if target == "ncnn" else contextlib.nullcontext()
+    with quiet_ultralytics(), _quiet_quantisers(), onnx_int8, quiet_pnnx:
         try:
             return Path(str(_exporter(settings, calibration)(model=copy)))
         except Exception as error:  # missing packages, unsupported operators: whatever the target's tools raise
@@ -153,6 +158,23 @@ def _quiet_quantisers() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _quiet_pnnx() -> Iterator[None]:
+    """PNNX runs its converter as a process that writes pages to stderr."""
+    try:
+        convert = importlib.import_module("pnnx.utils.convert")  # the module: a function has the name, too
+    except ImportError:  # the exporter says what lacks
+        yield
+        return
+    quiet = SimpleNamespace(run=partial(subprocess.run, stderr=subprocess.DEVNULL), PIPE=subprocess.PIPE)
+    stock = vars(convert)["subprocess"]
+    convert.subprocess = quiet  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        convert.subprocess = stock  # type: ignore[attr-defined]
 
 
 def check_options(target: str, options: Mapping[str, Any]) -> None:

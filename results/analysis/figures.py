@@ -15,7 +15,13 @@ from paretoprune.results.selection.pareto import hypervolume, non_dominated
 from paretoprune.results.selection.selection import Pick, comparable, front, knee, main_fidelity
 from paretoprune.results.selection.uncertainty import accuracy_noise, beaten_by_free_moves, beaten_picks
 from paretoprune.results.store.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
-from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, metrics_to_losses, to_losses
+from paretoprune.results.store.objectives import (
+    DEFAULT_OBJECTIVES,
+    direction,
+    is_objective,
+    metrics_to_losses,
+    to_losses,
+)
 from paretoprune.results.store.records import (
     BEYOND_BOUNDS,
     FORETOLD,
@@ -155,7 +161,7 @@ def point(
         accuracy_label=accuracy_label(metrics),
         foretold=metrics.get(SOURCE) == FORETOLD,
         speedup_pi95=speedup_interval(metrics, PI95),
-        others={name: float(metrics[name]) for name in DIRECTIONS if name not in _SHOWN and name in metrics},
+        others={name: float(value) for name, value in metrics.items() if is_objective(name) and name not in _SHOWN},
     )
 
 
@@ -282,7 +288,7 @@ def hypervolume_curve(
     ordered = sorted(comparable(records), key=lambda record: record.finished_at)
     corner = metrics_to_losses(baseline["metrics"], objectives)
     box = float(np.prod(np.abs(corner)))
-    corner = np.where([DIRECTIONS[name] == "max" for name in objectives], 0.0, corner)
+    corner = np.where([direction(name) == "max" for name in objectives], 0.0, corner)
     best, share, shares = np.empty((0, len(objectives))), 0.0, []
     for row in to_losses(ordered, objectives):
         if not (best <= row).all(axis=1).any():  # otherwise nothing new is attained, and the volume stays

@@ -13,7 +13,7 @@ from paretoprune.results.analysis.figures import hypervolume_curve
 from paretoprune.results.analysis.layer_effects import Insight, insight
 from paretoprune.results.selection.selection import comparable
 from paretoprune.results.store.accuracy import LABELS
-from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, TITLES
+from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, words
 from paretoprune.results.store.records import TrialRecord
 
 
@@ -53,7 +53,7 @@ def _effect_columns(name: str) -> tuple[str, str, str]:
 
 def _quantity(name: str) -> tuple[str, str]:
     """An objective's name without its unit, and the unit as columns end in it."""
-    unit = f"_{TITLES[name][1].lower()}" if TITLES[name][1] else ""
+    unit = f"_{words(name)[1].lower()}" if words(name)[1] else ""
     return "accuracy" if name in LABELS else name.removesuffix(unit), unit
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretoprune.results.selection.selection import comparable
-from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, TITLES
+from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, direction, words
 from paretoprune.results.store.records import TrialRecord, TrialState
 
 FEWEST_TRIALS = 8
@@ -70,10 +70,10 @@ class Insight:
     def reading(self) -> str:
         """Reliability of the layers' effects, in one or two sentences."""
         told = " and ".join(
-            f"{max(0.0, share):.0%} of the spread in {TITLES[name][0]}" for name, share in self.explained.items()
+            f"{max(0.0, share):.0%} of the spread in {words(name)[0]}" for name, share in self.explained.items()
         )
         text = f"The layers' effects predict {told} of held-out trials."
-        weak = [TITLES[name][0] for name, share in self.explained.items() if share < TRUSTED]
+        weak = [words(name)[0] for name, share in self.explained.items() if share < TRUSTED]
         return f"{text} The figures for {' and '.join(weak)} are not to be relied on." if weak else text
 
 
@@ -91,7 +91,7 @@ def insight(
         return None
     fits = {}
     for name in objectives:
-        pairs = [(r, r.number(name)) for r in (trained if DIRECTIONS[name] == "max" else alive)]
+        pairs = [(r, r.number(name)) for r in (trained if direction(name) == "max" else alive)]
         known = [(record, value) for record, value in pairs if value is not None]
         subjects = [record for record, _ in known]
         # What the input's size does must not be laid on the layers
@@ -104,7 +104,7 @@ def insight(
         LayerInsight(layer, blocks.get(layer), float(means[i]), {name: fit.effect(i) for name, fit in fits.items()})
         for i, layer in enumerate(leaders)
     ]
-    first = next((name for name in objectives if DIRECTIONS[name] == "max"), objectives[0])
+    first = next((name for name in objectives if direction(name) == "max"), objectives[0])
     ordered = tuple(sorted(layers, key=lambda item: item.effects[first].per_tenth))
     return Insight(ordered, {name: fit.explained for name, fit in fits.items()}, len(trained))
 

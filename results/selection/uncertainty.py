@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretoprune.results.store.accuracy import LABELS, accuracy_name, missing_metric
-from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, DIRECTIONS, Losses, to_losses
-from paretoprune.results.store.records import TrialRecord, as_record, likely_speedups
+from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, Losses, device_of, direction, to_losses
+from paretoprune.results.store.records import TrialRecord, as_record, likely_speedups, of_device
 from paretoprune.results.store.run_files import Native, Selected
 
 Z95 = 1.959964
@@ -73,19 +73,19 @@ def loss_intervals(
     low, high = losses.copy(), losses.copy()
     stds = noise.std if noise else {}
     for column, name in enumerate(objectives):
-        if name == "latency_ms":
-            ends = np.array([_latency_interval(record) for record in records]).reshape(-1, 2)
+        if name == "latency_ms" or device_of(name):
+            ends = np.array([_latency_interval(record, device_of(name)) for record in records]).reshape(-1, 2)
             low[:, column], high[:, column] = ends[:, 0], ends[:, 1]
-        elif DIRECTIONS[name] == "max" and name in stds:
+        elif direction(name) == "max" and name in stds:
             low[:, column] -= Z95 * stds[name] / 2
             high[:, column] += Z95 * stds[name] / 2
     return low, high
 
 
-def _latency_interval(record: TrialRecord) -> tuple[float, float]:
+def _latency_interval(record: TrialRecord, device: str) -> tuple[float, float]:
     """latency_ms is the baseline's divided by the speed-up, so the speed-up's interval gives its own."""
-    latency, bounds = float(record.metrics["latency_ms"]), likely_speedups(record.metrics)
-    speedup = record.number("speedup")
+    metrics = of_device(record.metrics, device)
+    latency, bounds, speedup = float(metrics["latency_ms"]), likely_speedups(metrics), metrics.get("speedup")
     if not speedup or not bounds or min(bounds) <= 0:
         return latency, latency
     base = latency * speedup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,18 +50,41 @@ TITLES: dict[str, tuple[str, str]] = {
 DEFAULT_OBJECTIVES: tuple[str, ...] = ("map50_95", "latency_ms")
 
 Losses = NDArray[np.float64]
+_ON_DEVICE = re.compile(r"latency_ms_([a-z][a-z0-9]{0,15})")  # a further kind of device has its name behind
+
+
+def device_of(name: str) -> str:
+    """The further kind of device whose latency an objective is; "" of every other objective."""
+    found = _ON_DEVICE.fullmatch(name)
+    return found.group(1) if found else ""
+
+
+def direction(name: str) -> str:
+    """ "max" or "min"; KeyError for what is no objective."""
+    return DIRECTIONS["latency_ms" if device_of(name) else name]
+
+
+def is_objective(name: str) -> bool:
+    """Whether a run can have it."""
+    return name in DIRECTIONS or bool(device_of(name))
+
+
+def words(name: str) -> tuple[str, str]:
+    """What people call an objective, and its unit."""
+    device = device_of(name)
+    return (f"latency on {device}", "ms") if device else TITLES[name]
 
 
 def title(name: str) -> str:
     """An objective with its unit, for the head of a column: "latency, ms"."""
-    word, unit = TITLES[name]
+    word, unit = words(name)
     return f"{word}, {unit}" if unit else word
 
 
 def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple. Raises ObjectiveError for none, a repeated one or an unknown one."""
     for name in names:
-        if name not in DIRECTIONS:
+        if not is_objective(name):
             raise ObjectiveError(f"objectives must be among {', '.join(DIRECTIONS)}, but got {name!r}")
     if not names or len(set(names)) != len(names):
         raise ObjectiveError(f"objectives must be one or more different names, but got {list(names)}")
@@ -74,7 +98,7 @@ def metrics_to_losses(metrics: Mapping[str, Any], names: Sequence[str]) -> Losse
         value = metrics.get(name)
         if not isinstance(value, (int, float)) or not np.isfinite(value):
             raise ObjectiveError(f"every compared trial must have the metric {name}, but got {value!r}")
-        losses[column] = -value if DIRECTIONS[name] == "max" else value
+        losses[column] = -value if direction(name) == "max" else value
     return losses
 
 

@@ -210,6 +210,14 @@ def likely_speedups(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
     return speedup_interval(metrics) or speedup_interval(metrics, PI95)
 
 
+def of_device(metrics: Mapping[str, Any], device: str) -> Mapping[str, Any]:
+    """The figures of latency on a further kind of device, `latency_ms_pi` as `latency_ms`; "": the metrics as they
+    are."""
+    end = f"_{device}"
+    found = {name.removesuffix(end): value for name, value in metrics.items() if name.endswith(end)}
+    return found if device else metrics
+
+
 class RecordStore:
     """`trials.jsonl`: one JSON record a line, append-only, the source of truth of a run.
 

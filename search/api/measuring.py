@@ -14,7 +14,7 @@ from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
 from paretoprune.search.api.overwriting import check_output
-from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.config.latency_target import AGENT_RUNTIMES, LatencyTarget, runtime_of_file
 from paretoprune.search.errors import ArgumentError, ConfigError
 from paretoprune.search.sweep.preflight import check_model_file
 from paretoprune.search.trial.agent_latency import AgentJob, check_agents, measure_on_agents, pool_of
@@ -35,7 +35,7 @@ def latency(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    runtime: str = "torch",
+    runtime: str | None = None,
     half: bool = False,
     imgsz: ImageSize = 640,
     against_imgsz: ImageSize | None = None,
@@ -52,14 +52,16 @@ def latency(
 
     ``.speedup`` is how many times as fast it is, ``.speedup_ci95`` the interval for another measurement at another
     time, ``.median_ms`` its latency, ``.converged`` whether the interval got as narrow as ``target_halfwidth`` within
-    ``max_seconds``. ``against_imgsz``: input size of ``against``, None for the same. ``runtime``: torch,
+    ``max_seconds``. ``against_imgsz``: input size of ``against``, None for the same. ``runtime``: torch (None),
     torch-cuda-graph, onnx, openvino or tensorrt. ``latency_target``: ``http://HOST:PORT``, an agent that measures it on
-    its device (docs/edge.md).
+    its device (docs/edge.md) by onnx (None), openvino, tensorrt, ncnn or ``command:NAME``; there models may also be
+    files that were made for it, ``.onnx``, ``.tflite``, ``.rknn``, ``.hef`` or an export's folder.
     """
     options: dict[str, Any] = {"half": half, "imgsz": imgsz, "batch": batch, "threads": threads, "device": device}
     options |= {"target_halfwidth": target_halfwidth, "max_seconds": max_seconds, "against_imgsz": against_imgsz}
     options |= {"latency_target": latency_target, "token_file": token_file}
-    return latencies(model, against, [runtime], trust_checkpoint=trust_checkpoint, **options)[0]
+    runtimes = [] if runtime is None else [runtime]
+    return latencies(model, against, runtimes, trust_checkpoint=trust_checkpoint, **options)[0]
 
 
 def latencies(
@@ -77,22 +79,28 @@ def latencies(
     token_file: str | Path | None = None,
     **options: Any,
 ) -> list[LatencyResult]:
-    """One result for each runtime; what a runtime cannot do is found before the first is measured."""
-    for path in filter(None, (model, against)):
-        check_model_file(str(path))
+    """One result for each runtime (none given: the usual one); what one cannot do is found before the first is
+    measured."""
     for size in (imgsz, imgsz if against_imgsz is None else against_imgsz):
         check_image_size(size)
     if latency_target is not None:
-        pool = _agents(latency_target, token_file, device, runtimes)
+        pool, runtimes = _agents(latency_target, token_file, device, runtimes, (model, against or model))
+    else:
+        runtimes = runtimes or ["torch"]
+        for path in filter(None, (model, against)):
+            check_model_file(str(path))
     with speaking(at_once=False) as say:
         say(f"loading {model}")
         from paretoprune.pruning.latency.pair import measure_pair
-        from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime
+        from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime, read_engine
         from paretoprune.pruning.yolo.loading import load_model
 
         results = []
         if latency_target is not None:
-            networks = [load_model(str(path), trust_checkpoint) for path in dict.fromkeys((model, against or model))]
+            networks = [
+                load_model(str(path), trust_checkpoint) if _is_checkpoint(path) else read_engine(path)
+                for path in dict.fromkeys((model, against or model))
+            ]
             exports = ExportCache()
             jobs = [
                 AgentJob(runtime, imgsz, against_imgsz, half=half, threads=threads, device=device or "auto", **options)
@@ -116,8 +124,18 @@ def latencies(
     return results
 
 
-def _agents(target: str, token_file: str | Path | None, device: str | None, runtimes: Sequence[str]) -> AgentPool:
-    """The devices of ``--latency-target``, which are there and have the runtimes."""
+def _is_checkpoint(model: str | Path) -> bool:
+    return Path(model).suffix == ".pt"
+
+
+def _agents(
+    target: str,
+    token_file: str | Path | None,
+    device: str | None,
+    runtimes: Sequence[str],
+    models: Sequence[str | Path],
+) -> tuple[AgentPool, Sequence[str]]:
+    """The devices of ``--latency-target``, which are there and have the runtimes; and the runtimes."""
     try:
         parsed = LatencyTarget.parse(target)
         if not parsed.agents:
@@ -125,8 +143,18 @@ def _agents(target: str, token_file: str | Path | None, device: str | None, runt
                 f"this command measures here, or on agents: the target must be http://HOST:PORT, but got {target!r}; "
                 "leave it out to measure on this machine"
             )
-        for runtime in runtimes:
-            parsed.check_runtime(runtime)
+        for model in models:
+            if _is_checkpoint(model):
+                check_model_file(str(model))
+                runtimes = runtimes or AGENT_RUNTIMES[:1]
+                for runtime in runtimes:
+                    parsed.check_runtime(runtime)
+            else:
+                runtimes = runtimes or [runtime_of_file(str(model))]
+                for runtime in runtimes:
+                    runtime_of_file(str(model), runtime)
+                if not Path(model).exists():
+                    raise ValueError(f"the model must exist, but there is no {model}; check the path")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if device not in (None, "auto", "cpu", "gpu"):
@@ -134,7 +162,7 @@ def _agents(target: str, token_file: str | Path | None, device: str | None, runt
     pool = pool_of(parsed, None if token_file is None else str(token_file))
     for runtime in runtimes:
         check_agents(pool, runtime)
-    return pool
+    return pool, runtimes
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ COLUMNS = (
 @click.argument("model", type=FILE)
 @click.option("--against", type=FILE, help="Unpruned model to time in turn with MODEL.  [default: MODEL itself]")
 @click.option(
-    "--runtime", "runtimes", multiple=True, default=("torch",), show_default=True,
-    help=f"{listed(RUNTIMES)}; may be repeated.",
+    "--runtime", "runtimes", multiple=True,
+    help=f"{listed(RUNTIMES)}; on an agent also ncnn and command:NAME. May be repeated.  [default: torch; on an agent "
+    "onnx, or what a file is for]",
 )  # fmt: skip
 @click.option("--half", is_flag=True, help="Use FP16/BF16 if the device supports it natively.")
 @click.option(
@@ -49,7 +50,7 @@ def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: st
 
     Stops once the speed-up is known to --target-halfwidth or --max-seconds have passed, and reports which.
     Prints one result, or one for each of several runtimes. With --latency-target the device of an agent measures
-    (docs/edge.md).
+    (docs/edge.md); MODEL may then also be a file for it (.onnx, .tflite, .rknn, .hef, a folder of OpenVINO or ncnn).
     """
     from paretoprune.search.api.measuring import latencies
 

@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 
 COMMAND = "command:"  # and a name: a program of the device that prints milliseconds
-AGENT_RUNTIMES = ("onnx", "openvino", "tensorrt")  # those that read a file
+AGENT_RUNTIMES = ("onnx", "openvino", "tensorrt", "ncnn")  # those that read what a network is exported to here
+FILE_RUNTIMES = {".onnx": AGENT_RUNTIMES[:3], ".tflite": ("litert",), ".rknn": ("rknn",), ".hef": ("hailo",)}
+"""End of a file that was made elsewhere -> what an agent's device runs it by, the first where nothing else is said."""
+FORMAT_RUNTIMES = {"onnx": AGENT_RUNTIMES[:3], "openvino": ("openvino",), "ncnn": ("ncnn",)}
+"""The same of the formats that ship."""
 
 _CPU = re.compile(r"cpu:([1-9]\d*)")
 _AGENT = re.compile(r"https?://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?")
@@ -50,11 +54,26 @@ class LatencyTarget:
 
     def check_runtime(self, runtime: str) -> None:
         """ValueError where the target cannot have the runtime: an agent needs one that reads a file, and only an agent
-        has commands."""
+        has commands and ncnn."""
         if self.agents and runtime not in AGENT_RUNTIMES and not runtime.startswith(COMMAND):
             names = ", ".join(AGENT_RUNTIMES)
             raise ValueError(
                 f"an agent's device runs exported files: the runtime must be {names} or command:NAME, got {runtime!r}"
             )
-        if not self.agents and runtime.startswith(COMMAND):
+        if not self.agents and (runtime.startswith(COMMAND) or runtime == "ncnn"):
             raise ValueError(f"the runtime {runtime!r} is an agent's: give its address as the latency target")
+
+
+def runtime_of_file(path: str, chosen: str | None = None) -> str:
+    """What an agent's device runs a file by; ValueError where it is no file for one, or not for the ``chosen`` one."""
+    name = path.rstrip("/")
+    known = {f"_{form}_model": runtimes for form, runtimes in FORMAT_RUNTIMES.items() if form != "onnx"} | FILE_RUNTIMES
+    runtimes = next((runtimes for end, runtimes in known.items() if name.endswith(end)), None)
+    if runtimes is None:
+        raise ValueError(
+            f"an agent's device needs a checkpoint (.pt) or a file for it ({', '.join(known)}), got {path}"
+        )
+    command = chosen is not None and chosen.startswith(COMMAND) and ".onnx" in name
+    if chosen not in (None, *runtimes) and not command:
+        raise ValueError(f"{path} runs by {' or '.join(runtimes)}, got the runtime {chosen!r}")
+    return runtimes[0] if chosen is None else chosen

@@ -17,6 +17,7 @@ from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
 from paretoprune.base.messages import note
 from paretoprune.base.setting_names import RENAMED, with_present_names
+from paretoprune.search.config.latency_target import COMMAND, FORMAT_RUNTIMES, LatencyTarget
 from paretoprune.search.config.sections import (
     DataSection,
     DeploySection,
@@ -76,18 +77,50 @@ class RunConfig(Section):
     """Where trials run."""
 
     @model_validator(mode="after")
-    def _timed_once(self) -> RunConfig:
-        latency = self.latency
-        if self.deploy.in_trials and (latency.runtime, latency.half, latency.target) != ("torch", False, "own"):
-            raise ValueError(
-                f"`deploy.format` {self.deploy.format} says in what trials are timed, on their own device: leave "
-                "`latency.runtime`, `latency.half` and `latency.target` as they come"
-            )
+    def _timed_as_it_ships(self) -> RunConfig:
+        for name, latency in self.latency.everywhere().items():
+            self._check_timing(f"latency.targets.{name}." if name else "latency.", latency)
         if self.deploy.in_trials and "energy_j" in self.search.objectives:
             raise ValueError(
                 "energy_j is counted in PyTorch and its runtimes: take it out, or set `deploy.when` to picks"
             )
         return self
+
+    @model_validator(mode="after")
+    def _objectives_of_its_devices(self) -> RunConfig:
+        from paretoprune.results.store.objectives import device_of
+
+        for name in self.search.objectives:
+            device = device_of(name)
+            if device and device not in self.latency.targets:
+                known = ", ".join(self.latency.targets) or "none"
+                raise ValueError(f"the objective {name} needs `latency.targets.{device}`, but the devices are: {known}")
+        return self
+
+    def _check_timing(self, where: str, latency: LatencySection) -> None:
+        """ValueError where the target cannot time what it is given; ``where`` the settings stand."""
+        target, shipped, in_trials = LatencyTarget.parse(latency.target), self.deploy.format, self.deploy.in_trials
+        if target.agents and shipped != "torch":
+            if shipped not in FORMAT_RUNTIMES:
+                raise ValueError(
+                    f"an agent's device runs {', '.join(FORMAT_RUNTIMES)}, got `deploy.format` {shipped}; TensorRT "
+                    "makes its engine there of onnx (latency.runtime=tensorrt)"
+                )
+            runtimes = FORMAT_RUNTIMES[shipped]
+            is_command = shipped == "onnx" and latency.runtime.startswith(COMMAND)
+            if latency.runtime not in runtimes and not is_command and not (in_trials and latency.runtime == "torch"):
+                raise ValueError(f"{shipped} runs by {', '.join(runtimes)}, got `{where}runtime` {latency.runtime}")
+        elif not in_trials:
+            target.check_runtime(latency.runtime)
+        elif (latency.runtime, latency.half, latency.target) != ("torch", False, "own"):
+            raise ValueError(
+                f"`deploy.format` {shipped} says in what trials are timed, on their own device or an agent's: leave "
+                f"`{where}runtime`, `{where}half` and `{where}target` as they come, or name an agent's address"
+            )
+
+    def timed_by(self, latency: LatencySection) -> str:
+        """The runtime of trials on a device's agent; ``latency``: how it is measured there."""
+        return self.deploy.format if self.deploy.in_trials and latency.runtime == "torch" else latency.runtime
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for comparing two configurations."""

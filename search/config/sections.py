@@ -16,6 +16,8 @@ from paretoprune.search.config.latency_target import LatencyTarget
 
 BY_TASK = "default_by_task"  # in a field's schema: its default depends on the model's task
 CommandRuntime = Annotated[str, Field(pattern=r"^command:[a-z0-9][a-z0-9_-]{0,31}$", title="command:NAME")]
+LatencyRuntime = RuntimeName | Literal["ncnn"] | CommandRuntime
+DeviceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,15}$", title="NAME")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -115,7 +117,7 @@ def _describe_objectives(schema: dict[str, Any]) -> None:
     """Add what only the module of the metrics knows; it is imported where the meaning is asked for."""
     from paretoprune.results.store.objectives import DIRECTIONS
 
-    schema["description"] += f" There are {', '.join(DIRECTIONS)}."
+    schema["description"] += f" There are {', '.join(DIRECTIONS)}, and latency_ms_NAME of latency.targets."
     schema[BY_TASK] = True
 
 
@@ -168,9 +170,9 @@ class SearchSection(Section):
     @field_validator("objectives")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
-        from paretoprune.results.store.objectives import DIRECTIONS
+        from paretoprune.results.store.objectives import DIRECTIONS, is_objective
 
-        unknown = [name for name in value if name not in DIRECTIONS]
+        unknown = [name for name in value if not is_objective(name)]
         if unknown:
             raise ValueError(f"objectives must be of {', '.join(DIRECTIONS)}, got {', '.join(unknown)}")
         if len(set(value)) != len(value) or not 2 <= len(value) <= 3:
@@ -262,6 +264,31 @@ class DeploySection(Section):
         return self
 
 
+class DeviceSection(Section):
+    """A further kind of device, whose latency is measured beside that of ``latency.target``."""
+
+    target: str
+    """Address of its agent, "http://HOST:PORT"; several of like devices, separated by commas."""
+    runtime: LatencyRuntime | None = None
+    """Inference runtime on it; none given: ``latency.runtime``."""
+    half: bool = False
+    """FP16/BF16 instead of FP32, if it supports it natively."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an inference there; none given: as the runtime chooses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_address(cls, value: object) -> object:
+        return {"target": value} if isinstance(value, str) else value
+
+    @field_validator("target")
+    @classmethod
+    def _an_agent(cls, value: str) -> str:
+        if not LatencyTarget.parse(value).agents:
+            raise ValueError(f"a further kind of device needs an agent, http://HOST:PORT, got {value!r}")
+        return value
+
+
 class LatencySection(Section):
     """How latency is measured, always beside the unpruned baseline."""
 
@@ -274,14 +301,18 @@ class LatencySection(Section):
     interval would otherwise be wider than ±10 %; the final comparison takes four times as long for each network."""
     target_halfwidth: float = Field(default=0.01, gt=0)
     """Stop measuring once the 95 % interval of the speed-up has this relative half width (0.01 is one per cent)."""
-    runtime: RuntimeName | CommandRuntime = "torch"
-    """Inference runtime (docs/latency.md); on an agent also "command:NAME", a command that was given at its start."""
+    runtime: LatencyRuntime = "torch"
+    """Inference runtime (docs/latency.md); on an agent also ncnn, and "command:NAME", a command that was given at its
+    start. Trials that are judged as files (``deploy.format``) are timed by the format's own where this is torch."""
     half: bool = False
     """FP16/BF16 instead of FP32, if the device supports it natively."""
     target: str = "own"
     """Where: "own" (the trial's device), "cpu:N" (its host's CPU with N threads), "node:RESOURCE" (a node of the
     cluster with that custom resource) or "http://HOST:PORT" (an agent on a device; several of like devices, separated
     by commas)."""
+    targets: dict[DeviceName, DeviceSection] = {}
+    """Further kinds of devices: name -> address of the agent, or {target, runtime, half, threads}. Each times every
+    trial, too; its latency is the metric and objective ``latency_ms_NAME``."""
     token_file: str | None = None
     """File that holds the agent's token, where ``PARETOPRUNE_AGENT_TOKEN`` is not set."""
     wait_minutes: float = Field(default=30, ge=0)
@@ -303,10 +334,16 @@ class LatencySection(Section):
             raise ValueError(f"`target` asks for {wanted} threads and `threads` for {self.threads}")
         return self
 
-    @model_validator(mode="after")
-    def _a_runtime_of_the_target(self) -> LatencySection:
-        LatencyTarget.parse(self.target).check_runtime(self.runtime)
-        return self
+    def on(self, device: str) -> LatencySection:
+        """How it is measured on a further kind of device."""
+        its = self.targets[device]
+        runtime = its.runtime or self.runtime
+        changed = {"target": its.target, "runtime": runtime, "half": its.half, "threads": its.threads, "targets": {}}
+        return self.model_copy(update=changed)
+
+    def everywhere(self) -> dict[str, LatencySection]:
+        """Name of the kind of device -> how it is measured there; the main one, ``latency.target``, is ""."""
+        return {"": self, **{name: self.on(name) for name in self.targets}}
 
 
 class ResourcesSection(Section):

@@ -7,7 +7,7 @@ same minutes, also of picks that were fine-tuned on another day.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, M
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import UNPRUNED_AT, read_object
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE
 from paretoprune.search.trial.trial import latency_metrics
@@ -108,6 +109,22 @@ def _timed(
         return dict(tools.measure_together(models, sizes))
 
 
+def _timed_on_devices(
+    tools: Any,
+    models: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    devices: Iterable[str],
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Every network's latency on the further kinds of devices, each beside the unpruned one; by network and kind."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    for device in devices:
+        say(f"timing {len(models)} networks on {device}")
+        for name, model in models.items():
+            found[name][device] = tools.at(sizes.get(name)).start_measure(model, device=device).result()
+    return found
+
+
 def _compare(context: WorkerContext) -> None:
     folder = context.folder
     say = PhaseClock(folder.path / EVENTS).step
@@ -125,20 +142,30 @@ def _compare(context: WorkerContext) -> None:
         accuracies = tools.evaluate_together(models, sizes, say)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
         times = _timed(tools, gate, models, sizes, say)
+        on_devices = _timed_on_devices(tools, models, sizes, context.config.latency.targets, say)
     deploy = context.config.deploy
-    only_picks = deploy.format != "torch" and not deploy.in_trials and tools.measures_here
+    target = LatencyTarget.parse(context.config.latency.target)
+    files_timed = bool(target.agents) or target.is_device(tools.device)
+    only_picks = deploy.format != "torch" and not deploy.in_trials and files_timed
     # The run's own latency of the unpruned network is of PyTorch where only the picks are files
     base_ms = float(times[BASELINE]["median_ms"] if only_picks else before["latency_ms"])
+    devices_ms = {
+        device: float(measured["median_ms"] if only_picks else before[f"latency_ms_{device}"])
+        for device, measured in on_devices[BASELINE].items()
+    }
     session = {"measured_at": time.time(), "networks": list(models), "device": tools.device}
     beside = {
         **before,
         **accuracies[BASELINE],
         "latency_ms": base_ms,
         "latency_measured_ms": float(times[BASELINE]["median_ms"]),
+        **{f"latency_ms_{device}": unpruned_ms for device, unpruned_ms in devices_ms.items()},
     }
     for item in networks:
         after = {**accuracies[item.name], **tools.at(sizes.get(item.name)).stats(models[item.name])}
         after.update(latency_metrics(times[item.name], base_ms))
+        for device, measured in on_devices[item.name].items():
+            after.update(latency_metrics(measured, devices_ms[device], device))
         content = {"after": after, "baseline": beside, "session": session, **_lasting(item.content)}
         if item.is_rival:
             name = item.directory.name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
-from paretoprune.results.store.objectives import DIRECTIONS
+from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.samplers.extrapolation import LearningCurves
 
@@ -36,7 +36,7 @@ class Teller:
         self.objectives = tuple(objectives)
         self.bounds = bounds
         self.baseline = baseline or {}
-        self._accuracies = tuple(name for name in self.objectives if DIRECTIONS[name] == MAXIMIZED)
+        self._accuracies = tuple(name for name in self.objectives if direction(name) == MAXIMIZED)
         self._curves = LearningCurves(self._accuracies)
 
     def learn(self, record: TrialRecord) -> None:

@@ -172,9 +172,12 @@ def check_device(config: RunConfig) -> None:
 def check_runtime_here(config: RunConfig) -> None:
     """The runtime that measures latency can run, here or on the agents' devices; of a cluster only its workers can
     say."""
+    for latency in config.latency.everywhere().values():
+        agents = LatencyTarget.parse(latency.target)
+        if agents.agents:
+            check_agents(pool_of(agents, latency.token_file), config.timed_by(latency))
     target = LatencyTarget.parse(config.latency.target)
     if target.agents:
-        check_agents(pool_of(target, config.latency.token_file), config.latency.runtime)
         return
     if config.resources.address is not None or target.resource is not None:
         return
@@ -318,12 +321,18 @@ def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:
     Where none were given, that one takes the place of the detectors' (a classifier has ``top1``, no ``map50_95``).
     :class:`ConfigError` for one that was given and that the task does not have.
     """
-    from paretoprune.results.store.objectives import DIRECTIONS
+    from paretoprune.results.store.objectives import DIRECTIONS, direction
 
     wanted = list(config.search.objectives)
     if "objectives" not in config.search.model_fields_set:
         wanted = [accuracies[0] if name == DEFAULT else name for name in wanted]
-    unknown = [name for name in wanted if DIRECTIONS[name] == "max" and name not in accuracies]
+        wanted += [f"latency_ms_{device}" for device in config.latency.targets]
+        if len(wanted) > 3:
+            raise ConfigError(
+                f"a front has at most three objectives, but there would be {', '.join(wanted)}; "
+                "choose of them in search.objectives"
+            )
+    unknown = [name for name in wanted if direction(name) == "max" and name not in accuracies]
     if unknown:
         known = ", ".join(name for name in DIRECTIONS if name in accuracies)
         raise ConfigError(f"search.objectives: this model's task has {known}, but got {unknown[0]}; choose of these")

@@ -22,7 +22,7 @@ from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import EVENTS, TRIAL_LOG
 from paretoprune.base.messages import note, speaking
 from paretoprune.results.store.accuracy import accuracy_text
-from paretoprune.results.store.objectives import DIRECTIONS
+from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import BEYOND_BOUNDS, TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import IDENTITY, RunIdentity, keep_identity
@@ -212,7 +212,7 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
     # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
     study = SearchStudy(
         space,
-        {name: DIRECTIONS[name] for name in settings.objectives},
+        {name: direction(name) for name in settings.objectives},
         sampler=settings.sampler,
         seed=settings.seed + len(records),
         starts=starts_of(config, space, baseline, other),
@@ -301,7 +301,8 @@ def with_baseline(context: WorkerContext, identity: RunIdentity | None = None) -
         folder.write_baseline(content)
     metrics = folder.read_baseline()["metrics"]
     note(f"unpruned: {accuracy_text(metrics)}, {metrics['latency_ms']:.2f} ms")
-    return replace(context, baseline_latency_ms=float(metrics["latency_ms"]))
+    devices = {device: float(metrics[f"latency_ms_{device}"]) for device in context.config.latency.targets}
+    return replace(context, baseline_latency_ms=float(metrics["latency_ms"]), devices_ms=devices)
 
 
 def _tune(

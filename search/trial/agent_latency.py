@@ -20,12 +20,11 @@ from paretoprune.search.errors import ConfigError
 
 if TYPE_CHECKING:
     from paretoprune.pruning.latency.pair import LatencyResult
-    from paretoprune.pruning.latency.runtimes import ExportCache, Network, SessionSpec
-    from paretoprune.search.config.run_config import RunConfig
+    from paretoprune.pruning.latency.runtimes import ExportCache, Timeable
+    from paretoprune.search.config.sections import LatencySection
 
-
-SentModel = tuple[dict[str, bytes], list[int]]
-"""A network's files, role -> content, and the shape of its input."""
+_ENDS = ("xml", "bin", "param")  # of the files of a folder that are the network; the ends are an agent's roles
+_TOLD_TO_HALVE = ("openvino", "ncnn")  # others compute in what their file holds
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,16 @@ class AgentJob:
     target_halfwidth: float = 0.01
     device: str = "auto"
     patience: float = 1.0
+
+
+@dataclass(frozen=True)
+class SentModel:
+    """A network's ``files`` (role -> content), the ``shape`` of its input, and what it computes in ("": as the runtime
+    says)."""
+
+    files: Mapping[str, bytes]
+    shape: list[int]
+    precision: str = ""
 
 
 def pool_of(target: LatencyTarget, token_file: str | None, wait_minutes: float = 0.0) -> AgentPool:
@@ -68,29 +77,45 @@ def check_agents(pool: AgentPool, runtime: str) -> list[dict[str, Any]]:
 
 
 def measure_on_agents(
-    pool: AgentPool, candidate: Network, baseline: Network, job: AgentJob, exports: ExportCache
+    pool: AgentPool, candidate: Timeable, baseline: Timeable, job: AgentJob, exports: ExportCache
 ) -> LatencyResult:
     """Time ``candidate`` and ``baseline`` in turn on one device of the pool; as `pruning.latency.pair.measure_pair`.
 
     Raises AgentAwayError where no device comes back in time, AgentError where the device cannot run them, and
     PruningError where a network cannot be exported.
     """
-    from paretoprune.pruning.latency.runtimes import SessionSpec, image_channels
+    sizes = job.imgsz, job.baseline_imgsz or job.imgsz
+    first, second = (
+        sent_model(each, size, job, exports) for each, size in zip((candidate, baseline), sizes, strict=True)
+    )
+    return measure_sent(pool, first, second, job)
+
+
+def sent_model(network: Timeable, imgsz: Any, job: AgentJob, exports: ExportCache) -> SentModel:
+    """What goes to the device for a network: its file where it is one, else what it is exported to for the runtime."""
+    from paretoprune.pruning.export.engine import make_engine
+    from paretoprune.pruning.latency.runtimes import EngineFile, OnnxFile, SessionSpec, image_channels
     from paretoprune.pruning.yolo.image_size import height_width
 
-    models: list[SentModel] = []
-    for network, imgsz in ((candidate, job.imgsz), (baseline, job.baseline_imgsz or job.imgsz)):
-        files = _files(network, job.runtime, SessionSpec(imgsz, "cpu", job.batch), exports)
-        models.append((files, [job.batch, image_channels(network), *height_width(imgsz)]))
-    return pool.run(lambda client: _measured(client, models, job))
+    shape = [job.batch, image_channels(network), *height_width(imgsz)]
+    if job.runtime == "ncnn" and not isinstance(network, (EngineFile, OnnxFile)):
+        network = make_engine(network, "ncnn", imgsz, precision="fp16" if job.half else "fp32", batch=job.batch)
+    if not isinstance(network, EngineFile):
+        return SentModel(
+            {"model": exports.content(network, "onnx", SessionSpec(imgsz, "cpu", job.batch), False)}, shape
+        )
+    if "" in network.files:
+        return SentModel({"model": network.files[""]}, shape, network.precision)
+    ends = {name.rpartition(".")[2]: content for name, content in network.files.items()}
+    return SentModel({end: ends[end] for end in _ENDS if end in ends}, shape, network.precision)
 
 
-def _files(network: Network, runtime: str, spec: SessionSpec, exports: ExportCache) -> dict[str, bytes]:
-    """The network as the runtime reads it: role -> content."""
-    return {"model": exports.content(network, "onnx", spec, half=False)}
+def measure_sent(pool: AgentPool, candidate: SentModel, baseline: SentModel, job: AgentJob) -> LatencyResult:
+    """The part of `measure_on_agents` that is the devices'."""
+    return pool.run(lambda client: _measured(client, (candidate, baseline), job))
 
 
-def _measured(client: AgentClient, models: list[SentModel], job: AgentJob) -> LatencyResult:
+def _measured(client: AgentClient, models: tuple[SentModel, SentModel], job: AgentJob) -> LatencyResult:
     """One measurement on one device, from sending the files to the device's last word."""
     from paretoprune.pruning.latency.pair import (
         WARMUP_SHARE,
@@ -101,15 +126,16 @@ def _measured(client: AgentClient, models: list[SentModel], job: AgentJob) -> La
     )
 
     sent = [
-        {"files": {role: client.send(content) for role, content in files.items()}, "shape": shape}
-        for files, shape in models
+        {"files": {role: client.send(content) for role, content in model.files.items()}, "shape": model.shape}
+        for model in models
     ]
+    told = job.runtime in _TOLD_TO_HALVE and models[0].precision in ("fp16", "bf16")
     request = {
         "candidate": sent[0],
         "baseline": sent[1],
         "runner": job.runtime,
         "device": job.device,
-        "half": job.half,
+        "half": job.half or told,
         "threads": job.threads,
         "seconds": job.patience * job.max_seconds,
         "warmup_seconds": WARMUP_SHARE * job.max_seconds,
@@ -138,7 +164,7 @@ def _measured(client: AgentClient, models: list[SentModel], job: AgentJob) -> La
         imgsz=job.imgsz,
         batch=job.batch,
         runtime=job.runtime,
-        precision=prepared["precision"],
+        precision=models[0].precision or prepared["precision"],
         runtime_version=prepared["version"],
         host=started["host"],
         seconds=seconds,
@@ -229,26 +255,36 @@ class AgentMeasurement:
 
 
 class AgentMeasurer:
-    """One worker's way to the devices; exports a network as it is now, and measures while the trial goes on."""
+    """One worker's way to the devices of one kind; exports a network as it is now, and measures while the trial goes
+    on.
 
-    def __init__(self, config: RunConfig, target: LatencyTarget, baseline: Any) -> None:
+    ``runtime``: the devices'; ``imgsz``: side of the unpruned network's input, pixels.
+    """
+
+    def __init__(self, latency: LatencySection, runtime: str, target: LatencyTarget, imgsz: int) -> None:
         from paretoprune.pruning.latency.runtimes import ExportCache
 
-        self._latency, self._imgsz, self._baseline = config.latency, config.model.imgsz, baseline
-        self._pool = pool_of(target, config.latency.token_file, config.latency.wait_minutes)
+        self._latency, self._runtime, self._imgsz = latency, runtime, imgsz
+        self._pool = pool_of(target, latency.token_file, latency.wait_minutes)
         self._exports = ExportCache()
+        self._baseline: tuple[Timeable, SentModel] | None = None
 
     def start(
-        self, model: Any, imgsz: int, keep: Callable[[Mapping[str, Any]], None] | None = None
+        self,
+        candidate: Timeable,
+        baseline: Timeable,
+        imgsz: int,
+        keep: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> AgentMeasurement:
-        """Export ``model`` as it is now, and return; the rest is done in a thread. ``imgsz``: side of its input,
-        pixels. ``keep`` gets what was measured."""
+        """Make the files of both as they are now, and return; the rest is done in a thread.
+
+        ``imgsz``: side of the candidate's input, pixels. ``keep`` gets what was measured.
+        """
         from paretoprune.pruning.latency.pair import PATIENCE
-        from paretoprune.pruning.latency.runtimes import OnnxFile, SessionSpec, image_channels
 
         latency = self._latency
         job = AgentJob(
-            runtime=latency.runtime,
+            runtime=self._runtime,
             imgsz=imgsz,
             baseline_imgsz=self._imgsz,
             batch=latency.batch,
@@ -258,16 +294,12 @@ class AgentMeasurer:
             target_halfwidth=latency.target_halfwidth,
             patience=PATIENCE,
         )
-        candidate, baseline = (
-            OnnxFile(
-                self._exports.content(network, "onnx", SessionSpec(size, "cpu", latency.batch), half=False),
-                image_channels(network),
-            )
-            for network, size in ((model, imgsz), (self._baseline, self._imgsz))
-        )
+        if self._baseline is None or self._baseline[0] is not baseline:
+            self._baseline = baseline, sent_model(baseline, self._imgsz, job, self._exports)
+        pair = sent_model(candidate, imgsz, job, self._exports), self._baseline[1]
 
         def measured() -> dict[str, Any]:
-            found = measure_on_agents(self._pool, candidate, baseline, job, self._exports).to_dict()
+            found = measure_sent(self._pool, *pair, job).to_dict()
             if keep is not None:
                 keep(found)
             return found

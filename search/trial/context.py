@@ -105,11 +105,14 @@ class TrialTools(Protocol):
         """``params_m``, ``gflops``, ``size_mb``."""
         ...
 
-    def start_measure(self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None) -> Measurement:
+    def start_measure(
+        self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None, device: str = ""
+    ) -> Measurement:
         """Measure latency beside the baseline: at once on the own device, alone on it; elsewhere later.
 
         ``model`` is trained afterwards: whoever measures it later needs a copy. The values are the fields of
-        ``pruning.latency.pair.LatencyResult``; ``keep`` gets them as soon as they are here.
+        ``pruning.latency.pair.LatencyResult``; ``keep`` gets them as soon as they are here. ``device``: a further kind
+        of ``latency.targets``; "" the main one.
         """
         ...
 

@@ -22,7 +22,7 @@ from paretoprune.search.trial.remote_latency import RemoteMeasurer
 
 if TYPE_CHECKING:
     from paretoprune.pruning.evaluation.evaluator import Evaluator
-    from paretoprune.pruning.latency.runtimes import EngineFile
+    from paretoprune.pruning.latency.runtimes import EngineFile, Timeable
     from paretoprune.pruning.plan import Plan
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection, TrialSection
@@ -63,13 +63,15 @@ class PruningTools:
         )
         self._scored = False
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
-        target = LatencyTarget.parse(config.latency.target)
-        self._remote: AgentMeasurer | RemoteMeasurer | None = None
-        if not target.is_device(device):
-            measurer = AgentMeasurer if target.agents else RemoteMeasurer
-            self._remote = measurer(config, target, self._bench.model)
+        self._remote: dict[str, AgentMeasurer | RemoteMeasurer] = {}  # by kind of device, "" the main one
+        for name, latency in config.latency.everywhere().items():
+            target = LatencyTarget.parse(latency.target)
+            if target.agents:
+                self._remote[name] = AgentMeasurer(latency, config.timed_by(latency), target, config.model.imgsz)
+            elif not target.is_device(device):
+                self._remote[name] = RemoteMeasurer(config, target, self._bench.model)
         self._evaluator = self._make_evaluator()
-        self._finals: dict[str, EngineFile] = {}  # of the networks that are evaluated together, to be timed
+        self._finals: dict[str, tuple[Any, EngineFile]] = {}  # networks that are evaluated together, and their files
         self._deployment: Deployment | None = None
         if config.deploy.in_trials:
             self._deployment = Deployment(config, device, gate, self._bench.model)
@@ -157,13 +159,20 @@ class PruningTools:
     @property
     def measures_here(self) -> bool:
         """Whether latency is measured on this worker's own device."""
-        return self._remote is None
+        return "" not in self._remote
 
-    def start_measure(self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None) -> Measurement:
+    def start_measure(
+        self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None, device: str = ""
+    ) -> Measurement:
         """Latency of ``model`` beside the baseline: on the own device now, elsewhere while the trial goes on."""
-        if self._remote is not None:
-            with self._gate.using():  # only made ready to be sent
-                return self._remote.start(model, self._imgsz, keep)
+        if device in self._remote:
+            measurer = self._remote[device]
+            if isinstance(measurer, RemoteMeasurer):
+                with self._gate.using():  # only made ready to be sent
+                    return measurer.start(model, self._imgsz, keep)
+            pair = self._shipped(model, self._imgsz), self._shipped(self._bench.model, self._config.model.imgsz)
+            with self._gate.using():
+                return measurer.start(*pair, self._imgsz, keep)
         found = self._measured(model)
         if "energy_j" in self._config.search.objectives:
             found["energy_j"] = self._energy(model)
@@ -203,13 +212,15 @@ class PruningTools:
         """See :func:`search.trial.joint_evaluation.evaluate_together`."""
         if self._config.deploy.format != "torch":
             say("exporting them")
-        self._finals = self._engines(models, sizes)
+        engines = self._engines(models, sizes)
+        self._own._finals = {name: (models[name], engine) for name, engine in engines.items()}
         config, device, gate = self._config, self.device, self._gate
-        return evaluate_together(models, sizes, config, device, gate, self._evaluator, say, self._finals)
+        return evaluate_together(models, sizes, config, device, gate, self._evaluator, say, engines)
 
     def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
-        return measure_together(models, sizes, self._config, self.device, self._finals)
+        engines = {name: engine for name, (_, engine) in self._own._finals.items()}
+        return measure_together(models, sizes, self._config, self.device, engines)
 
     def _engines(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, EngineFile]:
         """The files of networks by name; none where the networks themselves ship."""
@@ -323,18 +334,21 @@ class PruningTools:
             rows.append({"keep": keep, "ratios": ratios})
         return rows
 
+    def _shipped(self, model: Any, imgsz: int) -> Timeable:
+        """What is timed of a network: its file where one ships."""
+        for known, engine in self._own._finals.values():
+            if known is model:
+                return engine
+        return model if self._deployment is None else self._deployment.engine(model, imgsz)
+
     def _measured(self, model: Any) -> dict[str, Any]:
         from paretoprune.pruning.latency.pair import PATIENCE, measure_pair
 
-        latency, runtime = self._config.latency, self._config.latency.runtime
-        own, candidate = self._config.model.imgsz, model
-        baseline: Any = self._bench.model
-        if self._deployment is not None:
-            candidate = self._deployment.engine(model, self._imgsz)
-            baseline, runtime = self._deployment.engine(baseline, own), self._config.deploy.format
+        latency, own = self._config.latency, self._config.model.imgsz
+        runtime = latency.runtime if self._deployment is None else self._config.deploy.format
         return measure_pair(
-            candidate,
-            baseline,
+            self._shipped(model, self._imgsz),
+            self._shipped(self._bench.model, own),
             self._imgsz,
             baseline_imgsz=own,
             device=self.device,

@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import math
 import platform
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from paretoprune.base.file_names import EVENTS, MEASURED, PLAN, PRUNED, RECORD, 
 from paretoprune.cluster.errors import AgentAwayError
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
+from paretoprune.results.store.objectives import device_of
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
 from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, Everyone, Judge
@@ -57,6 +60,8 @@ class TrialSettings:
     epochs: int
     recover: bool
     baseline_latency_ms: float
+    devices_ms: Mapping[str, float] = field(default_factory=dict)
+    """Further kind of device -> the unpruned network's latency there."""
     rungs: Sequence[int] = ()
     accuracy: str = ""
     ingredients: Mapping[str, str | bool] = field(default_factory=dict)
@@ -139,8 +144,14 @@ def failed_record(
     )
 
 
-def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> dict[str, Any]:
-    """A measurement beside the baseline in a record's words.
+def measured_everywhere(tools: TrialTools, model: Any, devices: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """Kind of device -> what is measured there, on all of them at the same time; "" is the main one."""
+    pending = {device: tools.start_measure(model, device=device) for device in ("", *devices)}
+    return {device: measurement.result() for device, measurement in pending.items()}
+
+
+def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float, device: str = "") -> dict[str, Any]:
+    """A measurement beside the baseline in a record's words; of a further kind of ``device`` with its name behind.
 
     ``latency_ratio`` is candidate / baseline of the same session; ``latency_ms`` is that ratio times the run's
     baseline latency, so that a clock that drifted between trials does not reorder them.
@@ -148,7 +159,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
     speedup = float(measured["speedup"])
     if not math.isfinite(speedup) or speedup <= 0:
         raise TrialError(f"a measured speed-up must be above 0, got {speedup}; measure again on a calmer machine")
-    return {
+    found = {
         "latency_ms": baseline_latency_ms / speedup,
         "latency_ratio": 1.0 / speedup,
         "latency_measured_ms": float(measured["median_ms"]),
@@ -159,6 +170,7 @@ def latency_metrics(measured: Mapping[str, Any], baseline_latency_ms: float) -> 
         **{name: float(measured[name]) for name in ("energy_j",) if name in measured},
         "latency_conditions": {name: measured[name] for name in CONDITIONS if name in measured},
     }
+    return {f"{name}_{device}": value for name, value in found.items()} if device else found
 
 
 class Latency:
@@ -171,49 +183,64 @@ class Latency:
 
     def __init__(self, work: Workplace, model: Any, plan_hash: str) -> None:
         self._work, self._model, self._plan_hash = work, model, plan_hash
-        self._measurement: Measurement | None = self._kept()
         settings = work.settings
+        self._unpruned_ms = {"": settings.baseline_latency_ms, **settings.devices_ms}  # by kind of device
+        self._kept = self._kept_before()
+        self._keeping = threading.Lock()  # several devices may answer at the same time
+        self._measurements: dict[str, Measurement] = {device: Measured(found) for device, found in self._kept.items()}
         may_be_stopped = settings.epochs > 0 and 0 in settings.rungs
         self._foretold = work.request.foretold if settings.foretells and may_be_stopped else None
         if self._foretold is None:
             self.measure()
 
-    def _kept(self) -> Measured | None:
-        """What an earlier attempt at this trial measured."""
+    def _kept_before(self) -> dict[str, Mapping[str, Any]]:
+        """Kind of device -> what an earlier attempt at this trial measured there."""
         try:
             content = json.loads((self._work.folder / MEASURED).read_text(encoding="utf-8"))
-            return Measured(content["measured"]) if content["plan_hash"] == self._plan_hash else None
-        except (OSError, ValueError, KeyError, TypeError):  # none, or a torn one
-            return None
+            if content["plan_hash"] != self._plan_hash:
+                return {}
+            found = {"": content.get("measured"), **content.get("devices", {})}
+            return {device: values for device, values in found.items() if values and device in self._unpruned_ms}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or a torn one
+            return {}
 
-    def _keep(self, values: Mapping[str, Any]) -> None:
-        with suppress(OSError):
-            write_json(self._work.folder / MEASURED, {"plan_hash": self._plan_hash, "measured": dict(values)})
+    def _keep(self, device: str, values: Mapping[str, Any]) -> None:
+        with self._keeping, suppress(OSError):
+            self._kept[device] = dict(values)
+            devices = {name: each for name, each in self._kept.items() if name}
+            content = {"plan_hash": self._plan_hash, "measured": self._kept.get(""), "devices": devices}
+            write_json(self._work.folder / MEASURED, content)
 
     def measure(self) -> None:
-        """Measure it, or begin to, unless that was done."""
-        if self._measurement is None:
-            with self._work.clock.phase("latency"):
-                self._measurement = self._work.tools.start_measure(self._model, self._keep)
+        """Measure it, or begin to, on every kind of device where that was not done."""
+        for device in self._unpruned_ms:
+            if device not in self._measurements:
+                with self._work.clock.phase("latency"):
+                    keep = partial(self._keep, device)
+                    self._measurements[device] = self._work.tools.start_measure(self._model, keep, device)
 
     def costs(self) -> dict[str, float]:
         """What is known of it by now. A measurement elsewhere is waited for only where latency is bounded."""
-        bounded = self._work.settings.bounds.limit_latency
-        if self._measurement is None or bounded or self._measurement.known() is not None:
-            figures = self.figures()
-        else:
-            figures = {}
-        return {name: figures[name] for name in ("latency_ms", "energy_j") if name in figures}
+        figures: dict[str, Any] = {}
+        for device in self._unpruned_ms:
+            measurement = self._measurements.get(device)
+            bounded = self._work.settings.bounds.limit_latency and not device
+            if measurement is None or bounded or measurement.known() is not None:
+                figures |= self._figures_on(device)
+        return {name: value for name, value in figures.items() if name in ("latency_ms", "energy_j") or device_of(name)}
 
     def figures(self) -> dict[str, Any]:
         """In a record's words; waits for a measurement elsewhere."""
-        baseline_ms = self._work.settings.baseline_latency_ms
-        foretold = self._foretold
-        if self._measurement is not None:
+        return {name: value for device in self._unpruned_ms for name, value in self._figures_on(device).items()}
+
+    def _figures_on(self, device: str) -> dict[str, Any]:
+        baseline_ms, foretold = self._unpruned_ms[device], self._foretold
+        if device in self._measurements:
             try:
-                return latency_metrics(self._measurement.result(), baseline_ms)
+                return latency_metrics(self._measurements[device].result(), baseline_ms, device)
             except AgentAwayError:
-                foretold = self._work.request.foretold if self._work.settings.predicts_if_away else None
+                may = self._work.settings.predicts_if_away and not device  # nothing is predicted of further kinds
+                foretold = self._work.request.foretold if may else None
                 if foretold is None:
                     raise
         assert foretold is not None, "measured at once, else"

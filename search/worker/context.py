@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class WorkerContext:
     gpus: float
     factory: ToolsFactory
     baseline_latency_ms: float = 0.0
+    devices_ms: Mapping[str, float] = field(default_factory=dict)
+    """Further kind of device -> the unpruned network's latency there."""
     courier: Any = None
     """The actor that carries files, where the workers do not see the run folder (``search.worker.file_transfer``)."""
     identity: dict[str, Any] | None = None

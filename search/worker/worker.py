@@ -6,13 +6,13 @@ Plain functions over plain data; the sweep's trainable and `search.finalists.fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import EVENTS, FREE_MOVES
-from paretoprune.results.store.objectives import DIRECTIONS
+from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.search.config.inputs import check_node, weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
@@ -24,7 +24,7 @@ from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.importance_cache import SCORES_NAME
 from paretoprune.search.storage.request import TrialRequest, left_record
 from paretoprune.search.storage.trial_lock import claimed
-from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, run_trial
+from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, measured_everywhere, run_trial
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
@@ -46,35 +46,38 @@ def _run_trial(context: WorkerContext, request: TrialRequest, look: bool) -> Tri
     config, folder = context.config, context.folder.trial_dir(request.trial_id)
     tools, gate = tools_of(context)
     tools.recall_scores(context.folder.path)
-    settings = trial_settings(config, context.baseline_latency_ms)
+    settings = trial_settings(config, context.baseline_latency_ms, context.devices_ms)
     judge = judge_of(context.folder, stopping_rule(config), context.courier) if settings.rungs else None
     clock = PhaseClock(folder / EVENTS)
     with claimed(folder, lambda holder: clock.event("phase_started", phase=f"waiting for {holder}")):
         return (left_record(folder) if look else None) or run_trial(request, settings, tools, gate, folder, judge)
 
 
-def trial_settings(config: RunConfig, baseline_latency_ms: float) -> TrialSettings:
+def trial_settings(
+    config: RunConfig, baseline_latency_ms: float, devices_ms: Mapping[str, float] | None = None
+) -> TrialSettings:
     """Settings of one trial, from the run's configuration."""
     search, epochs = config.search, config.trial.epochs
-    accuracies = [name for name in search.objectives if DIRECTIONS[name] == "max"]
+    accuracies = [name for name in search.objectives if direction(name) == "max"]
     bounds = bounds_of_search(search)
     return TrialSettings(
         epochs=epochs,
         recover=config.recover.method != "none",
         baseline_latency_ms=baseline_latency_ms,
+        devices_ms=devices_ms or {},
         rungs=rungs_of(epochs, search.reduction_factor) if search.early_stopping else (),
         accuracy=accuracies[0] if accuracies else "",
         ingredients=ingredients(config),
         bounds=bounds,
         deploys=config.deploy.in_trials,
-        foretells="energy_j" not in search.objectives and not bounds.limit_latency,
+        foretells="energy_j" not in search.objectives and not config.latency.targets and not bounds.limit_latency,
         predicts_if_away=config.latency.if_away == "predict",
     )
 
 
 def stopping_rule(config: RunConfig) -> StoppingRule:
     """Trials are compared by what the run is to make small."""
-    costs = tuple(name for name in config.search.objectives if DIRECTIONS[name] == "min")
+    costs = tuple(name for name in config.search.objectives if direction(name) == "min")
     return StoppingRule(config.search.reduction_factor, costs)
 
 
@@ -105,10 +108,11 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
             say("exporting it")
             metrics = tools.deployed(model, metrics)
         say("timing it")
-        measured = tools.start_measure(model).result()
+        for device, measured in measured_everywhere(tools, model, config.latency.targets).items():
+            own = {**measured, **ITSELF}
+            metrics.update(latency_metrics(own, float(measured["median_ms"]), device))
         with gate.using():
             metrics.update(tools.stats(model))
-    metrics.update(latency_metrics({**measured, **ITSELF}, float(measured["median_ms"])))
     described = tools.describe(say)
     tools.keep_scores(context.folder.path)
     return {
@@ -137,10 +141,11 @@ def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
                 metrics: dict[str, Any] = dict(sized.evaluate(model))
                 if context.config.deploy.in_trials:
                     metrics = sized.deployed(model, metrics)
-                measured = sized.start_measure(model).result()
+                unpruned = {"": context.baseline_latency_ms, **context.devices_ms}
+                for device, measured in measured_everywhere(sized, model, context.devices_ms).items():
+                    metrics.update(latency_metrics(measured, unpruned[device], device))
                 with gate.using():
                     metrics.update(sized.stats(model))
-            metrics.update(latency_metrics(measured, context.baseline_latency_ms))
             here.folder.write_free_move(imgsz, metrics)
         tools.release()
 

@@ -129,7 +129,9 @@ class FakeTools:
         self._note("save", model)
         path.write_text(json.dumps(model))
 
-    def start_measure(self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None) -> Measured:
+    def start_measure(
+        self, model: Any, keep: Callable[[Mapping[str, Any]], None] | None = None, device: str = ""
+    ) -> Measured:
         values = self.measure(model)
         if keep is not None:
             keep(values)

@@ -23,13 +23,14 @@ from paretoprune.pruning.latency.runtimes.base import (
     SessionSpec,
     Timeable,
     image_channels,
+    read_engine,
 )
 from paretoprune.pruning.latency.runtimes.exports import ExportCache
 from paretoprune.pruning.names import RUNTIMES
 
 __all__ = [
     "EngineFile", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "Timeable", "check_runtime",
-    "image_channels", "open_session",
+    "image_channels", "open_session", "read_engine",
 ]  # fmt: skip
 
 # Runtime -> the module and class of its session. Loaded when asked for: most are optional packages.

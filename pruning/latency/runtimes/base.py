@@ -54,6 +54,14 @@ class EngineFile:
             yield place
 
 
+def read_engine(path: str | Path, precision: str = "", channels: int = 3) -> EngineFile:
+    """A file, or an export's folder, that was made elsewhere; `precision` "": as its runtime says."""
+    place = Path(path)
+    paths = [place] if place.is_file() else [each for each in place.rglob("*") if each.is_file()]
+    files = {"" if place.is_file() else str(each.relative_to(place)): each.read_bytes() for each in paths}
+    return EngineFile(place.name, files, precision, channels)
+
+
 Network = nn.Module | OnnxFile
 """A network in memory, or for the runtimes that read ONNX its export."""
 Timeable = Network | EngineFile

@@ -148,7 +148,7 @@ def test_what_the_device_has_not_is_said_before_any_work(device: RunningAgent) -
 class Away(FakeTools):
     """Tools whose device stays away."""
 
-    def start_measure(self, model: Any, keep: Any = None) -> Any:
+    def start_measure(self, model: Any, keep: Any = None, device: str = "") -> Any:
         class Pending:
             def known(self) -> None:
                 return None

@@ -230,7 +230,7 @@ def test_a_rung_is_on_disk_before_the_judge_is_asked(tmp_path: Path) -> None:
 
 def test_latency_measured_elsewhere_is_waited_for_after_training(tmp_path: Path) -> None:
     class Remote(FakeTools):
-        def start_measure(self, model: Any, keep: Any = None) -> Any:
+        def start_measure(self, model: Any, keep: Any = None, device: str = "") -> Any:
             values = self.measure(model)
             calls = self.calls
 
