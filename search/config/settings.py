@@ -194,6 +194,8 @@ def _in_yaml(value: Any) -> str:
 
 
 def _type_text(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return "settings"
     if "anyOf" in schema:
         return " | ".join(map(_type_text, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
@@ -203,7 +205,8 @@ def _type_text(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         return f"list of {_type_text(schema['items'])}"
     if schema["type"] == "object":
-        return f"mapping of str to {_type_text(schema['additionalProperties'])}"
+        values = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
+        return f"mapping of str to {_type_text(values)}"
     if "pattern" in schema:
         return str(schema["title"])  # in words
     return _TYPES[schema["type"]]

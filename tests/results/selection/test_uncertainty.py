@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paretoprune.results.selection.selection import front
 from paretoprune.results.selection.uncertainty import (
     UNKNOWN,
     Z95,
@@ -136,3 +137,17 @@ def test_noise_comes_from_the_run_or_from_the_number_of_images(baseline: dict[st
 def test_nobody_to_compare_with(record: Build) -> None:
     assert standings([], []) == {}
     assert standings([record("a")], [])["a"].firm
+
+
+def test_a_front_over_two_devices(record: Build) -> None:
+    """Three trials of which each is the best somewhere, and one that another beats everywhere."""
+    figures = {"a": (0.5, 8.0, 100.0), "b": (0.5, 9.0, 80.0), "c": (0.6, 9.5, 120.0), "d": (0.5, 9.0, 100.0)}
+    records = []
+    for name, (accuracy, here, there) in figures.items():
+        plain = record(name, accuracy, here)
+        more = {"latency_ms_pi": there, "speedup_pi": 200 / there, "speedup_ci95_pi": [190 / there, 210 / there]}
+        records.append(plain.changed(metrics={**plain.metrics, **more}))
+    names = ["map50_95", "latency_ms", "latency_ms_pi"]
+    assert {each.trial_id for each in front(records, names)} == {"a", "b", "c"}
+    low, high = loss_intervals(records, names)
+    assert [low[0, 2], high[0, 2]] == pytest.approx([100 * 200 / 210, 100 * 200 / 190])

@@ -80,7 +80,7 @@ def test_the_names_there_are_are_those_that_are_known() -> None:
     from paretoprune.pruning.names import RUNTIMES
     from paretoprune.pruning.strategies import STRATEGIES
 
-    for name, known in (("trial.strategy", STRATEGIES), ("latency.runtime", (*RUNTIMES, "command:NAME"))):
+    for name, known in (("trial.strategy", STRATEGIES), ("latency.runtime", (*RUNTIMES, "ncnn", "command:NAME"))):
         (setting,) = select_settings([name])
         assert setting.type.split(" | ") == list(known)
 

@@ -24,7 +24,7 @@ from paretoprune.search.errors import ConfigError
 from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.sweep.preflight import check_runtime_here
 from paretoprune.search.trial import agent_latency
-from paretoprune.search.trial.agent_latency import AgentJob, AgentMeasurer, check_agents, measure_on_agents
+from paretoprune.search.trial.agent_latency import AgentJob, AgentMeasurer, SentModel, check_agents, measure_on_agents
 from paretoprune.search.trial.trial import TrialSettings, run_trial
 from tests.cluster.agents import TOKEN, RunningAgent, agent_process, tiny_onnx
 from tests.search.fakes import FakeTools, NoGate
@@ -56,7 +56,7 @@ def test_a_network_is_compared_with_the_baseline_on_the_device(device: RunningAg
     assert json.loads(json.dumps(result)) == result
 
 
-MODELS = [({"model": b"a"}, [1, 3, 32, 32]), ({"model": b"b"}, [1, 3, 64, 64])]
+MODELS = SentModel({"model": b"a"}, [1, 3, 32, 32]), SentModel({"model": b"b"}, [1, 3, 64, 64])
 
 
 class Samples:
@@ -125,9 +125,9 @@ def config(address: str, **latency: Any) -> Any:
 def test_a_trial_goes_on_while_it_is_measured(device: RunningAgent) -> None:
     """The unpruned network against itself: one file, sent once, whatever the date of its export."""
     baseline, kept = load_model(BASELINE), []
-    measurer = AgentMeasurer(config(device.address), LatencyTarget(agents=(device.address,)), baseline)
+    measurer = AgentMeasurer(config(device.address).latency, "onnx", LatencyTarget(agents=(device.address,)), 64)
     before = {path.name for path in device.store.iterdir()}
-    pending = measurer.start(load_model(BASELINE), 64, kept.append)
+    pending = measurer.start(load_model(BASELINE), baseline, 64, kept.append)
     result = pending.result()
     assert pending.known() == result == kept[0]
     assert len({path.name for path in device.store.iterdir()} - before) == 1
@@ -199,12 +199,26 @@ def test_the_command(device: RunningAgent, capsys: pytest.CaptureFixture[str]) -
     assert result["speedup_ci95"][0] <= result["speedup"] <= result["speedup_ci95"][1]
 
 
+def test_the_command_times_files_that_were_made_for_the_device(
+    device: RunningAgent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, channels in (("small.onnx", 4), ("large.onnx", 48)):
+        (tmp_path / name).write_bytes(tiny_onnx(channels))
+    models = [str(tmp_path / "small.onnx"), "--against", str(tmp_path / "large.onnx")]
+    options = ["--imgsz", "32", "--threads", "1", "--max-seconds", "0.5", "--format", "json"]
+    assert run(["latency", *models, *options, "--latency-target", device.address]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["runtime"], result["precision"], result["speedup"] > 1) == ("onnx", "fp32", True)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--latency-target", "node:edge"], "this command measures here, or on agents"),
-        (["--latency-target", "http://127.0.0.1:9"], "the runtime must be onnx, openvino, tensorrt or command:NAME"),
-        (["--latency-target", "http://127.0.0.1:9", "--runtime", "onnx"], "an agent must answer at http://127.0.0.1:9"),
+        (["--latency-target", "http://127.0.0.1:9", "--runtime", "torch"], "the runtime must be onnx, openvino, "),
+        (["--latency-target", "http://127.0.0.1:9"], "an agent must answer at http://127.0.0.1:9"),
+        (["--latency-target", "http://127.0.0.1:9", "--against", "no.rknn"], "no.rknn runs by rknn, got"),
+        (["--latency-target", "http://127.0.0.1:9", "--against", "a.onnx", "--runtime", "ncnn"], "a.onnx runs by onnx"),
         (["--latency-target", "http://127.0.0.1:9", "--runtime", "onnx", "--device", "cuda:0"], "auto, cpu or gpu"),
     ],
 )

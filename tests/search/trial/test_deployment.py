@@ -20,10 +20,11 @@ from paretoprune.results.store.records import TrialState
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.storage.request import TrialRequest
-from paretoprune.search.sweep.preflight import check_deployment
+from paretoprune.search.sweep.preflight import check_deployment, check_runtime_here
 from paretoprune.search.trial.operations import PruningTools
 from paretoprune.search.trial.trial import run_trial
 from paretoprune.search.worker.worker import trial_settings
+from tests.cluster.agents import TOKEN, agent_process
 
 
 def config(data: str, **deploy: Any) -> RunConfig:
@@ -100,3 +101,25 @@ def test_what_says_two_things_is_refused(changes: dict[str, Any], line: str) -> 
 def test_what_cannot_be_made_here_is_refused_before_the_start() -> None:
     with pytest.raises(PruningError, match="onnx does not compute in fp16 on cpu; possible here: "):
         check_deployment(config("data.yaml", format="onnx", precision="fp16"))
+
+
+def test_what_ships_goes_to_the_agent(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's int8 file is what the device was sent and timed, beside that of the unpruned network."""
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
+    monkeypatch.setenv("PARETOPRUNE_AGENT_TOKEN", TOKEN)
+    with agent_process(tmp_path) as device:
+        deploy = {"format": "onnx", "precision": "int8", "calibration_images": 2}
+        latency = {"max_seconds": 0.2, "threads": 1, "target": device.address}
+        wanted = build_config({**config(data).model_dump(), "deploy": deploy, "latency": latency})
+        check_runtime_here(wanted)
+        tools = PruningTools(wanted, "cpu", NullGate())
+        request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
+        record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
+        assert record.state is TrialState.COMPLETED, record.error
+        conditions = record.metrics["latency_conditions"]
+        assert (conditions["runtime"], conditions["precision"]) == ("onnx", "int8")
+        assert conditions["runtime_version"].startswith("onnxruntime ")
+        sent = [path.read_bytes() for path in device.store.iterdir() if path.is_file() and len(path.name) == 64]
+        assert len(sent) == 2
+        assert all(b"QuantizeLinear" in content for content in sent)
+    assert "map50_95_fp32" in record.metrics
