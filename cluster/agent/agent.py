@@ -448,7 +448,7 @@ def rounds(candidate: Runner, baseline: Runner, warm: Sequence[Sequence[float]],
     if candidate.starts_a_process:
         counts = [1, 1]
     else:
-        counts = [_inferences(statistics.median(series[-3:]), block_ms) for series in warm]
+        counts = [_inferences(series, block_ms) for series in warm]
         candidate.time_ms()  # the warm-up ended with the baseline
     while True:
         first = _block(candidate, counts[0])
@@ -460,8 +460,9 @@ def rounds(candidate: Runner, baseline: Runner, warm: Sequence[Sequence[float]],
         yield [first, _block(candidate, counts[0])], [second, third]
 
 
-def _inferences(single_ms: float, block_ms: float) -> int:
-    return min(MOST_INFERENCES, max(1, math.ceil(block_ms / max(single_ms, 1e-6))))
+def _inferences(warm_ms: Sequence[float], block_ms: float) -> int:
+    """Of a block: by the fastest of the warm-up's last ones, which nothing interrupted."""
+    return min(MOST_INFERENCES, max(1, math.ceil(block_ms / max(min(warm_ms[-10:]), 1e-6))))
 
 
 def _block(runner: Runner, count: int) -> List[float]:

@@ -97,7 +97,7 @@ def _warm_up(sessions: Mapping[str, Timed], end: float, clock: Callable[[], floa
         for name, session in sessions.items():
             seen[name].append(session.time_ms())
         if all(is_settled(series) for series in seen.values()) or clock() >= end:
-            return {name: inferences_per_block(float(np.median(times[-3:])), block_ms) for name, times in seen.items()}
+            return {name: inferences_per_block(times, block_ms) for name, times in seen.items()}
 
 
 def _block(session: Timed, count: int) -> Block:

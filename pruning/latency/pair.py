@@ -222,7 +222,7 @@ def time_pair(
     begun = clock()
     warm = _warm_up(candidate, baseline, clock() + WARMUP_SHARE * max_seconds, clock)
     block_ms = pair_block_ms(max_seconds)
-    counts = [inferences_per_block(float(np.median(series[-3:])), block_ms) for series in warm]
+    counts = [inferences_per_block(series, block_ms) for series in warm]
     candidate.time_ms()  # the warm-up ended with the baseline
 
     def timed() -> Iterator[Quad]:

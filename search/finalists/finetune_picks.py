@@ -264,12 +264,14 @@ def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: Finetun
     }
     failed: dict[str, str] = {}
     shown: dict[str, int] = {}
-    standing = _Standing(context.folder, jobs, settings.epochs, shown, waiting)
+    before = context.config.trial.epochs  # of a pick's trial; the others train for as many more
+    epochs = {job.name: settings.epochs + (before if job.native else 0) for job in jobs}
+    standing = _Standing(context.folder, epochs, shown, waiting)
     with showing(standing.lines, HEARTBEAT_S, standing.share):
         while waiting:
             done, _ = ray.wait(list(waiting), timeout=2.0)
             for job in jobs:
-                _show_epochs(context.folder, job, settings.epochs, shown)
+                _show_epochs(context.folder, job, epochs[job.name], shown)
             for reference in done:
                 name = waiting.pop(reference).name
                 if reason := failure_of(reference):
@@ -279,11 +281,13 @@ def _finetune_all(context: WorkerContext, jobs: Sequence[Job], settings: Finetun
 
 @dataclass
 class _Standing:
-    """How far the fine-tuning is; ``shown``: name -> last epoch that ended, ``waiting``: the jobs under way."""
+    """How far the fine-tuning is.
+
+    ``epochs``: name -> how many at most, ``shown``: the last that ended, ``waiting``: the jobs under way.
+    """
 
     folder: RunFolder
-    jobs: Sequence[Job]
-    epochs: int
+    epochs: Mapping[str, int]
     shown: Mapping[str, int]
     waiting: Mapping[Any, Job]
     began: float = field(default_factory=time.monotonic)
@@ -292,8 +296,10 @@ class _Standing:
     def share(self) -> float:
         """Of all epochs; one that ended early has done its own."""
         running = {job.name for job in list(self.waiting.values())}
-        done = sum(min(self.epochs, self.shown.get(job.name, 0)) for job in self.jobs if job.name in running)
-        return (done + self.epochs * (len(self.jobs) - len(running))) / (self.epochs * len(self.jobs))
+        done = sum(
+            min(most, self.shown.get(name, 0)) if name in running else most for name, most in self.epochs.items()
+        )
+        return done / sum(self.epochs.values())
 
     def lines(self) -> list[str]:
         """Counts and time left, then a line for each network."""
@@ -303,7 +309,7 @@ class _Standing:
         gained = share - (self.share_before or 0.0)
         left = f"; about {duration((time.monotonic() - self.began) / gained * (1 - share))} left" if gained > 0 else ""
         running = list(self.waiting.values())
-        counts = f"fine-tuning: {len(self.jobs) - len(running)}/{len(self.jobs)} networks done{left}"
+        counts = f"fine-tuning: {len(self.epochs) - len(running)}/{len(self.epochs)} networks done{left}"
         return [counts, *activity_lines({job.name: self.folder.path / job.place for job in running})]
 
 

@@ -160,7 +160,8 @@ class TestStatistics:
         assert is_settled([10.0] * 5 + [11.0] * 5)  # slower is not a warm-up
 
     def test_block_length(self) -> None:
-        assert [inferences_per_block(ms) for ms in (500.0, 20.0, 5.0, 0.001)] == [1, 1, 4, 200]
+        assert [inferences_per_block([ms]) for ms in (500.0, 20.0, 5.0, 0.001)] == [1, 1, 4, 200]
+        assert inferences_per_block([5.0, 25.0, 40.0]) == 4  # the others were interrupted
 
 
 class FakeTime:
