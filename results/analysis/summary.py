@@ -19,6 +19,7 @@ from paretoprune.results.analysis.figures import (
     time_figure,
 )
 from paretoprune.results.analysis.finalists import FinishedRow, Rivalry, finished_rows, rivalries
+from paretoprune.results.analysis.latency_places import LatencyPlace, latency_places
 from paretoprune.results.analysis.layer_effects import Insight, insight
 from paretoprune.results.analysis.repeat_commands import Commands, commands
 from paretoprune.results.analysis.sensitivity import SensitivityFigure, sensitivity_figure
@@ -90,6 +91,7 @@ class Summary:
     failures: tuple[Failure, ...]
     commands: tuple[Commands, ...]
     environment: Mapping[str, str]
+    latency_places: tuple[LatencyPlace, ...]
 
     @property
     def ends(self) -> str:
@@ -156,6 +158,7 @@ def summarise(folder: RunFolder) -> Summary:
         failures=_failures(records),
         commands=commands(folder, baseline, figure, selected),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
+        latency_places=latency_places(baseline, records),
     )
 
 

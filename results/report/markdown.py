@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from paretoprune.base import formatting
 from paretoprune.results.analysis.figures import Point
 from paretoprune.results.analysis.finalists import FinishedRow
+from paretoprune.results.analysis.latency_places import LatencyPlace
 from paretoprune.results.analysis.layer_effects import Insight
 from paretoprune.results.analysis.summary import Summary
 from paretoprune.results.store.objectives import title
@@ -56,9 +57,16 @@ def markdown(run: Summary, figures: str) -> str:
     for group in run.commands:
         lines = "\n".join(f"# {purpose}\n{line}" for purpose, line in group.lines)
         parts += [f"### {plain_cell(group.title)}", f"```sh\n{lines}\n```"]
+    if run.latency_places:
+        parts += ["## Where latency was measured", *(_place(place) for place in run.latency_places)]
     if run.environment:
         parts += ["## Environment", table(("What", "Version"), run.environment.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _place(place: LatencyPlace) -> str:
+    rows = [*place.facts.items(), ("throttled", place.throttling)]
+    return table((place.name or "main device", ""), rows)
 
 
 FREE_MOVES = "The unpruned model at smaller inputs: what is to be had without pruning or training."
