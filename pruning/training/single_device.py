@@ -133,6 +133,14 @@ _INHERITED = (
 ).split()
 
 
+# What is off where a teacher's outputs are learned in few epochs: few steps are better spent on images like those that
+# the network is judged on. yolov8n of VOC with 38 % of its work, at 256 px, refitted, 0.423 mAP: an epoch (150 steps)
+# with the checkpoint's own augmentation 0.417, without 0.437. Flips stay, as in its training.
+_LIKE_THE_JUDGED = dict.fromkeys(
+    "hsv_h hsv_s hsv_v degrees translate scale shear perspective bgr mixup cutmix copy_paste erasing".split(), 0.0
+) | {"auto_augment": None}
+
+
 def inherited_arguments(model: nn.Module) -> dict[str, Any]:
     """The augmentation and loss weights that `model` was trained with, where its checkpoint says so."""
     args = getattr(model, "args", None)
@@ -154,6 +162,7 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
     mosaic = epochs_with_mosaic(settings.epochs) if settings.mosaic is None else settings.epochs * settings.mosaic
     return {
         **inherited_arguments(job.model),
+        **(_LIKE_THE_JUDGED if settings.distill and not epochs_with_mosaic(settings.epochs) else {}),
         "model": "pruned.pt",  # a name only: the network is already there
         "data": str(dataset_file(data, task_of(job.model))),
         "save_dir": str(save_dir.resolve()),

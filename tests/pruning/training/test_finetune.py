@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_augments_as_the_checkpoint_was_trained(pruned: nn.Module, shapes: str, 
         used.append(yaml.safe_load((tmp_path / name / "args.yaml").read_text()))
     assert [used[0][k] for k in ("fliplr", "scale", "box", "mixup", "epochs")] == [0.0, 0.25, 3.0, 0.0, 1]
     assert [used[1][k] for k in ("fliplr", "scale", "box")] == [0.5, 0.5, 7.5]
+
+
+def test_a_short_one_with_a_teacher_sees_images_as_they_are_judged(
+    pruned: nn.Module, shapes: str, tmp_path: Path
+) -> None:
+    """Not cropped, stretched or recoloured, only mirrored where the checkpoint was trained so; a long one is."""
+    pruned.args = {"fliplr": 0.25, "scale": 0.3, "mixup": 0.1, "hsv_s": 0.7}  # type: ignore[assignment]
+    teacher, names = fresh_yolov8n(), ("fliplr", "scale", "mixup", "hsv_s", "translate")
+    settings = FinetuneSettings(epochs=1, imgsz=96, batch=4, distill=True)
+    finetune(pruned, shapes, settings, tmp_path / "short", teacher=teacher)
+    used = yaml.safe_load((tmp_path / "short" / "args.yaml").read_text())
+    assert [used[name] for name in names] == [0.25, 0.0, 0.0, 0.0, 0.0]
+    long = replace(settings, epochs=10)
+    finetune(pruned, shapes, long, tmp_path / "long", teacher=teacher, on_epoch=lambda epoch, _: True)
+    used = yaml.safe_load((tmp_path / "long" / "args.yaml").read_text())
+    assert [used[name] for name in names] == [0.25, 0.3, 0.1, 0.7, 0.1]
 
 
 def test_same_seed_same_course(pruned: nn.Module, shapes: str, tmp_path: Path) -> None:

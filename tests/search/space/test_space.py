@@ -165,7 +165,7 @@ def test_a_warm_start_shares_the_cut_between_size_and_widths() -> None:
         works.append(area * (1 - plan.ratios.get("model.0.c0", 0.0)))
     wanted = [1 - (4 * part + 3) / 40 for part in range(8)]  # the middles of eight equal parts
     assert sorted(works, reverse=True) == pytest.approx(wanted, abs=0.02)
-    assert {plan.imgsz for plan in path} == {None, 288, 256, 224}
+    assert {plan.imgsz for plan in path} == {None, 288, 256, 224, 192}
     at_half = min(path, key=lambda plan: abs(((plan.imgsz or 320) / 320) ** 2 * (1 - plan.ratios["model.0.c0"]) - 0.5))
     assert at_half.imgsz == 256
     assert at_half.ratios["model.0.c0"] == pytest.approx(0.18, abs=0.02)
