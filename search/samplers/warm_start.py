@@ -9,7 +9,7 @@ before any epoch: 0.601 mAP50-95 where the uniform plan has 0.573 (unpruned 0.61
 
 Where the input's size may be chosen, the cut is shared between it and the widths. On VOC (yolov8n at 320 px, unpruned
 0.540, refitted, no gradient step) half of the multiply-adds give 0.423 by widths alone, 0.457 at 288 px, 0.495 at 256
-px and 0.472 by the size alone; a third gives 0.295, 0.361, 0.414, 0.434 at 224 px and 0.428. So the size takes more.
+px and 0.472 by the size alone; a third gives 0.295, 0.361, 0.414, 0.434 at 224 px and 0.428. So the size takes most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIGHTEST, HEAVIEST = 0.1, 0.6
 # with 5 uniform plans, 0.68 and 0.80 with 11.
 MOST_STEPS, MOST_SENSIBLE = 5, 8
 UNIFORM_FROM = 12  # trials
-SIZE_SHARE = 0.67  # of the logarithm of the work that is left; the widths take the rest
+SIZE_SHARE = 0.8  # of the logarithm of the work that is left; the widths take the rest
 UNIFORM, SENSITIVITY = "ladder", "sensitivity"
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def ladder_plans(space: Space, trials: int) -> list[Levels]:
 
 
 def _shared(space: Space, rows: Sequence[Mapping[str, Any]], work: float) -> Plan:
-    """A plan that leaves the share ``work`` of the multiply-adds: a smaller input takes two thirds of the cut, as far
+    """A plan that leaves the share ``work`` of the multiply-adds: a smaller input takes most of the cut, as far
     as the space has one, the widths of the row of nearest ``keep`` the rest."""
     sizes = space.image_sizes or (1,)
     areas = [(size / sizes[0]) ** 2 for size in sizes]
