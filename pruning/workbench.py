@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
-from paretoprune.pruning.data.calibration import Calibration, augmented_images, load_calibration, shortcomings
+from paretoprune.pruning.data.calibration import (
+    AUGMENTATIONS,
+    FLIPS,
+    Calibration,
+    TrainingImages,
+    load_calibration,
+    shortcomings,
+)
 from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.branches import Branches, find_branches, name_after
@@ -31,7 +38,6 @@ from paretoprune.pruning.surgery.equivalence import EquivalenceCheck
 from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
 from paretoprune.pruning.training.distillation import distil
-from paretoprune.pruning.training.single_device import inherited_arguments
 from paretoprune.pruning.training.teacher import check_teacher
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model
@@ -39,6 +45,7 @@ from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy
 
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
+_HELD_OUT = 8  # one calibration image in so many is not learned from
 _SCORED = 128  # images that a criterion looks at, and the refits between two looks; the time grows with them
 
 
@@ -121,6 +128,18 @@ class Workbench:
         return self.calibration.spread(_SCORED)
 
     @cached_property
+    def augmented(self) -> TrainingImages:
+        """The training images as augmentation changes them."""
+        if self._first is not None and self._first.imgsz == self.imgsz:
+            return self._first.augmented
+        return self._training_images()
+
+    def _training_images(self, changes: Sequence[str] = AUGMENTATIONS) -> TrainingImages:
+        if self.data is None:
+            raise PruningError("training images are needed, but no dataset was given; pass --data DATA.")
+        return TrainingImages(self.data, self.model, self.imgsz, changes)
+
+    @cached_property
     def class_weights(self) -> torch.Tensor | None:
         """What an error of each class counts, shape (classes,); None: all alike (`output_distribution`)."""
         if self._first is not None:
@@ -201,12 +220,11 @@ class Workbench:
         """
         if self._first is not None and self._first.imgsz == self.imgsz:
             return self._first.images
-        plain = self.calibration.images
-        missing = range(len(plain), self.calibration_images)
-        if missing and self.data is not None:
+        plain, asked = self.calibration.images, self.calibration_images
+        if len(plain) < asked and self.data is not None:
             with self.turn:
-                more = augmented_images(self.data, self.model, self.imgsz, missing, self.seed)
-            plain = torch.cat([plain, more])
+                more = (number % len(plain) for number in range(asked - len(plain)))
+                plain = torch.cat([plain, self.augmented.take(more, self.seed)])
         return images_that_fit(self.model, plain, self.refit_settings.memory_gb)
 
     @cached_property
@@ -299,9 +317,15 @@ class Workbench:
             if "bn" in how:
                 recalibrate_batch_norm(pruned, self.images, pause=pause)
             if "distill" in how:
-                flips = float(inherited_arguments(self.model).get("fliplr", 0.5))
                 teacher = plain_copy(self.model).to(self.device).eval()
-                distil(pruned, teacher, self.images, flips, self.seed, pause=pause, report=report)
+                seen = self.calibration
+                held_out, taken = seen.images[::_HELD_OUT], set(seen.numbers[::_HELD_OUT])
+                mirrored = self._training_images(FLIPS)  # as of a short fine-tuning, see `training.single_device`
+                numbers = [number for number in range(mirrored.count) if number not in taken]
+                distil(
+                    pruned, teacher, mirrored.take, numbers, held_out, self.class_weights, self.seed,
+                    pause=pause, report=report,
+                )  # fmt: skip
             pruned.to(home)
 
     def on(self, checkpoint: str) -> Workbench:

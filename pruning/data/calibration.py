@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state,
 
 FEW_IMAGES = 16  # what a tenth of all images show, fewer show with a chance of less than 4 in 5: 1 - 0.9^16 = 0.81
 SEEN = 0.25  # class probability from which on Ultralytics' predict shows an object
-SPACING = 8  # see `augmented_images`
-_AUGMENTATIONS = tuple("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr".split())
+AUGMENTATIONS = tuple("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr bgr".split())
+FLIPS = ("flipud", "fliplr")
 _UNSEEN = 0.1  # where the highest of an image is lower on average, hardly any image shows an object
 _LOOKED_AT = 32  # images
 
@@ -44,10 +44,12 @@ class Calibration:
 
     Attributes:
         batch: an Ultralytics training batch; `batch["img"]` is float32 in [0, 1], shape (images, 3, imgsz, imgsz).
+        numbers: of the images among the training images.
         pause: called between two parts of long work on the images; whoever shares the device may be let in there.
     """
 
     batch: dict[str, Any]
+    numbers: tuple[int, ...] = ()
     pause: Callable[[], None] = nothing
 
     @property
@@ -68,7 +70,7 @@ class Calibration:
                 batch[key] = number[value[mine].long()].to(value.dtype) if key == "batch_idx" else value[mine]
             elif isinstance(value, torch.Tensor) and len(value) == len(self.images):
                 batch[key] = value[chosen]
-        return Calibration(batch, self.pause)
+        return Calibration(batch, tuple(self.numbers[int(k)] for k in chosen) if self.numbers else (), self.pause)
 
     def chunks(self, size: int) -> Iterator[dict[str, Any]]:
         """The same batch in pieces of at most `size` images, labels renumbered."""
@@ -103,15 +105,15 @@ def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int 
         _reshape(dataset, imgsz)
     if len(dataset) == 0:
         raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
-    picks = np.random.default_rng(seed).permutation(len(dataset))[:images]
+    picks = tuple(sorted(np.random.default_rng(seed).permutation(len(dataset))[:images].tolist()))
     with contextlib.redirect_stdout(None):
-        samples = [dataset[int(i)] for i in sorted(picks)]
+        samples = [dataset[number] for number in picks]
     if kind_of(model) == "classify":  # its transforms give floats in [0, 1], and a class an image
         labels = torch.tensor([sample["cls"] for sample in samples])
-        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels})
+        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels}, picks)
     batch = dict(dataset.collate_fn(samples))
     batch["img"] = batch["img"].float() / 255
-    return Calibration(batch)
+    return Calibration(batch, picks)
 
 
 def _reshape(dataset: Any, size: tuple[int, int]) -> None:
@@ -164,29 +166,41 @@ def _class_probabilities(calibration: Calibration, model: nn.Module) -> torch.Te
     return torch.cat(found)
 
 
-def augmented_images(data: str, model: nn.Module, imgsz: ImageSize, images: range, seed: int = 0) -> torch.Tensor:
-    """Training images as augmentation changes them, float32, shape (images, channels, height, width).
+class TrainingImages:
+    """Training images as the training of a network would see them, made when they are asked for; never joined of
+    several.
 
-    Moved, scaled, mirrored and coloured as in the training of `model`, where its checkpoint says how, else by
-    Ultralytics' defaults; never joined of several. Number k of the numbers `images` is made of a training image whose
-    own number is k modulo `SPACING`, so that of one that is held out by its number no copy is learned.
+    Attributes:
+        count: how many there are.
     """
-    known = getattr(model, "args", None) or {}
-    known = known if isinstance(known, dict) else vars(known)
-    changes = {name: known[name] for name in _AUGMENTATIONS if known.get(name) is not None}
-    with quiet_ultralytics(), preserved_random_state(), contextlib.redirect_stdout(None):
-        dataset = _dataset(data, model, imgsz, changes)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the state that Ultralytics draws from
-        torch.manual_seed(seed)
-        stride = SPACING if len(dataset) >= SPACING else 1
-        sources = [k % stride + stride * (k // stride % (len(dataset) // stride)) for k in images]
-        found = torch.stack([torch.as_tensor(dataset[source]["img"]) for source in sources])
-    # Augmentation works on squares, as a training does; of a rectangle it is their middle
-    height, width = height_width(imgsz)
-    top, left = (found.shape[2] - height) // 2, (found.shape[3] - width) // 2
-    found = found[:, :, top : top + height, left : left + width]
-    return found if found.is_floating_point() else found.float() / 255
+
+    def __init__(self, data: str, model: nn.Module, imgsz: ImageSize, changes: Sequence[str] = AUGMENTATIONS) -> None:
+        """`changes`: Ultralytics' names of augmentations, as strong as in the training of `model` where its checkpoint
+        says how, else by Ultralytics' defaults; others are off."""
+        known = getattr(model, "args", None) or {}
+        known = known if isinstance(known, dict) else vars(known)
+        off = {name: 0.0 for name in AUGMENTATIONS if name not in changes}
+        strengths = {name: known[name] for name in changes if known.get(name) is not None}
+        with quiet_ultralytics():
+            self._dataset = _dataset(data, model, imgsz, {**off, **strengths})
+        self._shape = height_width(imgsz)
+        self.count = len(self._dataset)
+
+    def take(self, numbers: Iterable[int], seed: int) -> torch.Tensor:
+        """Those of these numbers below `count`, float32, shape (numbers, channels, height, width).
+
+        Equal seeds give equal images; the caller's own random numbers go on.
+        """
+        with quiet_ultralytics(), preserved_random_state(cuda=False), contextlib.redirect_stdout(None):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - the state that Ultralytics draws from
+            torch.manual_seed(seed)
+            found = torch.stack([torch.as_tensor(self._dataset[number]["img"]) for number in numbers])
+        # Augmentation works on squares, as a training does; of a rectangle it is their middle
+        height, width = self._shape
+        top, left = (found.shape[2] - height) // 2, (found.shape[3] - width) // 2
+        found = found[:, :, top : top + height, left : left + width]
+        return found if found.is_floating_point() else found.float() / 255
 
 
 def _dataset(data: str, model: nn.Module, imgsz: ImageSize, changes: Mapping[str, Any] | None = None) -> Any:

@@ -1,18 +1,17 @@
-"""Distillation without labels: a recovered network learns the unpruned one's outputs on the calibration images.
+"""Distillation without labels: a recovered network learns the unpruned one's outputs on training images.
 
-A few of the images are held out. What the steps made is kept only where it is nearer to the unpruned network on these
-than every earlier state, the start included, so that images too few to learn from do no harm.
+A few of the calibration images are held out. What the steps made is kept only where it is nearer to the unpruned
+network on these than every earlier state, the start included, so that images too few to learn from do no harm.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from paretoprune.pruning.data.calibration import SPACING
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.training.schedule import rate_factor, taught_rate
 from paretoprune.pruning.training.teacher import TaughtModel
@@ -27,8 +26,10 @@ _LOOKS = 6  # at the held-out images
 def distil(
     student: nn.Module,
     teacher: nn.Module,
-    images: torch.Tensor,
-    flips: float = 0.5,
+    take: Callable[[Sequence[int], int], torch.Tensor],
+    numbers: Sequence[int],
+    held_out: torch.Tensor,
+    classes: torch.Tensor | None = None,
     seed: int = 0,
     steps: int = STEPS,
     pause: Callable[[], None] = nothing,
@@ -36,12 +37,14 @@ def distil(
 ) -> tuple[float, float]:
     """Train `student`, in place, towards the outputs of `teacher`: the divergence on held-out images before and after.
 
-    AdamW at the rate of a trial's fine-tuning (`finetune_schedule.taught_rate`), batch norms' statistics as they are.
+    AdamW at the rate of a trial's fine-tuning (`schedule.taught_rate`), batch norms' statistics as they are.
 
     Args:
         student, teacher: eval mode, on the device to compute on; the teacher is not changed.
-        images: (N, C, H, W), float32; at least two, or there is nothing to hold out and nothing is done.
-        flips: share of the images that are mirrored, as in the training of the teacher.
+        take: the images of these numbers, (N, C, H, W), float32; its second argument seeds what is random in them.
+        numbers: of the images to learn from; without any nothing is done.
+        held_out: (N, C, H, W), float32, of none of the `numbers`.
+        classes: what each class counts (`output_distribution.class_weights`).
         steps: at most; no more than ten passes over the images take.
         pause: called between two steps, where others may use the device.
 
@@ -49,26 +52,22 @@ def distil(
         Nats per image; the second is never larger than the first.
     """
     device = next(student.parameters()).device
-    order = torch.arange(len(images))
-    held, seen = images[order % SPACING == 0], images[order % SPACING != 0]
-    taught = TaughtModel(copy.deepcopy(teacher), student)
-    before = best = _mean_divergence(taught, held, device)
-    if not len(seen) or best == 0:
+    taught = TaughtModel(copy.deepcopy(teacher), student, classes)
+    before = best = _mean_divergence(taught, held_out, device)
+    if not len(numbers) or best == 0:
         return before, best
-    steps = min(steps, _PASSES * -(-len(seen) // _BATCH))
+    steps = min(steps, _PASSES * -(-len(numbers) // _BATCH))
     kept, draws = copy.deepcopy(student.state_dict()), torch.Generator().manual_seed(seed)
     trained = [p.requires_grad_(p.is_floating_point() and "dfl" not in name) for name, p in student.named_parameters()]
-    rate, queue = 0.0, torch.zeros(0, dtype=torch.long)
+    rate, queue = 0.0, list[int]()
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=0.0)
     mixed = training_precision(student, str(device), True) == "bf16"
     for step in range(steps):
         pause()
-        if len(queue) < min(_BATCH, len(seen)):
-            queue = torch.cat([queue, torch.randperm(len(seen), generator=draws)])
+        if len(queue) < min(_BATCH, len(numbers)):
+            queue += torch.randperm(len(numbers), generator=draws).tolist()
         chosen, queue = queue[:_BATCH], queue[_BATCH:]
-        batch = seen[chosen].to(device)
-        mirrored = (torch.rand(len(batch), generator=draws) < flips).to(device)
-        batch[mirrored] = batch[mirrored].flip(3)
+        batch = take([numbers[k] for k in chosen], seed + 1 + step).to(device)
         with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             torch.manual_seed(seed + step)  # of the masks that are looked at
             if not step:
@@ -82,7 +81,7 @@ def distil(
         loss.backward()
         optimizer.step()
         if (step + 1) % max(1, steps // _LOOKS) == 0 or step + 1 == steps:
-            now = _mean_divergence(taught, held, device)
+            now = _mean_divergence(taught, held_out, device)
             report(f"step {step + 1} of {steps}: {now:.3g} nats from the unpruned network on held-out images")
             if now < best:
                 best, kept = now, copy.deepcopy(student.state_dict())

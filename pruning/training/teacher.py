@@ -25,8 +25,10 @@ class TaughtModel(nn.Module):
     gradient exactly zero. By a batch's own statistics outputs would differ, and the student would learn to undo that.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module, classes: torch.Tensor | None = None) -> None:
+        """`classes`: what each class counts (`output_distribution.class_weights`), shape (classes,)."""
         super().__init__()
+        self._classes = classes
         self.module = student
         self._images = torch.empty(0)
         self.stride = student.stride  # asked for without unwrapping
@@ -48,7 +50,7 @@ class TaughtModel(nn.Module):
         with torch.no_grad():
             told = raw_outputs(teacher, images)
         said = raw_outputs(self.module, images, told)
-        return output_divergence(_head(teacher), told, said, drawn) / len(images)
+        return output_divergence(_head(teacher), told, said, drawn, self._classes) / len(images)
 
     def longest_step(self) -> float:
         """How far every weight can go by its gradient's sign, as Adam's first step does, before images get worse by it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,12 @@ def damaged(teacher: nn.Module, by: float) -> nn.Module:
     return student
 
 
+def learn(student: nn.Module, teacher: nn.Module, images: torch.Tensor, **given: Any) -> tuple[float, float]:
+    """From all but each eighth, which are held out."""
+    numbers = [k for k in range(len(images)) if k % 8]
+    return distil(student, teacher, lambda chosen, seed: images[list(chosen)], numbers, images[::8], **given)
+
+
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
@@ -43,7 +51,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_a_damaged_network_comes_nearer(teacher: nn.Module, images: torch.Tensor) -> None:
     student, before_teacher = damaged(teacher, 0.1), copy.deepcopy(teacher)
     start, lines = copy.deepcopy(student), list[str]()
-    before, after = distil(student, teacher, images, steps=12, report=lines.append)
+    before, after = learn(student, teacher, images, steps=12, report=lines.append)
     assert after < 0.9 * before
     assert not same(student, start)
     assert same(teacher, before_teacher)
@@ -52,13 +60,13 @@ def test_a_damaged_network_comes_nearer(teacher: nn.Module, images: torch.Tensor
     assert all(torch.equal(x.running_mean, y.running_mean) for x, y in zip(norms, kept, strict=True))
     assert "step 12 of 12" in lines[-1]
     again = damaged(teacher, 0.1)
-    assert distil(again, teacher, images, steps=12) == (before, after)
+    assert learn(again, teacher, images, steps=12) == (before, after)
     assert same(again, student)
 
 
 def test_the_teacher_itself_stays(teacher: nn.Module, images: torch.Tensor) -> None:
     student = copy.deepcopy(teacher)
-    assert distil(student, teacher, images, steps=3) == (0.0, 0.0)
+    assert learn(student, teacher, images, steps=3) == (0.0, 0.0)
     assert same(student, teacher)
 
 
@@ -66,7 +74,7 @@ def test_what_does_harm_is_not_kept(teacher: nn.Module, images: torch.Tensor, mo
     student = damaged(teacher, 0.01)
     start = copy.deepcopy(student)
     monkeypatch.setattr("paretoprune.pruning.training.distillation.taught_rate", lambda step: 0.3)
-    before, after = distil(student, teacher, images, steps=4)
+    before, after = learn(student, teacher, images, steps=4)
     assert after == before
     assert same(student, start)
 
@@ -74,9 +82,26 @@ def test_what_does_harm_is_not_kept(teacher: nn.Module, images: torch.Tensor, mo
 def test_a_single_image_is_held_out_and_nothing_is_learned(teacher: nn.Module, images: torch.Tensor) -> None:
     student = damaged(teacher, 0.1)
     start = copy.deepcopy(student)
-    before, after = distil(student, teacher, images[:1])
+    before, after = learn(student, teacher, images[:1])
     assert before == after > 0
     assert same(student, start)
+
+
+def test_the_images_are_drawn_with_a_seed_of_each_step_and_none_that_is_held_out(
+    teacher: nn.Module, images: torch.Tensor
+) -> None:
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def take(numbers: Sequence[int], seed: int) -> torch.Tensor:
+        asked.append((tuple(numbers), seed))
+        return images[list(numbers)]
+
+    distil(damaged(teacher, 0.1), teacher, take, range(4, 24), images[:4], steps=5)
+    assert [len(numbers) for numbers, _ in asked] == [16] * 5
+    assert len({seed for _, seed in asked}) == 5
+    drawn = [number for numbers, _ in asked for number in numbers]
+    assert set(drawn) == set(range(4, 24))
+    assert max(drawn.count(number) for number in set(drawn)) == 4  # 80 of 20: each as often
 
 
 def test_a_head_whose_outputs_are_unknown_is_one_line(teacher: nn.Module) -> None:
