@@ -51,6 +51,7 @@ class GroupJob:
     teacher: nn.Module | None
     start_metrics: dict[str, float]
     remedies: Remedies
+    classes: torch.Tensor | None = None
 
 
 def split_devices(device: str) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ def finetune_on_group(
     teacher: nn.Module | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     start_metrics: Mapping[str, float] | None = None,
+    classes: torch.Tensor | None = None,
 ) -> FinetuneResult:
     """As `pruning.training.finetune.finetune`, by one process per device of `device`; `settings.batch` is divided among
     them.
@@ -105,6 +107,7 @@ def finetune_on_group(
         None if teacher is None or not settings.distill else plain_copy(teacher),
         dict(start_metrics or {}),
         saved_remedies(model, data, settings, Path(save_dir)),
+        classes,
     )
     heard = Listener(on_epoch)  # a further attempt tells of the earlier epochs again
     while True:

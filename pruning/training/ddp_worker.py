@@ -130,6 +130,7 @@ def main(folder: Path, descriptor: int) -> None:
         teacher=job.teacher,
         on_epoch=partial(_report, Connection(descriptor)) if rank == 0 else None,
         start_metrics=job.start_metrics,
+        classes=job.classes,
         also=(type("OneOfSeveral", (OneOfSeveral,), {"meeting": str(folder / MEETING)}),),
         log=f"train.rank{rank}.log" if rank else "train.log",
         remedies=job.remedies,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
@@ -29,6 +30,7 @@ def finetune(
     teacher: nn.Module | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     start_metrics: Mapping[str, float] | None = None,
+    classes: torch.Tensor | None = None,
 ) -> FinetuneResult:
     """Train a copy of `model` (its widths stay as they are) on `data` and return the best network of all epochs.
 
@@ -44,6 +46,8 @@ def finetune(
     half the batch (gradients of two halves are added), where the loss becomes NaN or infinite, with a lower learning
     rate; each once.
 
+    `classes`: what each class counts where a teacher is learned from (`output_distribution.class_weights`).
+
     Several devices, as in `cuda:0,cuda:1`, train together, a process each (see `pruning.training.ddp`).
 
     Raises PruningError for unusable data, and `settings.distill` without a `teacher`; NonFiniteError for a loss or
@@ -51,7 +55,7 @@ def finetune(
     """
     _check(model, data, settings, device, teacher)
     train = finetune_on_group if "," in str(device) else train_here
-    return train(model, data, settings, Path(save_dir), device, gate, teacher, on_epoch, start_metrics)
+    return train(model, data, settings, Path(save_dir), device, gate, teacher, on_epoch, start_metrics, classes)
 
 
 def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str, teacher: nn.Module | None) -> None:

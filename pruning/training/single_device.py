@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
@@ -36,6 +37,7 @@ def train_here(
     teacher: nn.Module | None = None,
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     start_metrics: Mapping[str, float] | None = None,
+    classes: torch.Tensor | None = None,
     also: tuple[type[Any], ...] = (),
     log: str = "train.log",
     remedies: Remedies | None = None,
@@ -53,7 +55,7 @@ def train_here(
 
         state = StateFile(save_dir, _identity(model, data, settings))
         known = dict(start_metrics) if start_metrics else {}
-        job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, heard, known)
+        job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, classes, heard, known)
         job.mixed = training_precision(model, device, settings.amp) == "bf16"
         job.remedies = remedies or saved_remedies(model, data, settings, save_dir)
         while (further := _attempt(job, data, settings, save_dir, device, also)) is not None:

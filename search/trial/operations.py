@@ -408,6 +408,7 @@ class PruningTools:
             device=device or self.device,
             gate=self._gate,
             teacher=self._bench.model if section.distill else None,
+            classes=self._bench.class_weights if section.distill else None,
             on_epoch=on_epoch,
             start_metrics=start,
         )

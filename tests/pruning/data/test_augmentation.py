@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from paretoprune.pruning.data.calibration import AugmentedImages, load_calibration
+from paretoprune.pruning.data.calibration import TrainingImages, load_calibration
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.masking import build
@@ -37,18 +37,18 @@ def test_the_training_arguments_of_the_model_hold(data: Path, yaml: str) -> None
     """Nothing changed, they are the calibration images of these numbers; mirrored always, they are mirrored."""
     same, mirrored = (trained_with({**NONE, "fliplr": chance}, yaml) for chance in (0.0, 1.0))
     plain = load_calibration(str(data), same, 96, 10)
-    source = AugmentedImages(str(data), same, 96)
+    source = TrainingImages(str(data), same, 96)
     assert source.count == 18
     assert len(set(plain.numbers)) == 10
     assert torch.allclose(source.take(plain.numbers, 0), plain.images, atol=1 / 255)
     half = plain.spread(5)
     assert torch.allclose(source.take(half.numbers, 1), half.images, atol=1 / 255)
-    turned = AugmentedImages(str(data), mirrored, 96).take(plain.numbers, 0)
+    turned = TrainingImages(str(data), mirrored, 96).take(plain.numbers, 0)
     assert torch.allclose(turned, plain.images.flip(3), atol=1 / 255)
 
 
 def test_equal_seeds_give_equal_images_and_the_callers_random_numbers_go_on(data: Path) -> None:
-    source = AugmentedImages(str(data), trained_with({}), 64)
+    source = TrainingImages(str(data), trained_with({}), 64)
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002 - the state that Ultralytics draws from
     torch.manual_seed(1)
@@ -68,13 +68,13 @@ def test_equal_seeds_give_equal_images_and_the_callers_random_numbers_go_on(data
 @pytest.mark.parametrize("yaml", ["yolov8n-seg", "yolo11n-obb"])
 def test_other_tasks_have_them_too(tmp_path: Path, yaml: str) -> None:
     data = shapes_dataset(tmp_path / "shapes", train=3, size=96, polygons=True)
-    assert AugmentedImages(str(data), trained_with({}, yaml), 64).take([0, 2], 0).shape == (2, 3, 64, 64)
+    assert TrainingImages(str(data), trained_with({}, yaml), 64).take([0, 2], 0).shape == (2, 3, 64, 64)
 
 
 def test_a_classifiers_images_are_of_its_classes(tmp_path: Path) -> None:
     data = colours_dataset(tmp_path / "colours", train=4)
     model: Any = trained_with({**NONE, "scale": 0.0}, "yolov8n-cls")
-    found = AugmentedImages(str(data), model, 32).take(range(8), 0)
+    found = TrainingImages(str(data), model, 32).take(range(8), 0)
     assert found.shape == (8, 3, 32, 32)
     assert 0 <= float(found.min()) < float(found.max()) <= 1
 

@@ -76,6 +76,24 @@ def test_a_network_comes_closer_to_its_teacher(shapes: str, tmp_path: Path) -> N
     assert all(torch.equal(weights(taught)[name], before[name]) for name in frozen)
 
 
+def test_a_class_that_counts_nothing_is_not_learned(shapes: str, tmp_path: Path) -> None:
+    """The one class whose scores are off counts 0, so there is nothing to learn at all."""
+    teacher: Any = tiny_model()
+    start: Any = plain_copy(teacher)
+    with torch.no_grad():
+        for branch in start.model[-1].cv3:
+            branch[-1].bias[1] += 0.5
+    classes = torch.ones(len(teacher.names))
+    settings = FinetuneSettings(imgsz=64, batch=4, epochs=1, lr=0.01, distill=True)
+    moved = {}
+    for name, counts in (("alike", classes), ("not", classes.scatter(0, torch.tensor([1]), 0.0))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("paretoprune.pruning.training.trainer.Job.consider", _keep_all)
+            found = finetune(start, shapes, settings, tmp_path / name, teacher=teacher, classes=counts)
+        moved[name] = not same_weights(weights(found.model), weights(start))
+    assert moved == {"alike": True, "not": False}
+
+
 @pytest.mark.parametrize(
     "name", ["yolov8n", "yolo26n", "yolov8n-seg", "yolov8n-pose", "yolo26n-obb", "yolov8n-cls", "rtdetr-l"]
 )
