@@ -319,9 +319,9 @@ class Workbench:
             if "distill" in how:
                 teacher = plain_copy(self.model).to(self.device).eval()
                 seen = self.calibration
-                held_out, taken = seen.images[::_HELD_OUT], set(seen.numbers[::_HELD_OUT])
+                held_out, taken = seen.images[::_HELD_OUT], set(seen.files[::_HELD_OUT])
                 mirrored = self._training_images(FLIPS)  # as of a short fine-tuning, see `training.single_device`
-                numbers = [number for number in range(mirrored.count) if number not in taken]
+                numbers = [number for number, file in enumerate(mirrored.files) if file not in taken]
                 distil(
                     pruned, teacher, mirrored.take, numbers, held_out, self.class_weights, self.seed,
                     pause=pause, report=report,

@@ -11,6 +11,7 @@ FREE_MOVES: Final = "free_moves.json"
 TRIALS: Final = "trials.jsonl"
 STUDY: Final = "study.journal"
 SESSION: Final = "session.json"
+SAMPLE: Final = "sample.json.gz"
 # Of a trial.
 REQUEST: Final = "request.json"
 RECORD: Final = "record.json"

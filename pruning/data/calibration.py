@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch import nn
 
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import read_dataset
+from paretoprune.pruning.data.sampling import lay_out, training_images
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
@@ -44,12 +48,12 @@ class Calibration:
 
     Attributes:
         batch: an Ultralytics training batch; `batch["img"]` is float32 in [0, 1], shape (images, 3, imgsz, imgsz).
-        numbers: of the images among the training images.
+        files: paths of the images, links resolved.
         pause: called between two parts of long work on the images; whoever shares the device may be let in there.
     """
 
     batch: dict[str, Any]
-    numbers: tuple[int, ...] = ()
+    files: tuple[str, ...] = ()
     pause: Callable[[], None] = nothing
 
     @property
@@ -70,7 +74,7 @@ class Calibration:
                 batch[key] = number[value[mine].long()].to(value.dtype) if key == "batch_idx" else value[mine]
             elif isinstance(value, torch.Tensor) and len(value) == len(self.images):
                 batch[key] = value[chosen]
-        return Calibration(batch, tuple(self.numbers[int(k)] for k in chosen) if self.numbers else (), self.pause)
+        return Calibration(batch, tuple(self.files[int(k)] for k in chosen) if self.files else (), self.pause)
 
     def chunks(self, size: int) -> Iterator[dict[str, Any]]:
         """The same batch in pieces of at most `size` images, labels renumbered."""
@@ -99,21 +103,42 @@ def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int 
     Raises:
         PruningError: the dataset cannot be read, or its training split holds no usable image.
     """
-    with quiet_ultralytics():
-        dataset = _dataset(data, model, max(height_width(imgsz)))
-    if not isinstance(imgsz, int):
-        _reshape(dataset, imgsz)
-    if len(dataset) == 0:
-        raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.")
-    picks = tuple(sorted(np.random.default_rng(seed).permutation(len(dataset))[:images].tolist()))
-    with contextlib.redirect_stdout(None):
+    with quiet_ultralytics(), contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as scratch:
+        dataset = _drawn(data, model, max(height_width(imgsz)), images, seed, Path(scratch))
+        if not isinstance(imgsz, int):
+            _reshape(dataset, imgsz)
+        picks = sorted(np.random.default_rng(seed).permutation(len(dataset))[:images].tolist())
         samples = [dataset[number] for number in picks]
+        paths = _files(dataset)
+        files = tuple(paths[number] for number in picks)
     if kind_of(model) == "classify":  # its transforms give floats in [0, 1], and a class an image
         labels = torch.tensor([sample["cls"] for sample in samples])
-        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels}, picks)
+        return Calibration({"img": torch.stack([sample["img"] for sample in samples]), "cls": labels}, files)
     batch = dict(dataset.collate_fn(samples))
     batch["img"] = batch["img"].float() / 255
-    return Calibration(batch, picks)
+    return Calibration(batch, files)
+
+
+def _drawn(data: str, model: nn.Module, side: int, count: int, seed: int, scratch: Path) -> Any:
+    """Training images as `_dataset` has them, no more than `count` where there are no corrupt ones among those drawn.
+
+    Ultralytics would read the labels of all images, and open each, before it gives one.
+    """
+    task = task_of(model)
+    place = dataset_file(data, task)
+    images = training_images(place, task)
+    order, tried = np.random.default_rng(seed).permutation(len(images)), count
+    while tried < len(images):
+        lay_out(place, task, {"train": [images[i] for i in sorted(order[:tried])]}, scratch / str(tried))
+        with contextlib.suppress(RuntimeError):  # none of them can be read
+            found = _dataset(str(scratch / str(tried)), model, side)
+            if len(found) >= count:
+                return found
+        tried *= 2
+    try:
+        return _dataset(data, model, side)
+    except RuntimeError as error:
+        raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.") from error
 
 
 def _reshape(dataset: Any, size: tuple[int, int]) -> None:
@@ -171,6 +196,7 @@ class TrainingImages:
     several.
 
     Attributes:
+        files: their paths, links resolved, by number.
         count: how many there are.
     """
 
@@ -184,6 +210,7 @@ class TrainingImages:
         with quiet_ultralytics():
             self._dataset = _dataset(data, model, imgsz, {**off, **strengths})
         self._shape = height_width(imgsz)
+        self.files = _files(self._dataset)
         self.count = len(self._dataset)
 
     def take(self, numbers: Iterable[int], seed: int) -> torch.Tensor:
@@ -201,6 +228,19 @@ class TrainingImages:
         top, left = (found.shape[2] - height) // 2, (found.shape[3] - width) // 2
         found = found[:, :, top : top + height, left : left + width]
         return found if found.is_floating_point() else found.float() / 255
+
+
+def _files(dataset: Any) -> list[str]:
+    """The images' paths, links resolved: a sample of a classifier's images is made of links."""
+    paths = [sample[0] for sample in dataset.samples] if hasattr(dataset, "samples") else dataset.im_files
+    return [os.path.realpath(path) for path in paths]
+
+
+def read_training_labels(data: str, model: nn.Module) -> None:
+    """Have Ultralytics read the labels of all training images, and look at these, so that the next training finds them
+    in its cache."""
+    with quiet_ultralytics(), contextlib.redirect_stdout(None):
+        _dataset(data, model, 64)
 
 
 def _dataset(data: str, model: nn.Module, imgsz: ImageSize, changes: Mapping[str, Any] | None = None) -> Any:

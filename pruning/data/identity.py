@@ -50,9 +50,12 @@ class DatasetIdentity(BaseModel):
 Rows = dict[str, list[Row]]
 """Of every split its images' rows, sorted."""
 
+Classes = dict[str, list[tuple[str, ...]]]
+"""Of every split the classes of each row's image, as the dataset writes them: a label's number, a folder's name."""
 
-def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows]:
-    """The identity of the dataset `data` for a model of `task`, and the rows behind it.
+
+def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows, Classes]:
+    """The identity of the dataset `data` for a model of `task`, the rows behind it, and the classes of each row.
 
     Reads every label file and asks for every image's size. Raises PruningError for a dataset that cannot be read.
     """
@@ -61,13 +64,15 @@ def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows]:
     from paretoprune.pruning.data.reading import SPLITS, image_paths, label_paths, read_dataset
 
     rows: Rows = {}
+    kinds: Classes = {}
     place = dataset_file(data, task)
     if task == "classify":
         classes, about = class_folders.classes_of(place / "train"), {}
         folders = {"train": place / "train", "val": class_folders.validation_folder(place), "test": place / "test"}
         for split, folder in folders.items():
             if folder is not None and folder.is_dir():
-                rows[split] = _rows([str(path) for path in class_folders.images_by_class(folder)], (), str(folder))
+                images = [str(path) for path in class_folders.images_by_class(folder)]
+                rows[split], kinds[split] = _rows(images, (), str(folder))
     else:
         content = read_dataset(place)
         classes = [content["names"][number] for number in sorted(content["names"])]
@@ -75,19 +80,33 @@ def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows]:
         for split in SPLITS:
             images = image_paths(content.get(split))
             if images:
-                rows[split] = _rows(images, label_paths(images))
+                rows[split], kinds[split] = _rows(images, label_paths(images))
     splits = {split: SplitIdentity(images=len(found), digest=_digest(found)) for split, found in rows.items()}
-    return DatasetIdentity(classes=classes, about=about, splits=splits), rows
+    return DatasetIdentity(classes=classes, about=about, splits=splits), rows, kinds
 
 
-def _rows(images: Sequence[str], labels: Sequence[str], root: str | None = None) -> list[Row]:
+def names_of(images: Sequence[str], root: str | None = None) -> list[str]:
+    """Each image's path below `root`, or below the folder that all of them share."""
     images = [os.path.abspath(image) for image in images]  # noqa: PTH100  not resolved: links are part of the dataset
-    root = root or os.path.commonpath([os.path.dirname(image) for image in images] or ["/"])  # noqa: PTH120
+    # Seldom more than a few folders, and a common path of 100,000 takes a second
+    root = os.path.abspath(root) if root else os.path.commonpath({os.path.dirname(i) for i in images} or ["/"])  # noqa: PTH100, PTH120
+    return [image[len(root) :].lstrip(os.sep) for image in images]
+
+
+def _rows(
+    images: Sequence[str], labels: Sequence[str], root: str | None = None
+) -> tuple[list[Row], list[tuple[str, ...]]]:
+    """The rows of images and the classes of each; without labels these are its first folder below `root`."""
+    names = names_of(images, root)
     with ThreadPool(READERS) as pool:
         sizes = pool.map(_size, images, chunksize=256)
-        said = pool.map(_content_digest, labels, chunksize=256) if labels else [""] * len(images)
-    names = [image[len(root) :].lstrip(os.sep) for image in images]
-    return sorted(zip(names, sizes, said, strict=True))
+        read = (
+            pool.map(_label, labels, chunksize=256)
+            if labels
+            else [("", (name.partition(os.sep)[0],)) for name in names]
+        )
+    found = sorted(zip(names, sizes, read, strict=True))
+    return [(name, size, said) for name, size, (said, _) in found], [kinds for _, _, (_, kinds) in found]
 
 
 def _size(image: str) -> int:
@@ -97,14 +116,19 @@ def _size(image: str) -> int:
         return -1
 
 
-def _content_digest(label: str) -> str:
-    """Of a label file's bytes; one that is missing or empty says the same: nothing is there."""
+def _label(label: str) -> tuple[str, tuple[str, ...]]:
+    """A digest of a label file's bytes, and the classes in it; one that is missing or empty says the same: nothing is
+    there."""
     try:
         with open(label, "rb") as file:  # noqa: PTH123
             content = file.read()
     except OSError:
-        return ""
-    return hashlib.blake2b(content, digest_size=8).hexdigest() if content.strip() else ""
+        return "", ()
+    if not content.strip():
+        return "", ()
+    kinds = {line.split(None, 1)[0] for line in content.splitlines() if line.strip()}
+    said = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return said, tuple(sorted(kind.decode("ascii", "replace") for kind in kinds))
 
 
 def _digest(rows: Iterable[Row]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import image_paths, label_paths, read_dataset
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.yolo.dataset_patches import is_image_list
 from paretoprune.pruning.yolo.label_cache import load_labels
 
 _SAYS = "ignoring corrupt"
@@ -27,8 +28,11 @@ def ignored_images(data: str | Path) -> list[str]:
 
 
 def _noted(places: Any) -> list[str]:
-    images = image_paths(places)
-    cache = Path(label_paths(images[:1])[0]).parent.with_suffix(".cache") if images else None  # one for the split
+    if is_image_list(places):
+        cache: Path | None = Path(places).with_suffix(".cache")
+    else:
+        images = image_paths(places)
+        cache = Path(label_paths(images[:1])[0]).parent.with_suffix(".cache") if images else None  # one for the split
     if cache is None:
         return []
     try:

@@ -7,11 +7,15 @@ own checks, in whatever process, see the same images.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultralytics.utils import YAML
+
+IMAGE_LIST = ".images.json"
+"""Ends the name of a list of images that this project made (`data.sampling`): JSON, absolute paths of any bytes."""
 
 
 class DatasetYaml(YAML):
@@ -51,16 +55,36 @@ def list_reader(stock: Callable[[Any, Any], list[str]]) -> Callable[[Any, Any], 
     """Ultralytics' `get_img_files`, whose relative lines of image lists are also found from other working directories.
 
     Ultralytics takes a line that does not begin with "./" from the working directory. Where there is no such image, it
-    is taken from the nearest folder at or above the list's own that has it.
+    is taken from the nearest folder at or above the list's own that has it. A list of our own is read as it is.
     """
 
     def get_img_files(self: Any, img_path: Any) -> list[str]:
+        if is_image_list(img_path):
+            return sorted(json.loads(Path(img_path).read_text(encoding="utf-8")))
         files = stock(self, img_path)
         lists = [Path(place) for place in (img_path if isinstance(img_path, list) else [img_path])]
         folders = [folder for place in lists if place.is_file() for folder in place.absolute().parents]
         return [_found(name, folders) for name in files] if folders else files
 
     return get_img_files
+
+
+def is_image_list(place: Any) -> bool:
+    """Whether the place of a split's images is a list of our own."""
+    return str(place).endswith(IMAGE_LIST)
+
+
+def label_cache_place(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Ultralytics' reading of a label cache: what a list of our own needs is kept beside it.
+
+    Otherwise it would take the place of what all images of the folder have there, and both be read anew each time.
+    """
+
+    def load_or_scan(self: Any, cache_path: Path, cache_hash: str) -> Any:
+        own = Path(self.img_path).with_suffix(".cache") if is_image_list(self.img_path) else cache_path
+        return stock(self, own, cache_hash)
+
+    return load_or_scan
 
 
 def _found(name: str, folders: Sequence[Path]) -> str:

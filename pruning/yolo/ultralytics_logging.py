@@ -104,7 +104,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     """Nothing of Ultralytics reaches stdout or stderr; its log lines go to `log_path` (appended), or nowhere.
 
     Inside, too:
-    - no progress bars;
+    - no progress bars; how far reading labels and validating are is told to who asks (`pruning.yolo.progress`);
     - none of its integrations: its Ray callback calls `tune.report` by itself inside a live trial, and MLflow, ClearML,
       Comet, usage analytics and the rest are on or off by the user's own settings file, which is left alone;
     - nothing is unpickled but by Ultralytics' restricted loader, and a yaml's `activation` is not evaluated, unless
@@ -128,6 +128,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
     from ultralytics.data import dataset as data_sets
     from ultralytics.data import utils as data_utils
     from ultralytics.data.base import BaseDataset
+    from ultralytics.engine import validator
     from ultralytics.models.yolo.world import train as of_worlds
     from ultralytics.models.yolo.yoloe import train as of_prompts
     from ultralytics.nn import tasks
@@ -135,6 +136,7 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
 
     from paretoprune.pruning.yolo import dataset_patches
     from paretoprune.pruning.yolo.label_cache import load_labels, save_labels
+    from paretoprune.pruning.yolo.progress import loop_teller
 
     path = None if log_path is None else Path(log_path)
     with ExitStack() as stack:
@@ -147,6 +149,10 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(tasks, "SAFE_LOAD", True))
         stack.enter_context(_replaced(data_sets, "load_dataset_cache_file", load_labels))
         stack.enter_context(_replaced(data_sets, "save_dataset_cache_file", save_labels))
+        scanning = dataset_patches.label_cache_place(data_sets.YOLODataset._load_or_scan_cache)
+        stack.enter_context(_replaced(data_sets.YOLODataset, "_load_or_scan_cache", scanning))
+        stack.enter_context(_replaced(data_sets, "TQDM", loop_teller("reading labels", "images")))
+        stack.enter_context(_replaced(validator, "TQDM", loop_teller("validating", "batches")))
         for trainers in (of_worlds, of_prompts):
             stack.enter_context(_replaced(trainers, "torch_load", _load_tensors))
         stack.enter_context(_replaced(data_utils, "YAML", dataset_patches.DatasetYaml))

@@ -14,7 +14,7 @@ from paretoprune.base import formatting
 from paretoprune.results.selection.pareto import hypervolume, non_dominated
 from paretoprune.results.selection.selection import Pick, comparable, front, knee, main_fidelity
 from paretoprune.results.selection.uncertainty import accuracy_noise, beaten_by_free_moves, beaten_picks
-from paretoprune.results.store.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of
+from paretoprune.results.store.accuracy import DEFAULT, LABELS, accuracy_label, accuracy_of, on_all_images
 from paretoprune.results.store.objectives import (
     DEFAULT_OBJECTIVES,
     direction,
@@ -94,7 +94,7 @@ class FrontFigure:
     natives: smaller stock models that were given a pick's budget and measured in the same session.
     free_moves: the unpruned model at smaller inputs, the largest first; tuned_moves: those that were fine-tuned like
     the picks. beaten, beaten_picks: trial -> name of the free move that beats it as the trial left it, and after full
-    fine-tuning.
+    fine-tuning. on_all: the baseline on all validation images, where that of the trials is on a sample of them.
     """
 
     baseline: Point
@@ -112,12 +112,27 @@ class FrontFigure:
     tuned_moves: tuple[Point, ...] = ()
     beaten: Mapping[str, str] = field(default_factory=dict)
     beaten_picks: Mapping[str, str] = field(default_factory=dict)
+    on_all: Point | None = None
 
     def beaten_by(self, trial_id: str, after: bool = False) -> Point | None:
         """The free move that beats a trial, or (`after`) the pick that it became."""
         name = (self.beaten_picks if after else self.beaten).get(trial_id)
         moves = (*self.tuned_moves, *self.free_moves) if after else self.free_moves
         return next((item for item in moves if item.name == name), None)
+
+    @property
+    def finished(self) -> tuple[Point, ...]:
+        """The networks that were fully fine-tuned; they are judged on all validation images."""
+        return (*(move.after for move in self.picks if move.after), *self.natives, *self.tuned_moves)
+
+    @property
+    def finished_baseline(self) -> Point:
+        """The baseline as finished networks are judged, where there are any."""
+        return (self.on_all if self.finished else None) or self.baseline
+
+    def baseline_of(self, item: Point) -> Point:
+        """The baseline judged on the images that a network was judged on."""
+        return self.finished_baseline if any(item is other for other in self.finished) else self.baseline
 
     @property
     def free_line(self) -> tuple[Point, ...]:
@@ -202,7 +217,8 @@ def front_figure(
         free_moves=tuple(item for item in (_free_point(move, base_ms) for move in free_moves) if item),
         tuned_moves=tuple(item for item in (_native_point(move, base_ms) for move in tuned_moves) if item),
         beaten=beaten_by_free_moves(records, free_moves, noise),
-        beaten_picks=beaten_picks(selected, free_moves, tuned_moves, noise),
+        beaten_picks=beaten_picks(selected, free_moves, tuned_moves, accuracy_noise(baseline, on_all=True)),
+        on_all=point("baseline", {**on_all_images(baseline["metrics"]), "latency_ratio": 1.0}, base_ms, "unpruned"),
     )
 
 

@@ -44,7 +44,7 @@ def finished_rows(
     finished: list[Selected | Native] = [*selected, *natives, *tuned_moves]
     tested = (item.baseline.get(f"test_{accuracy_name(item.baseline)}") for item in finished)
     test = next((value for value in tested if value is not None), None)
-    rows = [FinishedRow("baseline", "baseline", "unpruned", None, figure.baseline, test=test)]
+    rows = [FinishedRow("baseline", "baseline", "unpruned", None, figure.finished_baseline, test=test)]
     for move in figure.picks:
         item = after.get(move.trial_id)
         measured = item.after if item else {}

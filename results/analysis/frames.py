@@ -35,6 +35,7 @@ METRIC_COLUMNS = (
     "top1",
     "top5",
     "top1_refit",
+    "val_images",
     "latency_ms",
     "latency_p90_ms",
     "latency_ratio",
@@ -147,7 +148,8 @@ def front_rows(
     bounds: only trials within them. picks: only what these wishes choose (see `choosing.pick_trials`); `chosen_as` says
     why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
     the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
-    on the front by luck. `imgsz` is the side of the input in pixels, a trial's own or else the run's.
+    on the front by luck. `val_images` is on how many validation images the row was judged, None of older runs. `imgsz`
+    is the side of the input in pixels, a trial's own or else the run's.
     `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))

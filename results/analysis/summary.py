@@ -36,6 +36,7 @@ from paretoprune.results.selection.selection import (
     lead_pick,
 )
 from paretoprune.results.selection.uncertainty import AccuracyNoise, Standing, accuracy_noise, standings
+from paretoprune.results.store.accuracy import sample_text
 from paretoprune.results.store.bounds import ROUNDING
 from paretoprune.results.store.records import ENDINGS, TrialRecord, TrialState
 from paretoprune.results.store.run_files import UNPRUNED_AT
@@ -65,7 +66,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, ready to be shown. sizes: side of the input, pixels, by trial and free move; {} where all had one."""
+    """One run, ready to be shown. sizes: side of the input, pixels, by trial and free move; {} where all had one.
+
+    judged: which accuracies are of a sample of the validation images; "" where none is.
+    """
 
     title: str
     model: str
@@ -82,6 +86,7 @@ class Summary:
     one_session: bool
     standings: Mapping[str, Standing]
     noise: AccuracyNoise
+    judged: str
     sensitivity: SensitivityFigure | None
     widths: tuple[WidthsFigure, ...]
     insight: Insight | None
@@ -145,6 +150,7 @@ def summarise(folder: RunFolder) -> Summary:
         one_session=bool(session),
         standings=standings(members, comparable(records), objectives, noise),
         noise=noise,
+        judged=sample_text(baseline["metrics"]),
         sensitivity=sensitivity_figure(baseline),
         widths=tuple(
             widths_figure(move.trial_id, move.chosen_as, ratios[move.trial_id], layers)
@@ -178,7 +184,7 @@ def headline(figure: FrontFigure, lead: str | None, model: str, trials: int) -> 
             f"{formatting.count(trials, 'trial')} ended without a result." if trials else "No trial has finished yet."
         )
         return Headline(f"The search over {model} has no result yet", ended, None)
-    base, label = figure.baseline, figure.baseline.accuracy_label
+    base, label = figure.finished_baseline if done else figure.baseline, figure.baseline.accuracy_label
     within = f"within {DEFAULT_MAX_DROP:g} of"
     close = at.accuracy >= base.accuracy - DEFAULT_MAX_DROP - ROUNDING
     nobody = f"No {'pick' if done else 'trial'} is {within} {model}'s {label}; {at.name}"

@@ -29,6 +29,8 @@ def markdown(run: Summary, figures: str) -> str:
         _facts(run),
         f"![{_FIGURES['front']}]({figures}/front.png)",
     ]
+    if run.judged:
+        parts.append(f"Accuracy: {run.judged}.")
     if run.excluded:
         parts.append(f"Shown apart and not compared: {plain_cell('; '.join(run.excluded))}.")
     if any(row.at for row in run.finished[1:]):
@@ -121,7 +123,7 @@ def _facts(run: Summary) -> str:
 def _finished_cells(row: FinishedRow, run: Summary) -> Sequence[str]:
     if row.at is None:
         return (row.name, row.chosen_as, "not yet", *[""] * (len(_finished_head(run)) - 3))
-    change = row.at.accuracy - run.front.baseline.accuracy
+    change = row.at.accuracy - run.front.baseline_of(row.at).accuracy
     interval = row.change_ci95
     around = f" ({formatting.signed(interval[0])} to {formatting.signed(interval[1])})" if interval else ""
     against = "" if row.kind == "baseline" else f"{formatting.signed(change)}{around}"

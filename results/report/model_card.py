@@ -58,6 +58,7 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str, img
         "Accuracy is that of the dataset's validation split; intervals are 95 %. Latency is measured in turn "
         "with the unpruned model; the speed-up's interval is for another measurement at another time. Expect other "
         "figures on another device.",
+        *([f"Accuracy: {run.judged}."] if run.judged else []),
         *_free_moves(run, row),
         "## Licence",
         LICENCE,

@@ -30,10 +30,10 @@ def script_json(content: Any) -> str:
 
 def hover(item: Point, heading: str, figure: FrontFigure, note: str = "") -> str:
     """The hover label of a point in ``figure``. Plotly reads a little HTML in it, so names are escaped."""
-    baseline = figure.baseline
+    baseline, change = figure.baseline, item.accuracy - figure.baseline_of(item).accuracy
     lines = [
         f"<b>{escape(item.name)}</b>  {escape(heading)}",
-        f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({formatting.signed(item.accuracy - baseline.accuracy)})",
+        f"{item.accuracy_label}  <b>{item.accuracy:.3f}</b>  ({formatting.signed(change)})",
         f"latency  <b>{formatting.milliseconds(item.latency_ms)}</b>" + ("  (predicted)" if item.foretold else ""),
     ]
     if item is not baseline:

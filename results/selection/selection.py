@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paretoprune.results.errors import ResultsError
 from paretoprune.results.selection.pareto import non_dominated
-from paretoprune.results.store.accuracy import accuracy_label, accuracy_name, accuracy_of
+from paretoprune.results.store.accuracy import accuracy_label, accuracy_name, accuracy_of, on_all_images
 from paretoprune.results.store.bounds import ROUNDING as _ROUNDING
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, Losses, to_losses
 from paretoprune.results.store.records import FIDELITIES, TrialRecord, TrialState
@@ -236,7 +236,7 @@ def _farthest_first(
 def lead_pick(selected: Sequence[Selected], baseline: Mapping[str, Any]) -> Selected | None:
     """The fully fine-tuned pick that a careful person would take: the fastest within DEFAULT_MAX_DROP of the unpruned
     model's accuracy; where there is none, the knee, else the most accurate one. baseline: of baseline.json."""
-    floor = (accuracy_of(baseline["metrics"]) or 0.0) - DEFAULT_MAX_DROP - _ROUNDING
+    floor = (accuracy_of(on_all_images(baseline["metrics"])) or 0.0) - DEFAULT_MAX_DROP - _ROUNDING
     within = [item for item in selected if (accuracy_of(item.after) or 0.0) >= floor and "latency_ms" in item.after]
     if within:
         return min(within, key=lambda item: float(item.after["latency_ms"]))

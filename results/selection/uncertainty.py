@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paretoprune.results.store.accuracy import LABELS, accuracy_name, missing_metric
+from paretoprune.results.store.accuracy import LABELS, ON_ALL, VAL_IMAGES, accuracy_name, missing_metric, on_all_images
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, Losses, device_of, direction, to_losses
 from paretoprune.results.store.records import TrialRecord, as_record, likely_speedups, of_device
 from paretoprune.results.store.run_files import Native, Selected
@@ -38,8 +38,9 @@ class AccuracyNoise:
         return f"differences of {LABELS[name]} up to {Z95 * self.std[name]:.3f} may be luck ({self.source})"
 
 
-def accuracy_noise(baseline: Mapping[str, Any]) -> AccuracyNoise:
-    """What baseline.json says about it.
+def accuracy_noise(baseline: Mapping[str, Any], on_all: bool = False) -> AccuracyNoise:
+    """What baseline.json says about it, for trials; on_all: for finished networks, which are judged on all validation
+    images where trials are on a sample: the deviation falls with the square root of their number.
 
     Best, the paired bootstrap over images that a run makes at its start. Where only the number n of validation images
     is known: a mean of n values in [0, 1] with the mean p has a standard deviation of at most sqrt(p (1 - p) / n)
@@ -48,13 +49,16 @@ def accuracy_noise(baseline: Mapping[str, Any]) -> AccuracyNoise:
     """
     known = baseline.get("noise") or {}
     stds = {name: float(known[f"{name}_std"]) for name in (*LABELS, "map50") if f"{name}_std" in known}
-    if stds:
-        return AccuracyNoise(stds, str(known.get("source", "measured")))
     images = known.get("images")
+    every = baseline["metrics"].get(f"{VAL_IMAGES}{ON_ALL}")
+    share = images / every if on_all and images and every else 1.0
+    if stds:
+        said = str(known.get("source", "measured"))
+        return AccuracyNoise({name: std * math.sqrt(share) for name, std in stds.items()}, said)
     if not images:
         return AccuracyNoise()
     accuracies = {name: baseline["metrics"].get(name) for name in (*LABELS, "map50")}
-    bound = {name: math.sqrt(2 * p * (1 - p) / images) for name, p in accuracies.items() if p is not None}
+    bound = {name: math.sqrt(2 * p * (1 - p) * share / images) for name, p in accuracies.items() if p is not None}
     return AccuracyNoise(bound, f"at most, from the number of validation images ({images})")
 
 
@@ -158,9 +162,9 @@ def beaten_picks(
     tuned: Sequence[Native] = (),
     noise: AccuracyNoise | None = None,
 ) -> dict[str, str]:
-    """`beaten_by_free_moves` for picks after their full fine-tuning; a free move that was fine-tuned, too (`tuned`),
-    counts as it is then."""
-    rivals = {move.trial_id: move for move in moves}
+    """`beaten_by_free_moves` for picks after their full fine-tuning, by accuracy on all validation images (`noise`
+    likewise); a free move that was fine-tuned, too (`tuned`), counts as it is then."""
+    rivals = {move.trial_id: move.changed(metrics=on_all_images(move.metrics)) for move in moves}
     rivals |= {item.name: as_record(item.name, item.after) for item in tuned if not missing_metric(item.after)}
     finished = [as_record(item.trial_id, item.after) for item in selected if not missing_metric(item.after)]
     return beaten_by_free_moves(finished, list(rivals.values()), noise)

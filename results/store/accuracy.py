@@ -12,6 +12,10 @@ from typing import Any
 LABELS: dict[str, str] = {"map50_95": "mAP50-95", "top1": "top-1 accuracy"}
 """Metric -> its name for people, the first one that a record holds counts."""
 DEFAULT = "map50_95"
+VAL_IMAGES = "val_images"
+"""The metric that says on how many validation images the others were judged."""
+ON_ALL = "_all"
+"""Ends the names of an unpruned network's accuracy on all validation images, where trials are judged on a sample."""
 
 
 def accuracy_name(metrics: Mapping[str, Any]) -> str:
@@ -66,3 +70,21 @@ def trade_off_text(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> s
 def accuracies(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `metrics` that are an accuracy."""
     return {name: metrics[name] for name in LABELS if name in metrics}
+
+
+def on_all_images(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An unpruned network's `metrics` with its accuracy on all validation images, where they hold one: to be compared
+    with finished networks, while what they have is to be compared with trials."""
+    found = {name: metrics[f"{name}{ON_ALL}"] for name in (*LABELS, VAL_IMAGES) if f"{name}{ON_ALL}" in metrics}
+    return {**metrics, **found}
+
+
+def sample_text(metrics: Mapping[str, Any]) -> str:
+    """By the unpruned network's `metrics`, which figures are of a sample of the validation images; "" where none is."""
+    if f"{VAL_IMAGES}{ON_ALL}" not in metrics:
+        return ""
+    some, every = int(metrics[VAL_IMAGES]), int(metrics[f"{VAL_IMAGES}{ON_ALL}"])
+    return (
+        f"trials, and the unpruned model beside them, are judged on {some:,} of {every:,} validation images; finished "
+        "networks, and the unpruned model beside these, on all"
+    )

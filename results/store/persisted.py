@@ -18,6 +18,7 @@ NUMBERS = frozenset(
     {
         *LABELS, "map50", "precision", "recall", "top5", "latency_ms", "latency_ratio", "latency_measured_ms",
         "latency_p90_ms", "baseline_latency_measured_ms", "speedup", "params_m", "gflops", "size_mb", "energy_j",
+        "map50_95_all", "top1_all", "val_images", "val_images_all",
     }
 )  # fmt: skip
 """Metrics that are a number wherever they are there: figures, tables and selections compute with them."""

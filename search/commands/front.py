@@ -32,6 +32,7 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
     """
     from paretoprune.results.analysis.frames import front_rows
     from paretoprune.results.selection.uncertainty import accuracy_noise
+    from paretoprune.results.store.accuracy import sample_text
     from paretoprune.search.api.runs import Run, bounds_of
 
     folder = Run(run).folder
@@ -51,6 +52,8 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
     )
     if not moves:
         click.echo("free moves: none, this run did not measure the unpruned model at smaller inputs", err=True)
+    if judged := sample_text(folder.read_baseline()["metrics"]):
+        click.echo(f"accuracy: {judged}", err=True)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
 
 

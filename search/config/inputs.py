@@ -22,7 +22,7 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
 
 if TYPE_CHECKING:
-    from paretoprune.pruning.data.identity import DatasetIdentity, Rows
+    from paretoprune.pruning.data.identity import Classes, DatasetIdentity, Rows
     from paretoprune.search.config.run_config import RunConfig
 
 IDENTITY, ROWS_NAME = "identity", "dataset.json.gz"
@@ -31,11 +31,12 @@ REMEDY = "put it back as it was, or begin a new run in another --run"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """A dataset's identity for models of ``task``, with its images' rows."""
+    """A dataset's identity for models of ``task``, with its images' rows and the classes of each."""
 
     task: str
     dataset: DatasetIdentity
     rows: Rows
+    classes: Classes
 
     def content(self) -> dict[str, Any]:
         """What ``baseline.json`` holds of it."""

@@ -33,9 +33,9 @@ from paretoprune.search.config.sections import (
 )
 from paretoprune.search.errors import ConfigError
 
-SCHEMA_VERSION = 2
-"""Of config.yaml; in version 1 a run had one input size and all branches (`space.imgsz` and `space.depth` were not
-there, and mean now what was done then)."""
+SCHEMA_VERSION = 3
+"""Of config.yaml; in version 1 a run had one input size and all branches, before 3 a trial used all images: these
+settings were not there, and mean now what was done then."""
 
 # Settings that may change between two starts on one run folder: they do not alter what a trial's figures mean.
 FREE_KEYS = (
@@ -46,8 +46,12 @@ FREE_KEYS = (
 # Settings of older versions, with the value that means what is done now: a file may hold them still.
 REMOVED = {"search.rungs": None, "finetune.amp": True}
 REPLACED = {"search.sampler": {"nsga3": "nsga2"}}
-# Settings that a file of version 1 does not have, with the value that means what was done then.
-SINCE_VERSION_2: dict[str, Any] = {"space.imgsz": [], "space.depth": False}
+# Settings that files of older versions do not have, by the first version with them, with the value that means what was
+# done then.
+SINCE: dict[int, dict[str, Any]] = {
+    2: {"space.imgsz": [], "space.depth": False},
+    3: {"trial.steps": 0, "trial.val_images": 0},
+}
 
 
 class RunConfig(Section):
@@ -220,8 +224,10 @@ def _of_this_version(values: dict[str, Any], path: Path) -> dict[str, Any]:
         elif isinstance(value, str) and value in REPLACED[key]:
             part[name] = REPLACED[key][value]
             note(f"{path}: `{key}: {value}` is of an older version; taken as {part[name]}")
-    if values.get("schema_version") == 1:
-        values = merge(merge(nest(SINCE_VERSION_2), values), {"schema_version": SCHEMA_VERSION})
+    written = values.get("schema_version")
+    if type(written) is int and 1 <= written < SCHEMA_VERSION:
+        then = {key: value for version, them in SINCE.items() if version > written for key, value in them.items()}
+        values = merge(merge(nest(then), values), {"schema_version": SCHEMA_VERSION})
     return values
 
 

@@ -199,6 +199,12 @@ class TrialSection(Section):
     """How channels are removed (docs/strategies.md); sequential searches each block's first layer only."""
     epochs: int = Field(default=1, ge=0)
     """Epochs of fine-tuning; 0 evaluates a trial right after the refit."""
+    steps: int = Field(default=1000, ge=0)
+    """Maximum number of optimizer steps of the fine-tuning, all epochs together: of more training images an epoch takes
+    a sample by class, the same for all trials; 0: no maximum."""
+    val_images: int = Field(default=2000, ge=0)
+    """Maximum number of validation images by which a trial is judged; of more a sample by class, the same for all
+    trials. Finished networks are judged on all; 0: trials, too."""
     batch: int = Field(default=16, ge=1)
     """Images per training batch."""
     lr: float | None = Field(default=None, gt=0)
@@ -209,6 +215,12 @@ class TrialSection(Section):
     """Distil: learn the unpruned model's outputs, without labels."""
     amp: bool = True
     """Mixed precision (bf16) in trials and full fine-tuning, on a device that gains by it: most GPUs, CPUs with AMX."""
+
+    @model_validator(mode="after")
+    def _a_step_in_each_epoch(self) -> TrialSection:
+        if 0 < self.steps < self.epochs:
+            raise ValueError(f"steps must be 0 or at least as many as epochs, got {self.steps} and {self.epochs}")
+        return self
 
 
 class FinetuneSection(Section):

@@ -15,6 +15,7 @@ from typing import Any
 from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, METRICS, SESSION, TRIALS, TUNED
+from paretoprune.results.store.accuracy import on_all_images
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import UNPRUNED_AT, read_object
 from paretoprune.results.store.run_folder import RunFolder
@@ -131,7 +132,7 @@ def _compare(context: WorkerContext) -> None:
     say("loading the networks")
     tools, gate = tools_of(context)
     networks = finished_networks(folder)
-    before = folder.read_baseline()["metrics"]
+    before = on_all_images(folder.read_baseline()["metrics"])
     records = {record.trial_id: record for record in folder.read_records()}
     with tools.logging(folder.path / "session.log"):
         models = {BASELINE: tools.baseline}

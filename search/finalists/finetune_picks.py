@@ -156,7 +156,7 @@ def promote(
             if needs_session(folder):
                 _compare_all(context)
                 write_cards(folder, summarise(folder))
-    moves, noise = folder.read_free_moves(), accuracy_noise(folder.read_baseline())
+    moves, noise = folder.read_free_moves(), accuracy_noise(folder.read_baseline(), on_all=True)
     beaten = beaten_picks(folder.read_selected(), moves, folder.read_tuned_moves(), noise)
     rows = [_row(folder, job, beaten) for job in jobs if job.name not in failed]
     return Promotion(rows, failed)

@@ -74,7 +74,7 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
-    config = with_model_brought_along(_with_axes_of(folder, config), folder, copy=False)
+    config = with_model_brought_along(_with_newer_settings_of(folder, config), folder, copy=False)
     check_run_folder(folder, config, moved)
     check_weights(folder, config.model.path)
     check_other_run(config)
@@ -375,16 +375,21 @@ def _check_same(folder: RunFolder, config: RunConfig, moved: bool) -> None:
         )
 
 
-def _with_axes_of(folder: RunFolder, config: RunConfig) -> RunConfig:
-    """Where input sizes or depth were not given, as the run has them: an older version's run has neither."""
+def _with_newer_settings_of(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Where settings that older versions did not have were not given, as the run has them."""
+    from paretoprune.search.config.run_config import SINCE
     from paretoprune.search.config.stored import load_run_config
 
-    given = config.space.model_fields_set - ({"imgsz"} if config.space.imgsz is None else set())
-    if given.issuperset({"imgsz", "depth"}) or not folder.config.is_file():
+    if not folder.config.is_file():
         return config
-    stored = _decided(load_run_config(folder)).space
-    missing = {name: getattr(stored, name) for name in ("imgsz", "depth") if name not in given}
-    return config.model_copy(update={"space": config.space.model_copy(update=missing)})
+    stored = _decided(load_run_config(folder))
+    for key in (key for keys in SINCE.values() for key in keys):
+        section, name = key.split(".")
+        ours = getattr(config, section)
+        if name not in ours.model_fields_set or getattr(ours, name) is None:
+            ours = ours.model_copy(update={name: getattr(getattr(stored, section), name)})
+            config = config.model_copy(update={section: ours})
+    return config
 
 
 def _decided(config: RunConfig) -> RunConfig:

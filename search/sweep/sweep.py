@@ -41,6 +41,7 @@ from paretoprune.search.space.latency_predictor import make_predictor
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.object_store import published, remote_of
 from paretoprune.search.storage.request import adopt_records, plan_of
+from paretoprune.search.storage.sample import keep_sample
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
 from paretoprune.search.sweep.free_moves import FreeMoves, missing_sizes
@@ -129,6 +130,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         prepared = replace(prepared, config=config)
         save_run_config(folder, config)
         keep_identity(folder, prepared.identity)
+        keep_sample(folder, config, prepared.identity)
         records = adopt_records(folder)
         write_missing(folder, records)
         finished = len(records) >= config.search.trials and folder.baseline.is_file()

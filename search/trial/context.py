@@ -88,6 +88,10 @@ class TrialTools(Protocol):
         """The tools for networks of another input size, pixels; None: the run's."""
         ...
 
+    def use_sample(self, run: Path) -> None:
+        """Train and judge trials on the sample of images in the run folder, where there is one; called first."""
+        ...
+
     def logging(self, path: Path) -> AbstractContextManager[None]:
         """Send the libraries' chatter to ``path`` for a while."""
         ...
@@ -117,7 +121,8 @@ class TrialTools(Protocol):
         ...
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """``map50_95``, ``map50``, ``precision``, ``recall``; of a classifier ``top1``, ``top5``."""
+        """``map50_95``, ``map50``, ``precision``, ``recall``; of a classifier ``top1``, ``top5``. Where it is known,
+        ``val_images``: on how many images."""
         ...
 
     def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
@@ -25,6 +26,7 @@ class Deployment:
 
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate, baseline: Any) -> None:
         self._config, self._device, self._gate, self._baseline = config, device, gate, baseline
+        self.data = config.data.path  # by whose validation images files are judged
         self._unpruned: EngineFile | None = None  # of the run's size: every trial is timed beside it
         self._last: tuple[Any, int, EngineFile] | None = None
         self._calibration: tuple[int, Calibration] | None = None
@@ -63,9 +65,17 @@ class Deployment:
         """Accuracy of the file of ``model`` on the validation split, and what it saw image by image."""
         return run_engine(self._evaluator_at(imgsz), model, engine)
 
-    def judged(self, model: Any, metrics: dict[str, float], imgsz: int) -> dict[str, float]:
-        """``metrics`` of a network in PyTorch with its file's accuracy in their place, its own as ``map50_95_fp32``."""
-        return beside(metrics, self.evaluate(model, self.engine(model, imgsz), imgsz)[0])
+    def judged(self, model: Any, metrics: dict[str, float], imgsz: int, on_all: bool = False) -> dict[str, float]:
+        """``metrics`` of a network in PyTorch with its file's accuracy in their place, its own as ``map50_95_fp32``.
+
+        on_all: on all validation images, also where trials are judged on a sample.
+        """
+        engine = self.engine(model, imgsz)
+        if not on_all:
+            return beside(metrics, self.evaluate(model, engine, imgsz)[0])
+        config = self._config
+        with closing(engine_evaluator(config, config.data.path, imgsz, "val", self._device, self._gate)) as evaluator:
+            return beside(metrics, run_engine(evaluator, model, engine)[0])
 
     def _images(self, imgsz: int) -> Calibration:
         from paretoprune.pruning.data.calibration import load_calibration
@@ -80,16 +90,19 @@ class Deployment:
         if self._evaluator is None or self._evaluator[0] != imgsz:
             if self._evaluator is not None:
                 self._evaluator[1].close()
-            self._evaluator = imgsz, engine_evaluator(self._config, imgsz, "val", self._device, self._gate)
+            self._evaluator = (
+                imgsz,
+                engine_evaluator(self._config, self.data, imgsz, "val", self._device, self._gate),
+            )
         return self._evaluator[1]
 
 
-def engine_evaluator(config: RunConfig, imgsz: int, split: str, device: str, gate: DeviceGate) -> Evaluator:
+def engine_evaluator(config: RunConfig, data: str, imgsz: int, split: str, device: str, gate: DeviceGate) -> Evaluator:
     """Files take one shape: square batches of as many images as are inferred at a time."""
     from paretoprune.pruning.evaluation.evaluator import Evaluator
 
     batch, workers = config.latency.batch, config.trial.workers
-    return Evaluator(config.data.path, imgsz, device, batch, split, gate, workers, rect=False)
+    return Evaluator(data, imgsz, device, batch, split, gate, workers, rect=False)
 
 
 def run_engine(evaluator: Evaluator, model: Any, engine: EngineFile) -> tuple[dict[str, float], ImageStats | None]:

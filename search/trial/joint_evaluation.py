@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.results.store.accuracy import VAL_IMAGES
 from paretoprune.results.store.run_files import UNPRUNED_AT
 from paretoprune.search.trial.deployment import beside, engine_evaluator, run_engine
 
@@ -29,18 +30,18 @@ def evaluate_together(
     config: RunConfig,
     device: str,
     gate: DeviceGate,
-    evaluator: Evaluator,
     say: Callable[[str], None],
     engines: Mapping[str, EngineFile],
 ) -> dict[str, dict[str, Any]]:
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
 
-    ``sizes``: side of a network's images, pixels, where it is not the run's; ``evaluator``: on the validation split at
-    the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over the same images,
-    with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``); ``test_map50_95_change``
-    likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs then, and the network's
-    own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) -> [difference, low, high].
+    All images of a split, also where trials were judged on a sample. ``sizes``: side of a network's images, pixels,
+    where it is not the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over
+    the same images, with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``);
+    ``test_map50_95_change`` likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs
+    then, and the network's own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) ->
+    [difference, low, high].
     ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
@@ -57,9 +58,11 @@ def evaluate_together(
     seen: dict[str, ImageStats] = {}
     for imgsz, members in _by_size(models, sizes, own).items():
         with closing(evaluator_of(imgsz, "val")) as sized:
-            seen |= _evaluate_split(members, evaluator if imgsz == own else sized, "", found, say)
+            seen |= _evaluate_split(members, sized, "", found, say)
+            for name in members:
+                found[name][VAL_IMAGES] = sized.images
         if engines:
-            with closing(engine_evaluator(config, imgsz, "val", device, gate)) as square:
+            with closing(engine_evaluator(config, data.path, imgsz, "val", device, gate)) as square:
                 seen |= _evaluate_engines(members, engines, square, "", found, say)
     say("comparing them image by image")
     _compare(seen, "", config.search.seed, found, turn)
@@ -70,7 +73,7 @@ def evaluate_together(
             with closing(evaluator_of(imgsz, TEST)) as test:
                 seen |= _evaluate_split(members, test, f"{TEST}_", found, say)
             if engines:
-                with closing(engine_evaluator(config, imgsz, TEST, device, gate)) as square:
+                with closing(engine_evaluator(config, data.path, imgsz, TEST, device, gate)) as square:
                     seen |= _evaluate_engines(members, engines, square, f"{TEST}_", found, say)
         _compare(seen, f"{TEST}_", config.search.seed, found, turn)
     return found

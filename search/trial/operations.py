@@ -6,14 +6,16 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.results.store.accuracy import ON_ALL, VAL_IMAGES, accuracies
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
+from paretoprune.search.storage.sample import sampled_data
 from paretoprune.search.trial.agent_latency import AgentMeasurer
 from paretoprune.search.trial.context import Measured, Measurement, OnEpoch, PlanLike, Tuned
 from paretoprune.search.trial.deployment import Deployment
@@ -46,6 +48,7 @@ class PruningTools:
         self._config = config
         self._gate = gate
         self.device = device
+        self._data = config.data.path  # what trials train and are judged on
         self._imgsz = config.model.imgsz
         self._own: PruningTools = self  # those of the run's size
         self._sized: PruningTools | None = None  # the last ones of another
@@ -70,17 +73,26 @@ class PruningTools:
                 self._remote[name] = AgentMeasurer(latency, config.timed_by(latency), target, config.model.imgsz)
             elif not target.is_device(device):
                 self._remote[name] = RemoteMeasurer(config, target, self._bench.model)
-        self._evaluator = self._make_evaluator()
+        self._evaluator = self._make_evaluator(self._data)
         self._finals: dict[str, tuple[Any, EngineFile]] = {}  # networks that are evaluated together, and their files
         self._deployment: Deployment | None = None
         if config.deploy.in_trials:
             self._deployment = Deployment(config, device, gate, self._bench.model)
 
-    def _make_evaluator(self) -> Evaluator:
+    def use_sample(self, run: Path) -> None:
+        """Train and judge trials on the run's sample of images, where it has one; called before anything else."""
+        from paretoprune.pruning.yolo.saving import task_of
+
+        self._data = sampled_data(run, self._config.data.path, task_of(self.baseline))
+        self._evaluator = self._make_evaluator(self._data)
+        if self._deployment is not None:
+            self._deployment.data = self._data
+
+    def _make_evaluator(self, data: str) -> Evaluator:
         from paretoprune.pruning.evaluation.evaluator import Evaluator
 
-        data, workers = self._config.data, self._config.trial.workers
-        return Evaluator(data.path, self._imgsz, self.device, data.val_batch, gate=self._gate, workers=workers)
+        batch, workers = self._config.data.val_batch, self._config.trial.workers
+        return Evaluator(data, self._imgsz, self.device, batch, gate=self._gate, workers=workers)
 
     def at(self, imgsz: int | None) -> PruningTools:
         """The tools for networks of another input size, pixels; None: the run's.
@@ -95,7 +107,7 @@ class PruningTools:
                 own._sized._evaluator.close()
             own._sized = copy.copy(own)
             own._sized._imgsz, own._sized._bench = imgsz, own._bench.at(imgsz)
-            own._sized._evaluator = own._sized._make_evaluator()
+            own._sized._evaluator = own._sized._make_evaluator(own._data)
         return own._sized
 
     @property
@@ -126,8 +138,21 @@ class PruningTools:
         return {"params_m": stats.params_m, "gflops": stats.gflops, "size_mb": stats.size_mb}
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Accuracy on the validation split."""
-        return self._evaluator.run(model)
+        """Accuracy on the validation images by which trials are judged, and their number as `val_images`."""
+        return {**self._evaluator.run(model), VAL_IMAGES: self._evaluator.images}
+
+    def on_all_images(self, model: Any, say: Say) -> dict[str, float]:
+        """Accuracy on all validation images, as `map50_95_all`, and their number, where trials are judged on a sample;
+        else {}."""
+        if self._data == self._config.data.path:
+            return {}
+        say("validating it on all validation images")
+        with closing(self._make_evaluator(self._config.data.path)) as evaluator:
+            metrics = evaluator.run(model)
+            images = evaluator.images
+        if self._deployment is not None:
+            metrics = self._deployment.judged(model, metrics, self._imgsz, on_all=True)
+        return {f"{name}{ON_ALL}": value for name, value in {**accuracies(metrics), VAL_IMAGES: images}.items()}
 
     def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
         """``metrics`` with the accuracy of what ships, where that is a file and trials are judged by it."""
@@ -142,7 +167,8 @@ class PruningTools:
         section = self._config.finetune
         together = self.device.startswith("cuda") and section.gpus_per_pick > 1  # the worker was given them all
         device = ",".join(f"cuda:{number}" for number in range(section.gpus_per_pick)) if together else self.device
-        return self._tune(model, folder, on_epoch, section, patience=section.patience, device=device)
+        data = self._config.data.path
+        return self._tune(model, folder, on_epoch, section, patience=section.patience, device=device, data=data)
 
     def save(self, model: Any, path: Path) -> None:
         """A stock checkpoint."""
@@ -215,7 +241,7 @@ class PruningTools:
         engines = self._engines(models, sizes)
         self._own._finals = {name: (models[name], engine) for name, engine in engines.items()}
         config, device, gate = self._config, self.device, self._gate
-        return evaluate_together(models, sizes, config, device, gate, self._evaluator, say, engines)
+        return evaluate_together(models, sizes, config, device, gate, say, engines)
 
     def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
@@ -276,6 +302,11 @@ class PruningTools:
 
         ``say`` is told what is done.
         """
+        if self._config.trial.epochs:
+            from paretoprune.pruning.data.calibration import read_training_labels
+
+            say("reading the labels of the training images")  # here, once for all trials
+            read_training_labels(self._data, self.baseline)
         self._score(say)
         table = self._bench.table
         groups = [
@@ -382,6 +413,7 @@ class PruningTools:
         patience: int,
         start: Mapping[str, float] | None = None,
         device: str | None = None,
+        data: str | None = None,
     ) -> Tuned:
         from paretoprune.pruning.training.finetune import finetune
         from paretoprune.pruning.training.settings import FinetuneSettings
@@ -402,7 +434,7 @@ class PruningTools:
         )
         result = finetune(
             model,
-            self._config.data.path,
+            data or self._data,
             settings,
             folder,
             device=device or self.device,

@@ -27,7 +27,7 @@ from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import EVENTS, MEASURED, PLAN, PRUNED, RECORD, TRIAL_LOG
 from paretoprune.cluster.errors import AgentAwayError
-from paretoprune.results.store.accuracy import accuracies
+from paretoprune.results.store.accuracy import VAL_IMAGES, accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.objectives import device_of
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
@@ -300,6 +300,7 @@ def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
         made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
         plan.save(work.folder / PLAN, made_with)
     metrics = {**accuracy, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
+    metrics |= {name: start[name] for name in (VAL_IMAGES,) if name in start}
     if tuned.precision:
         metrics["training_precision"] = tuned.precision
     cut_short = course.stopped or (settings.epochs > 0 and not worth_training)

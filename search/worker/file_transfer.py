@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import is_temporary, write_bytes
-from paretoprune.base.file_names import METRICS, RECORD, SESSION, TUNED
+from paretoprune.base.file_names import METRICS, RECORD, SAMPLE, SESSION, TUNED
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.stopping.early_stopper import judge_of
 from paretoprune.search.stopping.rule import StoppingRule
@@ -79,7 +79,8 @@ def carried(context: WorkerContext, needs: Sequence[str], gives: Sequence[str]) 
 
     scratch = scratch_folder(context.run)
     # These never change: once per process. Records do.
-    missing = [name for name in needs if name not in (MODEL_FOLDER, SCORES_NAME) or not (scratch / name).exists()]
+    lasting = (MODEL_FOLDER, SCORES_NAME, SAMPLE)
+    missing = [name for name in needs if name not in lasting or not (scratch / name).exists()]
     fetched: dict[str, bytes] = ray.get(context.courier.fetch.remote([*missing, *gives]))
     Courier(str(scratch)).deliver(fetched)
     parcels = _Parcels(context.courier, scratch, gives)

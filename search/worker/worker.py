@@ -6,12 +6,13 @@ Plain functions over plain data; the sweep's trainable and `search.finalists.fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
-from paretoprune.base.file_names import EVENTS, FREE_MOVES
+from paretoprune.base.file_names import EVENTS, FREE_MOVES, SAMPLE
+from paretoprune.pruning.yolo.progress import progress_told
 from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.search.config.inputs import check_node, weights_hash
@@ -37,7 +38,7 @@ _KEPT: dict[tuple[str, str], tuple[Any, DeviceGate]] = {}
 
 def work_on_trial(context: WorkerContext, request: TrialRequest) -> TrialRecord:
     """Run one trial in this process, or take the record of a worker that an earlier driver left behind with it."""
-    with carried(context, [MODEL_FOLDER, SCORES_NAME], [f"trials/{request.trial_id}"]) as here:
+    with carried(context, [MODEL_FOLDER, SCORES_NAME, SAMPLE], [f"trials/{request.trial_id}"]) as here:
         # What lies in a node's own scratch folder may be of an older run at the same path
         return _run_trial(here, request, look=context.courier is None)
 
@@ -89,7 +90,7 @@ def ingredients(config: RunConfig) -> dict[str, str | bool]:
 
 def work_on_baseline(context: WorkerContext) -> dict[str, Any]:
     """Measure the unpruned network the same way as the trials: the content of ``baseline.json``."""
-    with carried(context, [MODEL_FOLDER], ["baseline.log", SCORES_NAME]) as here:
+    with carried(context, [MODEL_FOLDER, SAMPLE], ["baseline.log", SCORES_NAME]) as here:
         return {**_measure_baseline(here), "model": context.folder.inside(context.config.model.path)}
 
 
@@ -101,19 +102,16 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     say("loading the model")
     tools, gate = tools_of(context)
     model = tools.baseline
-    with tools.logging(context.folder.path / "baseline.log"):
-        say("validating it")
-        metrics: dict[str, Any] = dict(tools.evaluate(model))
-        if config.deploy.in_trials:
-            say("exporting it")
-            metrics = tools.deployed(model, metrics)
+    with tools.logging(context.folder.path / "baseline.log"), progress_told(say):
+        metrics = _judged(tools, model, config, say)
         say("timing it")
         for device, measured in measured_everywhere(tools, model, config.latency.targets).items():
             own = {**measured, **ITSELF}
             metrics.update(latency_metrics(own, float(measured["median_ms"]), device))
         with gate.using():
             metrics.update(tools.stats(model))
-    described = tools.describe(say)
+    with progress_told(say):
+        described = tools.describe(say)
     tools.keep_scores(context.folder.path)
     return {
         "data": config.data.path,
@@ -126,21 +124,29 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     }
 
 
+def _judged(tools: Any, model: Any, config: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Accuracy of the unpruned network as trials are judged, and on all validation images where these are a sample."""
+    say("validating it")
+    metrics: dict[str, Any] = dict(tools.evaluate(model))
+    if config.deploy.in_trials:
+        say("exporting it")
+        metrics = tools.deployed(model, metrics)
+    return {**metrics, **tools.on_all_images(model, say)}
+
+
 def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
     """Measure the unpruned network at inputs of ``sizes`` (pixels) as trials are, beside itself at the run's size.
 
     Each is written to ``free_moves.json`` as soon as it is known: what dies goes on with the next one.
     """
-    with carried(context, [MODEL_FOLDER], [FREE_MOVES, FREE_MOVES_LOG]) as here:
+    with carried(context, [MODEL_FOLDER, SAMPLE], [FREE_MOVES, FREE_MOVES_LOG]) as here:
         tools, gate = tools_of(here)
         model = tools.baseline
         known = {move.imgsz for move in here.folder.read_free_moves()}  # by this task, before its worker died
         for imgsz in (size for size in sizes if size not in known):
             sized = tools.at(imgsz)
             with tools.logging(here.folder.path / FREE_MOVES_LOG):
-                metrics: dict[str, Any] = dict(sized.evaluate(model))
-                if context.config.deploy.in_trials:
-                    metrics = sized.deployed(model, metrics)
+                metrics = _judged(sized, model, here.config, lambda text: None)
                 unpruned = {"": context.baseline_latency_ms, **context.devices_ms}
                 for device, measured in measured_everywhere(sized, model, context.devices_ms).items():
                     metrics.update(latency_metrics(measured, unpruned[device], device))
@@ -168,7 +174,9 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         if context.identity is not None and is_joined(context.config):
             check_node(context.config, context.identity)
         with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds
-            _KEPT[key] = (context.factory(context.config, device, gate), gate)
+            tools = context.factory(context.config, device, gate)
+            tools.use_sample(context.folder.path)
+            _KEPT[key] = (tools, gate)
     return _KEPT[key]
 
 

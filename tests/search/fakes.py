@@ -85,6 +85,12 @@ class FakeTools:
     def at(self, imgsz: int | None) -> FakeTools:
         return self
 
+    def use_sample(self, run: Path) -> None:
+        """Looks at no images."""
+
+    def on_all_images(self, model: Any, say: Callable[[str], None]) -> dict[str, float]:
+        return {}
+
     def prune(self, plan: Plan) -> tuple[Any, Plan]:
         self._note("prune", plan.ratios)
         return dict(plan.ratios), plan

@@ -34,16 +34,17 @@ def trained_with(arguments: dict[str, float], yaml: str = "yolov8n") -> nn.Modul
 
 @pytest.mark.parametrize("yaml", ["yolov8n", "rtdetr-l"])
 def test_the_training_arguments_of_the_model_hold(data: Path, yaml: str) -> None:
-    """Nothing changed, they are the calibration images of these numbers; mirrored always, they are mirrored."""
+    """Nothing changed, they are the calibration images of the same files; mirrored always, they are mirrored."""
     same, mirrored = (trained_with({**NONE, "fliplr": chance}, yaml) for chance in (0.0, 1.0))
     plain = load_calibration(str(data), same, 96, 10)
     source = TrainingImages(str(data), same, 96)
     assert source.count == 18
-    assert len(set(plain.numbers)) == 10
-    assert torch.allclose(source.take(plain.numbers, 0), plain.images, atol=1 / 255)
+    numbers = [source.files.index(file) for file in plain.files]
+    assert len(set(numbers)) == 10
+    assert torch.allclose(source.take(numbers, 0), plain.images, atol=1 / 255)
     half = plain.spread(5)
-    assert torch.allclose(source.take(half.numbers, 1), half.images, atol=1 / 255)
-    turned = TrainingImages(str(data), mirrored, 96).take(plain.numbers, 0)
+    assert torch.allclose(source.take(map(source.files.index, half.files), 1), half.images, atol=1 / 255)
+    turned = TrainingImages(str(data), mirrored, 96).take(numbers, 0)
     assert torch.allclose(turned, plain.images.flip(3), atol=1 / 255)
 
 

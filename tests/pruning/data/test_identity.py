@@ -25,9 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 def changes(root: Path, change: Callable[[Path], object]) -> list[str]:
     """What is said to differ after `change`."""
-    before, rows = identify(root / "data.yaml", "detect")
+    before, rows, _ = identify(root / "data.yaml", "detect")
     change(root)
-    now, new_rows = identify(root / "data.yaml", "detect")
+    now, new_rows, _ = identify(root / "data.yaml", "detect")
     found = differences(before, now, rows, new_rows)
     assert bool(found) == (before != now)
     assert bool(found) == bool(differences(before, now, {}, {}))  # seen without the rows, too
@@ -143,7 +143,7 @@ def test_what_changes_nothing_is_no_difference(change: Callable[[Path], object],
 
 
 def test_a_test_split_counts_once_it_is_there(root: Path) -> None:
-    before, rows = identify(root / "data.yaml", "detect")
+    before, rows, _ = identify(root / "data.yaml", "detect")
     add_a_test_split(root)
     assert differences(before, identify(root / "data.yaml", "detect")[0], rows, {}) == []
     assert changes(root, yaml_with("test: images/train", "")) == ["there are no images of test (3 then)"]
@@ -164,12 +164,13 @@ def test_a_classifiers_folders(tmp_path: Path) -> None:
             (tmp_path / "set" / split / name).mkdir(parents=True)
             picture = Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8))
             picture.save(tmp_path / "set" / split / name / "0.png")
-    before, rows = identify(tmp_path / "set", "classify")
+    before, rows, classes = identify(tmp_path / "set", "classify")
+    assert classes == {"train": [("ball",), ("cube",)], "val": [("ball",), ("cube",)]}
     assert before.classes == ["ball", "cube"]
     (tmp_path / "set").rename(tmp_path / "moved")
-    assert identify(tmp_path / "moved", "classify") == (before, rows)
+    assert identify(tmp_path / "moved", "classify") == (before, rows, classes)
     (tmp_path / "moved" / "val" / "ball" / "0.png").rename(tmp_path / "moved" / "val" / "cube" / "1.png")
-    now, new_rows = identify(tmp_path / "moved", "classify")
+    now, new_rows, _ = identify(tmp_path / "moved", "classify")
     assert differences(before, now, rows, new_rows) == [
         "1 images of val are gone, first: ball/0.png",
         "1 images of val are new, first: cube/1.png",
@@ -188,6 +189,7 @@ def test_many_images_take_a_moment(tmp_path: Path) -> None:
             (tmp_path / "labels" / split / f"{number}.txt").write_text(f"0 0.5 0.5 {random.random():.4f} 0.1")
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [a]\n")
     begin = time.process_time()
-    found, _ = identify(tmp_path / "data.yaml", "detect")
-    assert found.splits["train"].images == 1_900
+    found, _, classes = identify(tmp_path / "data.yaml", "detect")
+    assert found.splits["train"].images == len(classes["train"]) == 1_900
+    assert set(classes["train"]) == {("0",)}
     assert time.process_time() - begin < 1

@@ -204,7 +204,7 @@ def test_a_file_of_version_1_is_of_a_run_at_one_size(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("schema_version: 1\nmodel: {path: a.pt, imgsz: 320}\ndata: {path: b.yaml}\nspace: {round_to: 16}\n")
     old = load_config(path)
-    assert (old.schema_version, old.space.imgsz, old.space.round_to) == (2, [], 16)
+    assert (old.schema_version, old.space.imgsz, old.space.round_to) == (3, [], 16)
     assert not old.space.depth
     path.write_text(path.read_text().replace("schema_version: 1\n", ""))  # as somebody writes it today
     assert load_config(path).space.imgsz is None

@@ -16,7 +16,7 @@ from paretoprune.search.config.paths import resolve_paths
 from paretoprune.search.errors import ConfigError, RunFolderError, SpaceError
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.sweep.preflight import (
-    _with_axes_of,
+    _with_newer_settings_of,
     check_device,
     check_energy,
     check_files,
@@ -122,7 +122,7 @@ def test_a_run_keeps_its_sizes_where_none_are_given(tmp_path: Path) -> None:
     folder, config = RunFolder(tmp_path), make_config(**{"model.imgsz": 320})
     for stored, sizes in (("schema_version: 1\n", [320]), ("space: {imgsz: [256]}\n", [320, 256])):
         folder.config.write_text(f"{stored}model: {{path: model.pt, imgsz: 320}}\ndata: {{path: data.yaml}}\n")
-        ours = _with_axes_of(folder, config)
+        ours = _with_newer_settings_of(folder, config)
         assert ours.space.imgsz == sizes
         assert ours.space.depth == ("version" not in stored)
         check_run_folder(folder, ours)
