@@ -26,7 +26,9 @@ def loop_teller(doing: str, of: str) -> Callable[..., Any]:
     """What stands for Ultralytics' TQDM: loops of `doing` over items that are called `of`."""
 
     class Loop:
-        def __init__(self, items: Iterable[Any] | None = None, desc: str = "", total: int | None = None, **_: Any):
+        def __init__(
+            self, items: Iterable[Any] | None = None, desc: str = "", total: int | None = None, **_: Any
+        ) -> None:
             self.desc, self._items, self._total = desc, items, total
 
         def __iter__(self) -> Iterator[Any]:
