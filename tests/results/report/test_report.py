@@ -196,6 +196,31 @@ def test_what_the_layers_cost_is_in_the_page_and_beside_it(finished_run: RunFold
     assert float(growth[-1]["hypervolume_share"]) >= float(growth[0]["hypervolume_share"]) > 0
 
 
+def test_figures_of_a_sample_of_the_images_are_said_to_be(finished_run: RunFolder, tmp_path: Path) -> None:
+    """Trials go with the baseline on the sample, finished networks with the baseline on all."""
+    folder = RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+    content = folder.read_baseline()
+    some = content["metrics"]["map50_95"]
+    every = {"val_images": 100, "val_images_all": 5000, "map50_95_all": some + 0.1}
+    folder.write_baseline({**content, "metrics": {**content["metrics"], **every}})
+    found = summarise(folder)
+    assert found.judged.startswith("trials, and the unpruned model beside them, are judged on 100 of 5,000 validation")
+    assert found.front.baseline.accuracy == some
+    row = next(row for row in found.finished if row.kind == "baseline")
+    assert row.at is not None
+    assert row.at.accuracy == pytest.approx(some + 0.1)
+    pick = found.front.picks[0].after
+    assert pick is not None
+    assert found.front.baseline_of(pick) is row.at
+    assert found.front.baseline_of(found.front.front[0]) is found.front.baseline
+    write_report(folder.path)
+    for page in (folder.report_html, folder.report_markdown):
+        text = page.read_text(encoding="utf-8")
+        assert found.judged in text
+        assert formatting.signed(pick.accuracy - some - 0.1) in text
+    assert "judged on" not in finished_run.report_markdown.read_text(encoding="utf-8")
+
+
 def test_before_the_full_fine_tuning_the_picks_are_suggestions(records: list[TrialRecord], make_run: MakeRun) -> None:
     folder = make_run(records)
     page = Page(write_report(folder.path).read_text(encoding="utf-8"))

@@ -134,6 +134,23 @@ def test_noise_comes_from_the_run_or_from_the_number_of_images(baseline: dict[st
     assert own.text == "differences of mAP50-95 up to 0.020 may be luck (bootstrap)"
 
 
+def test_on_all_images_the_noise_is_that_of_more_images(baseline: dict[str, Any]) -> None:
+    """The deviation of a mean over four times as many is half; so it is where only their numbers are known."""
+    sampled = {**baseline, "metrics": {**baseline["metrics"], "val_images": 100, "val_images_all": 400}}
+    for noise in ({"map50_95_std": 0.01, "images": 100}, {"images": 100}):
+        some, every = (accuracy_noise({**sampled, "noise": noise}, on_all=on_all) for on_all in (False, True))
+        assert every.std["map50_95"] == pytest.approx(some.std["map50_95"] / 2)
+        assert accuracy_noise({**baseline, "noise": noise}, on_all=True).std == some.std
+
+
+def test_a_pick_is_compared_with_a_free_move_on_all_images(record: Build) -> None:
+    pick = Selected(trial_id="t1", after=measured(record, "x", 0.60, 1.5, 0.0).metrics, directory="t1")
+    for on_all, beaten in ((0.59, {}), (0.61, {"t1": "unpruned@256"})):
+        move = measured(record, "unpruned@256", 1.2 - on_all, 1.5, 0.0)
+        move = move.changed(metrics={**move.metrics, "map50_95_all": on_all})
+        assert beaten_picks([pick], [move]) == beaten
+
+
 def test_nobody_to_compare_with(record: Build) -> None:
     assert standings([], []) == {}
     assert standings([record("a")], [])["a"].firm

@@ -208,3 +208,13 @@ def test_a_file_of_version_1_is_of_a_run_at_one_size(tmp_path: Path) -> None:
     assert not old.space.depth
     path.write_text(path.read_text().replace("schema_version: 1\n", ""))  # as somebody writes it today
     assert load_config(path).space.imgsz is None
+
+
+def test_a_file_of_version_2_is_of_a_run_on_all_images(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("schema_version: 2\nmodel: {path: a.pt}\ndata: {path: b.yaml}\nspace: {imgsz: [320]}\n")
+    old = load_config(path)
+    assert (old.schema_version, old.trial.steps, old.trial.val_images) == (3, 0, 0)
+    assert (old.space.imgsz, old.space.depth) == ([320], True)
+    path.write_text(path.read_text().replace("schema_version: 2\n", ""))
+    assert load_config(path).trial.steps == 1000
