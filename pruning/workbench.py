@@ -20,6 +20,8 @@ from paretoprune.pruning.data.calibration import (
     load_calibration,
     shortcomings,
 )
+from paretoprune.pruning.data.dataset import dataset_file
+from paretoprune.pruning.data.sampling import training_files
 from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.branches import Branches, find_branches, name_after
@@ -42,7 +44,7 @@ from paretoprune.pruning.training.teacher import check_teacher
 from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.output_distribution import class_weights
-from paretoprune.pruning.yolo.saving import plain_copy
+from paretoprune.pruning.yolo.saving import plain_copy, task_of
 
 LOSS_CRITERIA = ("reconstruction", "taylor")  # of one scale in all layers, so that widths can be chosen by them
 _HELD_OUT = 8  # one calibration image in so many is not learned from
@@ -119,8 +121,18 @@ class Workbench:
         if self.data is None:
             raise PruningError("calibration images are needed, but no dataset was given; pass --data DATA.")
         with self.turn:
-            found = load_calibration(self.data, self.model, self.imgsz, self.calibration_images, self.seed)
+            images, among = self.calibration_images, self.training_files
+            found = load_calibration(self.data, self.model, self.imgsz, images, self.seed, among)
         return replace(found, pause=self.turn.pause)
+
+    @cached_property
+    def training_files(self) -> list[str]:
+        """All of them, of which the calibration images are drawn; listed once for all sizes."""
+        if self._first is not None:
+            return self._first.training_files
+        assert self.data is not None, "calibration asked for them"
+        task = task_of(self.model)
+        return training_files(dataset_file(self.data, task), task)
 
     @cached_property
     def scored_images(self) -> Calibration:

@@ -17,7 +17,7 @@ from torch import nn
 
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import read_dataset
-from paretoprune.pruning.data.sampling import lay_out, training_images
+from paretoprune.pruning.data.sampling import lay_out, training_files
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
@@ -95,16 +95,19 @@ class Calibration:
             self.pause()
 
 
-def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int = 64, seed: int = 0) -> Calibration:
+def load_calibration(
+    data: str, model: nn.Module, imgsz: ImageSize, images: int = 64, seed: int = 0, among: Sequence[str] | None = None
+) -> Calibration:
     """Draw `images` training images (all, where there are fewer) without augmentation.
 
-    imgsz: the side of square ones, or height and width.
+    imgsz: the side of square ones, or height and width. among: all training images, where they are listed already
+    (`sampling.training_files`).
 
     Raises:
         PruningError: the dataset cannot be read, or its training split holds no usable image.
     """
     with quiet_ultralytics(), contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as scratch:
-        dataset = _drawn(data, model, max(height_width(imgsz)), images, seed, Path(scratch))
+        dataset = _drawn(data, model, max(height_width(imgsz)), images, seed, among, Path(scratch))
         if not isinstance(imgsz, int):
             _reshape(dataset, imgsz)
         picks = sorted(np.random.default_rng(seed).permutation(len(dataset))[:images].tolist())
@@ -119,14 +122,16 @@ def load_calibration(data: str, model: nn.Module, imgsz: ImageSize, images: int 
     return Calibration(batch, files)
 
 
-def _drawn(data: str, model: nn.Module, side: int, count: int, seed: int, scratch: Path) -> Any:
+def _drawn(
+    data: str, model: nn.Module, side: int, count: int, seed: int, among: Sequence[str] | None, scratch: Path
+) -> Any:
     """Training images as `_dataset` has them, no more than `count` where there are no corrupt ones among those drawn.
 
     Ultralytics would read the labels of all images, and open each, before it gives one.
     """
     task = task_of(model)
     place = dataset_file(data, task)
-    images = training_images(place, task)
+    images = among if among is not None else training_files(place, task)
     order, tried = np.random.default_rng(seed).permutation(len(images)), count
     while tried < len(images):
         lay_out(place, task, {"train": [images[i] for i in sorted(order[:tried])]}, scratch / str(tried))

@@ -99,7 +99,7 @@ def sampled_dataset(data: str, task: str, sample: Sample, folder: Path) -> str:
     return str(target if task == "classify" else target / "data.yaml")
 
 
-def training_images(place: Path, task: str) -> list[str]:
+def training_files(place: Path, task: str) -> list[str]:
     """The images of the training split of the dataset at `place` (`dataset.dataset_file`), in their order."""
     if task == "classify":
         return [str(path) for path in class_folders.images_by_class(place / "train")]

@@ -25,6 +25,7 @@ from paretoprune.pruning.data.sampling import (
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.yolo.progress import progress_told
+from paretoprune.pruning.yolo.saving import save_checkpoint
 from tests.pruning.recovery_material import NAMES, shapes_dataset, write_yaml
 from tests.pruning.tiny import tiny_model
 
@@ -161,6 +162,20 @@ def test_calibration_reads_no_more_images_than_it_needs(tmp_path: Path, monkeypa
     read.clear()
     assert len(load_calibration(data, model, 64, 6, seed=1).images) == 6
     assert len(set(read)) == 12
+
+
+def test_images_of_all_sizes_are_drawn_from_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paretoprune.pruning import workbench
+
+    data, stock = str(shapes_dataset(tmp_path / "shapes", train=12, val=2)), workbench.training_files
+    save_checkpoint(tiny_model(), tmp_path / "tiny.pt")
+    listed: list[Path] = []
+    monkeypatch.setattr(workbench, "training_files", lambda place, task: listed.append(place) or stock(place, task))
+    bench = workbench.Workbench(str(tmp_path / "tiny.pt"), data, 96, calibration_images=5)
+    for imgsz in (64, 96, 32, 64):
+        alone = load_calibration(data, bench.model, imgsz, 5).images
+        assert torch.equal(bench.at(imgsz).calibration.images, alone)
+    assert len(listed) == 1
 
 
 def test_reading_labels_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
