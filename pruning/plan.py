@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.image_size import ImageSize, StoredSize, plain_size
 from paretoprune.pruning.errors import PlanError
 
 SCHEMA_VERSION = 1
@@ -34,7 +35,7 @@ class _PlanFile(BaseModel):
 
     ratios: dict[str, Ratio]
     kept: dict[str, Annotated[tuple[Index, ...], AfterValidator(_rising)]] = Field(default_factory=dict)
-    imgsz: Annotated[int, Strict(), Field(ge=1)] | None = None
+    imgsz: StoredSize | None = None
     branches_removed: tuple[str, ...] = ()
     hash: str | None = None
 
@@ -48,14 +49,14 @@ class Plan:
             `pruning.graph.patterns.governing`).
         kept: by the convolution's name in the model, ascending indices into the unpruned output channels; empty
             before the plan was applied.
-        imgsz: side of the input that the network is for, pixels; None: that of whoever applies the plan (a run's own
+        imgsz: size of the input that the network is for, pixels; None: that of whoever applies the plan (a run's own
             size counts as None, so that equal plans are equal).
         branches: names of the branches that are removed whole.
     """
 
     ratios: Mapping[str, float]
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
     branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class Plan:
 
     def _beside_ratios(self) -> dict[str, Any]:
         """Size and branches as JSON has them; {} for a plan of widths alone."""
-        size = {} if self.imgsz is None else {"imgsz": self.imgsz}
+        size = {} if self.imgsz is None else {"imgsz": plain_size(self.imgsz)}
         return size | ({"branches_removed": sorted(self.branches)} if self.branches else {})
 
     def to_json(self) -> dict[str, Any]:

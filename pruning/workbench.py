@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.data.calibration import (
     AUGMENTATIONS,
     FLIPS,
@@ -41,7 +42,7 @@ from paretoprune.pruning.surgery.layer_table import build_layer_table
 from paretoprune.pruning.surgery.surgery import canonical_ratios, prune, replay, resolve
 from paretoprune.pruning.training.distillation import distil
 from paretoprune.pruning.training.teacher import check_teacher
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
+from paretoprune.pruning.yolo.image_size import check_image_size, check_shape, stride_of
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.output_distribution import class_weights
 from paretoprune.pruning.yolo.saving import plain_copy, task_of
@@ -102,6 +103,7 @@ class Workbench:
         with self.turn:
             model = load_model(self.model_path, self.trust_checkpoint)
         check_image_size(self.imgsz, stride_of(model), self.model_path)
+        check_shape(task_of(model), self.imgsz)
         return model
 
     @cached_property
@@ -358,9 +360,10 @@ class Workbench:
         other.turn, other._first = self.turn, self._first or self
         return other
 
-    def at(self, imgsz: int) -> Workbench:
-        """The same baseline on images of another side, pixels; importance stays that of this one's size."""
+    def at(self, imgsz: ImageSize) -> Workbench:
+        """The same baseline on images of another size; importance stays that of this one's size."""
         check_image_size(imgsz, stride_of(self.model), self.model_path)
+        check_shape(task_of(self.model), imgsz)
         other = self.on(self.model_path)
         other.imgsz, other._first = imgsz, self
         other.model, other.table = self.model, self.table

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize, height_width, larger_side, plain_size
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.reading import read_dataset
 from paretoprune.pruning.data.sampling import lay_out, training_files
 from paretoprune.pruning.device import nothing
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
+from paretoprune.pruning.yolo.image_size import check_shape
 from paretoprune.pruning.yolo.output_distribution import class_probabilities
 from paretoprune.pruning.yolo.saving import task_of
 from paretoprune.pruning.yolo.tasks import is_single_class, kind_of
@@ -107,9 +108,7 @@ def load_calibration(
         PruningError: the dataset cannot be read, or its training split holds no usable image.
     """
     with quiet_ultralytics(), contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as scratch:
-        dataset = _drawn(data, model, max(height_width(imgsz)), images, seed, among, Path(scratch))
-        if not isinstance(imgsz, int):
-            _reshape(dataset, imgsz)
+        dataset = _drawn(data, model, imgsz, images, seed, among, Path(scratch))
         picks = sorted(np.random.default_rng(seed).permutation(len(dataset))[:images].tolist())
         samples = [dataset[number] for number in picks]
         paths = _files(dataset)
@@ -123,7 +122,7 @@ def load_calibration(
 
 
 def _drawn(
-    data: str, model: nn.Module, side: int, count: int, seed: int, among: Sequence[str] | None, scratch: Path
+    data: str, model: nn.Module, imgsz: ImageSize, count: int, seed: int, among: Sequence[str] | None, scratch: Path
 ) -> Any:
     """Training images as `_dataset` has them, no more than `count` where there are no corrupt ones among those drawn.
 
@@ -136,23 +135,14 @@ def _drawn(
     while tried < len(images):
         lay_out(place, task, {"train": [images[i] for i in sorted(order[:tried])]}, scratch / str(tried))
         with contextlib.suppress(RuntimeError):  # none of them can be read
-            found = _dataset(str(scratch / str(tried)), model, side)
+            found = _dataset(str(scratch / str(tried)), model, imgsz)
             if len(found) >= count:
                 return found
         tried *= 2
     try:
-        return _dataset(data, model, side)
+        return _dataset(data, model, imgsz)
     except RuntimeError as error:
         raise PruningError(f"calibration needs training images, but '{data}' has none that can be read.") from error
-
-
-def _reshape(dataset: Any, size: tuple[int, int]) -> None:
-    """Have images of height and width `size`, as Ultralytics' exporter does."""
-    transforms = getattr(dataset, "transforms", None)
-    first: Any = transforms.transforms[0] if transforms is not None else None
-    if not hasattr(first, "new_shape"):
-        raise PruningError(f"images of {size_text(size)} are for detection and its kin; give one side of a square")
-    first.new_shape = size
 
 
 def shortcomings(calibration: Calibration, model: nn.Module) -> list[str]:
@@ -256,33 +246,26 @@ def _dataset(data: str, model: nn.Module, imgsz: ImageSize, changes: Mapping[str
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.data import ClassificationDataset
-    from ultralytics.data.augment import LetterBox
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
 
     kind, task, augment = kind_of(model), task_of(model), changes is not None
-    side = max(height_width(imgsz))
-    if kind == "classify" and not isinstance(imgsz, int):
-        raise PruningError(f"a classifier's images are squares, but got {size_text(imgsz)}; give one side")
+    check_shape(task, imgsz)
     place = dataset_file(data, task)
     one = is_single_class(model)
     alone = dict.fromkeys(("mosaic", "mixup", "cutmix", "copy_paste", "erasing"), 0.0)
-    own = {"task": task, "imgsz": side, "rect": False, "cache": False, "single_cls": one}
+    own = {"task": task, "imgsz": larger_side(imgsz), "rect": False, "cache": False, "single_cls": one}
     cfg = get_cfg(overrides={**(changes or {}), **alone, **own})
     if kind == "classify":
         cfg.auto_augment = None
         names = dict(model.names)  # type: ignore[arg-type]
         return ClassificationDataset(place / "train", cfg, augment=augment, prefix="train", names=names)
+    if not augment:
+        cfg.imgsz = plain_size(imgsz)  # which a validation takes, and `get_cfg` does not
     content = read_dataset(place)
     if kind == "rtdetr":
-        found: Any = RTDETRDataset(
-            img_path=content["train"], imgsz=side, batch_size=16, augment=augment, hyp=cfg, rect=False, data=content,
-            single_cls=one,
+        return RTDETRDataset(
+            img_path=content["train"], imgsz=cfg.imgsz, batch_size=16, augment=augment, hyp=cfg, rect=False,
+            data=content, single_cls=one,
         )  # fmt: skip
-    else:
-        found = build_yolo_dataset(cfg, content["train"], 16, content, mode="train" if augment else "val", rect=False)
-    if not augment:
-        for transform in found.transforms.transforms:
-            if isinstance(transform, LetterBox):
-                transform.new_shape = height_width(imgsz)
-    return found
+    return build_yolo_dataset(cfg, content["train"], 16, content, mode="train" if augment else "val", rect=False)

@@ -15,6 +15,7 @@ from torch import nn
 from ultralytics.utils import nms
 
 from paretoprune.base.device_gate import Gate
+from paretoprune.base.image_size import ImageSize, larger_side, plain_size
 from paretoprune.pruning.data.dataset import check_dataset, dataset_file
 from paretoprune.pruning.data.reading import read_dataset
 from paretoprune.pruning.device import GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
@@ -34,7 +35,7 @@ EVALUATION_BATCH = 16
 def evaluate(
     model: nn.Module,
     data: str,
-    imgsz: int,
+    imgsz: ImageSize,
     device: str,
     batch: int = EVALUATION_BATCH,
     split: str = "val",
@@ -42,9 +43,11 @@ def evaluate(
 ) -> dict[str, float]:
     """The accuracy of `model` on a split of `data`: what stock `YOLO(path).val(data=, imgsz=, batch=)` prints.
 
-    Rectangular batches (`rect=True`), as stock `val` takes: square ones differ by one or two hundredths of mAP
-    (classifiers and RT-DETR take square ones always). Full precision. The model is copied (validation fuses layers) and
-    left as it is; nothing is printed, plotted or left on disk but Ultralytics' label cache beside the labels.
+    Of one side, pixels, batches are rectangular (`rect=True`), as stock `val` takes: square ones differ by one or two
+    hundredths of mAP (classifiers and RT-DETR take square ones always). Of height and width every image is letterboxed
+    into exactly this shape, as stock `val` does for an exported file of it, but not for a checkpoint. Full precision.
+    The model is copied (validation fuses layers) and left as it is; nothing is printed, plotted or left on disk but
+    Ultralytics' label cache beside the labels.
 
     Returns `map50_95`, `map50`, `precision`, `recall`, each in [0, 1], of the task's own target (boxes for detect and
     obb, masks for segment, keypoints for pose); segment and pose have the boxes' four too, as `map50_95_box` ..., and
@@ -65,7 +68,7 @@ class Evaluator:
     def __init__(
         self,
         data: str,
-        imgsz: int,
+        imgsz: ImageSize,
         device: str,
         batch: int = EVALUATION_BATCH,
         split: str = "val",
@@ -74,10 +77,11 @@ class Evaluator:
         rect: bool = True,
         conf: float | None = None,
     ) -> None:
-        """rect=False: square batches, which exported files take. conf: lowest score that counts; None: Ultralytics'."""
-        self._data = data
-        self._args = {"imgsz": imgsz, "device": device, "batch": batch, "split": split, "workers": workers}
-        self._args |= {"rect": rect, "conf": conf}
+        """rect=False: images of exactly this size, which exported files take, as always for height and width.
+        conf: lowest score that counts; None: Ultralytics'."""
+        self._data, self._imgsz = data, imgsz
+        self._args = {"imgsz": larger_side(imgsz), "device": device, "batch": batch, "split": split, "workers": workers}
+        self._args |= {"rect": rect and isinstance(imgsz, int), "conf": conf}
         self._gate = gate or NullGate()
         self._finish = device_finisher(torch_device(device))
         self._loader: GatedLoader | None = None
@@ -104,6 +108,7 @@ class Evaluator:
             validator = _validator_class(kind, self._wrap, self._see, self._gate)(
                 dataloader=self._loader, save_dir=Path(scratch), args=self._validator_args(model) | more
             )
+            validator.args.imgsz = plain_size(self._imgsz)  # of height and width its constructor makes a square
             try:
                 with tuned_backend(given if isinstance(given, str) else "", precision, torch.get_num_threads()):
                     stats = validator(model=given)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.evaluation.bootstrap import paired_noise
 from paretoprune.pruning.evaluation.evaluator import Evaluator
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.tasks import accuracy_name, kind_of
 
 USEFUL_SHARE = 0.8  # of the network's accuracy; int8 costs a tenth of it at times, a mistaken quantisation nearly all
@@ -51,14 +51,14 @@ def compare_accuracy(
     conf: float | None = None,
     gate: Gate | None = None,
 ) -> ExportAccuracy:
-    """Validate both by Ultralytics' validator on the validation split of `data`, in square batches.
+    """Validate both by Ultralytics' validator on the validation split of `data`, on images of exactly this size.
 
-    Most files take one shape, so both get it: what `val` says of the checkpoint, in rectangular batches, may differ by
-    a hundredth. conf: lowest score that counts, for files that hold non-maximum suppression.
+    Most files take one shape, so both get it: what `val` says of the checkpoint, in batches of the images' own shapes,
+    may differ by a hundredth. conf: lowest score that counts, for files that hold non-maximum suppression.
     """
     kind = kind_of(network)
     name = accuracy_name(kind)
-    evaluator = Evaluator(data, max(height_width(imgsz)), device, batch=1, gate=gate, rect=False, conf=conf)
+    evaluator = Evaluator(data, imgsz, device, batch=1, gate=gate, rect=False, conf=conf)
     try:  # the file first: it says in which shape the images are loaded
         if kind == "classify":
             its, ours = evaluator.run(network, exported, precision)[name], evaluator.run(network)[name]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.data import class_folders
 from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
 from paretoprune.pruning.errors import PruningError
@@ -20,7 +21,6 @@ from paretoprune.pruning.latency.pair import time_pair, timing_conditions
 from paretoprune.pruning.latency.runtimes import image_channels
 from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.latency.statistics import across_sessions
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import task_of
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.data.calibration import Calibration
 from paretoprune.pruning.export.exporter import write_export
 from paretoprune.pruning.latency.runtimes import EngineFile, image_channels, read_engine
-from paretoprune.pruning.yolo.image_size import ImageSize
 
 
 def make_engine(

@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from paretoprune.base.errors import one_line
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.data.calibration import Calibration
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, height_width, stride_of, trained_size
+from paretoprune.pruning.yolo.image_size import check_image_size, stride_of, trained_size
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import plain_copy, task_of
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics

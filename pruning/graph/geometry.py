@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from paretoprune.base.image_size import ImageSize, area_of, plain_size, read_size
 from paretoprune.pruning.errors import PlanError
 from paretoprune.pruning.plan import Plan
-from paretoprune.pruning.yolo.image_size import ImageSize, area_of, plain_size
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ class NetworkGeometry:
         """Inverse of `to_json`. Raises `PlanError` for anything else."""
         try:
             return cls(
-                imgsz=_size(data["imgsz"]),
+                imgsz=read_size(data["imgsz"]),
                 params=int(data["params"]),
                 gflops=float(data["gflops"]),
                 groups=tuple(GroupGeometry(g["name"], tuple(g["layers"]), int(g["channels"])) for g in data["groups"]),
@@ -304,10 +304,6 @@ class NetworkGeometry:
     @cached_property
     def _features(self) -> FloatArray:
         return _counts([x.outputs for x in self.linears], len(self.groups))
-
-
-def _size(given: Any) -> ImageSize:
-    return int(given) if isinstance(given, int) else (int(given[0]), int(given[1]))
 
 
 def _linear(data: Mapping[str, Any]) -> LinearGeometry:

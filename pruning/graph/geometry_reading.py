@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.graph.branches import Branches, find_branches
 from paretoprune.pruning.graph.geometry import (
     FIXED,
@@ -23,7 +24,6 @@ from paretoprune.pruning.graph.geometry import (
     NormGeometry,
 )
 from paretoprune.pruning.graph.layers import LayerTable
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels, model_stats
 
 

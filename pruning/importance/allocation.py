@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.errors import PlanError
 from paretoprune.pruning.graph.geometry_reading import positions
 from paretoprune.pruning.graph.layers import ALWAYS, Group, LayerTable
-from paretoprune.pruning.yolo.image_size import ImageSize
 
 Unit = Literal["macs", "params"]
 UNITS: tuple[Unit, ...] = ("macs", "params")

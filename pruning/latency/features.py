@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paretoprune.base.image_size import ImageSize, area_of
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
 from paretoprune.pruning.plan import Plan
-from paretoprune.pruning.yolo.image_size import ImageSize, area_of
 
 _LANES = 16  # channels that a vector unit works on together: 512 bits of float32; a GPU's matrix units take 8 or 16
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.pair import Timed, timing_conditions
 from paretoprune.pruning.latency.runtimes import ExportCache, SessionSpec, Timeable, open_session
@@ -24,7 +25,7 @@ from paretoprune.pruning.latency.statistics import (
     is_settled,
     speedup,
 )
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
+from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 
 FEWEST_ROUNDS = 12  # an interval from fewer is too uncertain itself to stop on
 LOOK_EVERY = 4  # rounds between two looks at the intervals: looking after each would stop on lucky streaks

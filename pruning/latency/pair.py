@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.device import NullGate, device_finisher, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.device_state import Conditions, Watch, watch
@@ -29,7 +30,7 @@ from paretoprune.pruning.latency.statistics import (
     is_settled,
     speedup,
 )
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size, stride_of
+from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 
 _QUADS_TO_STOP = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
 _LOOK_EVERY = 4  # quads between two looks at the interval: looking after each would stop on lucky streaks

@@ -13,6 +13,7 @@ from torch import nn
 from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, RepConv
 
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.strategies.base import Outcome, Tune
 from paretoprune.pruning.strategies.common import conv_of, in_turn, left_whole, touched, tuned
@@ -20,7 +21,6 @@ from paretoprune.pruning.strategies.mapping import Cut, fold, insert, reconstruc
 from paretoprune.pruning.strategies.readers import sole_readers
 from paretoprune.pruning.surgery.surgery import choose_kept, resolve
 from paretoprune.pruning.workbench import Workbench, check_recovery
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.saving import plain_copy
 

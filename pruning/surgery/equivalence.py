@@ -27,12 +27,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from paretoprune.base.errors import first_line
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.errors import ModelError, NotEquivalentError
 from paretoprune.pruning.graph.branches import find_branches, name_after
 from paretoprune.pruning.graph.elementwise import value_at_zero
 from paretoprune.pruning.graph.passes import Pass, passes_of
 from paretoprune.pruning.surgery.cloning import clone
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.ultralytics_logging import preserved_random_state
 

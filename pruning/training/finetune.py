@@ -64,8 +64,8 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
     if settings.distill and teacher is None:
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     if settings.distill and teacher is not None:
-        check_teacher(teacher, settings.imgsz)
+        check_teacher(teacher, settings.side)
     refuse_non_finite(model)
     check_dataset(data, model)
     processes = len(str(device).split(","))
-    check_batch(model, settings.imgsz, settings.batch // processes, training_images(data, model, 2))
+    check_batch(model, settings.side, settings.batch // processes, training_images(data, model, 2))

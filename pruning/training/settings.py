@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize, larger_side
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import EVALUATION_BATCH
 from paretoprune.pruning.yolo.image_size import check_image_size
@@ -17,8 +18,9 @@ class FinetuneSettings:
 
     epochs: int = 3
     """Passes over the training images, at least 1."""
-    imgsz: int = 320
-    """Image size, pixels; a multiple of 32."""
+    imgsz: ImageSize = 320
+    """Image size, pixels; multiples of 32. Of height and width it is what is validated, and training is by squares of
+    the larger side: augmentation moves and joins images in them."""
     batch: int = 16
     """Images per optimizer step (no accumulation)."""
     lr: float | None = None
@@ -42,12 +44,17 @@ class FinetuneSettings:
     """Images per validation batch; as `evaluate` has it, so that the figures are the same."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "imgsz", "batch", "evaluation_batch"):
+        for name in ("epochs", "batch", "evaluation_batch"):
             if getattr(self, name) < 1:
                 raise PruningError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}")
         check_image_size(self.imgsz)
         if self.lr is not None and not 0 < self.lr <= 1:
             raise PruningError(f"lr must be in (0, 1], or None to have it chosen, but got {self.lr}")
+
+    @property
+    def side(self) -> int:
+        """Of the squares that are trained on, pixels."""
+        return larger_side(self.imgsz)
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
         "save_dir": str(save_dir.resolve()),
         "device": device,
         "epochs": settings.epochs,
-        "imgsz": settings.imgsz,
+        "imgsz": settings.side,
         "batch": -(-settings.batch // job.remedies.parts),
         # Gradients of as many images as were asked for; otherwise they are added up to 64: a quarter of the steps
         "nbs": settings.batch,

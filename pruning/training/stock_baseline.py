@@ -108,7 +108,7 @@ def _train_stock(
         with gate.using() if gate else nullcontext():
             yolo.train(
                 data=str(dataset_file(data, task_of(model))), epochs=settings.epochs,
-                imgsz=settings.imgsz, batch=settings.batch,
+                imgsz=settings.side, batch=settings.batch,
                 patience=settings.patience or settings.epochs, seed=settings.seed, workers=settings.workers,
                 device=device, amp=stock_amp(model, device, settings.amp), name="stock",
                 project=str(save_dir.resolve()), exist_ok=True, plots=False, verbose=False,

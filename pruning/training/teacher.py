@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 from paretoprune.pruning.yolo.output_distribution import output_divergence, raw_outputs, unknown_outputs
 from paretoprune.pruning.yolo.saving import plain_copy

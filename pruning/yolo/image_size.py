@@ -1,4 +1,4 @@
-"""The size of a network's input: the side of a square, or (height, width), as Ultralytics' export takes it.
+"""Which sizes of its input a network takes.
 
 Ultralytics rounds a size that is no multiple of the network's largest stride up and says so in its log. Here such a
 size is refused, with the one that it would be: what is measured, written down and repeated is the size that was asked
@@ -9,20 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from paretoprune.base.image_size import ImageSize, height_width, size_text
 from paretoprune.pruning.errors import PruningError
 
-ImageSize = int | tuple[int, int]
 STRIDE = 32  # Ultralytics trains at multiples of the largest stride, but of no less than this
-
-
-def height_width(imgsz: ImageSize) -> tuple[int, int]:
-    """Height and width, pixels."""
-    return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-
-
-def size_text(imgsz: ImageSize) -> str:
-    """As the options of the commands take it: ``640``, ``384,640``."""
-    return str(imgsz) if isinstance(imgsz, int) else ",".join(map(str, imgsz))
 
 
 def rounded_up(imgsz: ImageSize, stride: int = STRIDE) -> ImageSize:
@@ -45,6 +35,12 @@ def check_image_size(imgsz: ImageSize, stride: int = STRIDE, whose: str = "") ->
         raise PruningError(f"the image size must be {why}, but got {size_text(imgsz)}: use {size_text(right)}")
 
 
+def check_shape(task: str, imgsz: ImageSize) -> None:
+    """Raise PruningError for a rectangle where networks of this task are trained and judged on squares."""
+    if task == "classify" and not isinstance(imgsz, int):
+        raise PruningError(f"a classifier's images are squares, but got {size_text(imgsz)}: give one side")
+
+
 def trained_size(args: Any, stride: int = STRIDE) -> ImageSize:
     """The size of the images by a checkpoint's training arguments (mapping or namespace); else 640.
 
@@ -55,14 +51,3 @@ def trained_size(args: Any, stride: int = STRIDE) -> ImageSize:
         return rounded_up((int(size[0]), int(size[1])), stride)
     side = max(size) if isinstance(size, (list, tuple)) else size
     return rounded_up(int(side) if side else 640, stride)
-
-
-def area_of(imgsz: ImageSize) -> int:
-    """Pixels."""
-    height, width = height_width(imgsz)
-    return height * width
-
-
-def plain_size(imgsz: ImageSize) -> int | list[int]:
-    """As JSON and a checkpoint's arguments hold it."""
-    return imgsz if isinstance(imgsz, int) else list(imgsz)

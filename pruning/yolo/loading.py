@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from paretoprune.base.errors import typed_line
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.errors import ModelError, RefusedNameError
-from paretoprune.pruning.yolo.image_size import ImageSize
 from paretoprune.pruning.yolo.pickle_check import REMEDY, check_bounds
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics, trusting
 

@@ -33,7 +33,7 @@ from paretoprune.results.store.records import (
     likely_speedups,
     speedup_interval,
 )
-from paretoprune.results.store.run_files import Native, Selected
+from paretoprune.results.store.run_files import UNPRUNED_AT, Native, Selected
 
 MOST_DOMINATED = 2000
 _SHOWN = (*LABELS, "latency_ms", "params_m", "gflops")
@@ -235,7 +235,9 @@ def _native_point(native: Native, base_ms: float) -> Point | None:
 
 
 def _free_point(move: TrialRecord, base_ms: float) -> Point | None:
-    return point(move.trial_id, move.metrics, base_ms, f"unpruned at {move.imgsz} px", "free move")
+    return point(
+        move.trial_id, move.metrics, base_ms, f"unpruned at {move.trial_id.removeprefix(UNPRUNED_AT)} px", "free move"
+    )
 
 
 def _trial_point(record: TrialRecord, base_ms: float) -> Point | None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from paretoprune.base import formatting
 from paretoprune.base.file_names import BEST
+from paretoprune.base.image_size import plain_size, size_text
 from paretoprune.results.selection.picks import pick_trials
 from paretoprune.results.selection.selection import comparable, front
 from paretoprune.results.selection.uncertainty import Standing, accuracy_noise, beaten_by_free_moves, standings
@@ -54,7 +55,8 @@ def trials_frame(
 ) -> pd.DataFrame:
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
-    Columns: trial_id, state, fidelity, epochs, imgsz (pixels: the trial's own, else the run's), branches_removed,
+    Columns: trial_id, state, fidelity, epochs, imgsz (the trial's own, else the run's: pixels, or text "384,640" in all
+    rows where one is height and width), branches_removed,
     on_front, feasible, violations, the metrics, objectives not among them, speedup_low, speedup_high (95 % interval of
     a measured one), speedup_predicted_low, speedup_predicted_high (of one that was predicted, as for some that were
     stopped), latency_source (measured or foretold), map50_95_drop and
@@ -67,10 +69,13 @@ def trials_frame(
     rows = [
         _readable({**_row(record, baseline, metrics), "on_front": record.trial_id in on_front}) for record in records
     ]
+    pairs = any(isinstance(row["imgsz"], tuple) for row in rows)
+    if pairs:
+        rows = [{**row, "imgsz": row["imgsz"] and size_text(row["imgsz"])} for row in rows]
     frame = pd.DataFrame(rows, columns=list(_columns(metrics)))
     numbers = (*metrics, *INTERVAL_COLUMNS, *DROP_COLUMNS)
     return frame.astype(
-        dict.fromkeys(numbers, float) | {"imgsz": "Int64"}
+        dict.fromkeys(numbers, float) | {"imgsz": object if pairs else "Int64"}
     )  # a column that is missing throughout would be of objects
 
 
@@ -149,7 +154,7 @@ def front_rows(
     why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
     the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
     on the front by luck. `val_images` is on how many validation images the row was judged, None of older runs. `imgsz`
-    is the side of the input in pixels, a trial's own or else the run's.
+    is the size of the input, a trial's own or else the run's: pixels, or a list [height, width].
     `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
@@ -196,7 +201,8 @@ def _front_row(
     row: dict[str, Any] = {"trial_id": record.trial_id, "kind": kind}
     row["fidelity"] = UNPRUNED if free else record.fidelity_label
     row["epochs"] = record.epochs
-    row["imgsz"] = record.imgsz or baseline.get("imgsz")
+    size = record.imgsz or baseline.get("imgsz")
+    row["imgsz"] = size and plain_size(size)
     row["branches_removed"] = list(record.branches_removed)
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
     for name in (CI95, PI95):
@@ -222,6 +228,8 @@ def front_frame(run: RunFolder | str | Path, bounds: Bounds = NO_BOUNDS, picks: 
     for row in rows:
         row.update(_interval_cells(row.pop(CI95), row.pop(PI95)))
         row.update({name: " ".join(row[name]) for name in ("tied_with", "beaten_by", "branches_removed")})
+        if isinstance(row["imgsz"], list):
+            row["imgsz"] = ",".join(map(str, row["imgsz"]))
     return frame_of(rows) if rows else pd.DataFrame(columns=["trial_id", "kind", "map50_95", "latency_ms"])
 
 

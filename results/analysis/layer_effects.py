@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paretoprune.base.image_size import area_of
 from paretoprune.results.selection.selection import comparable
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, direction, words
 from paretoprune.results.store.records import TrialRecord, TrialState
@@ -95,8 +96,8 @@ def insight(
         known = [(record, value) for record, value in pairs if value is not None]
         subjects = [record for record, _ in known]
         # What the input's size does must not be laid on the layers
-        sizes = np.array([[record.imgsz or baseline.get("imgsz") or 0.0] for record in subjects])
-        beside = (sizes / max(1.0, float(sizes.max()))) ** 2 if np.ptp(sizes) else np.empty((len(sizes), 0))
+        areas = np.array([[float(area_of(record.imgsz or baseline.get("imgsz") or 0))] for record in subjects])
+        beside = areas / max(1.0, float(areas.max())) if np.ptp(areas) else np.empty((len(areas), 0))
         fits[name] = _fit(_ratios(subjects, leaders), np.array([value for _, value in known]), beside)
     blocks = {row["layer"]: row.get("block") for row in baseline.get("layers") or []}
     means = _ratios(alive, leaders).mean(axis=0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paretoprune.base.image_size import ImageSize, read_size, size_text
 from paretoprune.results.analysis.figures import FrontFigure, PickMove
 from paretoprune.results.store.run_files import Selected
 from paretoprune.results.store.run_folder import RunFolder
@@ -56,7 +57,7 @@ class _Run:
     model: str
     data: str
     device: str
-    imgsz: int | None = None  # of a pick, where it is not the run's
+    imgsz: ImageSize | None = None  # of a pick, where it is not the run's
 
     def get(self, key: str) -> Any:
         """The value of `section.name` in config.yaml, None where it has none; of a pick its own input size."""
@@ -72,6 +73,8 @@ class _Run:
             value = self.get(key)
             if value is True:
                 words.append(option)
+            elif option == "--imgsz" and value is not None:
+                words += [option, size_text(read_size(value))]
             elif value is not None and value is not False:
                 words += [option, str(value)]
         return words
@@ -134,27 +137,38 @@ def _repeat(run: _Run, pick: Selected) -> list[Line]:
 def _use(run: _Run, pick: Selected) -> list[Line]:
     """Commands for a pick that is ready."""
     best = str(run.folder.selected_checkpoint(pick.trial_id))
-    size, batch = run.get("model.imgsz"), run.get("data.val_batch")
-    validate = ["yolo", "val", f"model={best}", f"data={run.data}"]
-    validate += [f"imgsz={size}"] if size else []
-    validate += [f"batch={batch}"] if batch else []  # rectangular batches: the figures depend on it a little
-    validate += [f"device={run.device}"] if run.device else []
     target = str(run.get("latency.target") or "own")
     where = f", on the node with {target.removeprefix('node:')}" if target.startswith("node:") else ""
     agents = ["--latency-target", target] if target.startswith("http") else []
     device = "cpu" if target.startswith("cpu:") else "" if where or agents else run.device
     latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device), *agents]
     if run.imgsz is not None:
-        latency += ["--against-imgsz", str(replace(run, imgsz=None).get("model.imgsz"))]
+        latency += ["--against-imgsz", size_text(read_size(replace(run, imgsz=None).get("model.imgsz")))]
     if seconds := run.get("latency.max_seconds"):
         latency += ["--max-seconds", f"{SESSION_FACTOR * seconds:g}"]
     export = ["paretoprune", "export", best, "--format", _EXPORTED_AS.get(run.get("latency.runtime"), "onnx")]
     export += [*run.options({"--imgsz": "model.imgsz"}), "--data", run.data]
     return [
-        ("validate it in stock Ultralytics", shlex.join(validate)),
+        *_validate(run, best),
         (f"measure its latency beside the baseline{where}", shlex.join(latency)),
         ("export it, checked on the validation images", shlex.join(export)),
     ]
+
+
+def _validate(run: _Run, best: str) -> list[Line]:
+    """Stock Ultralytics takes one side where it validates a checkpoint, and a file's own height and width."""
+    size, batch = run.get("model.imgsz"), run.get("data.val_batch")
+    device = [f"device={run.device}"] if run.device else []
+    lines = []
+    if size and not isinstance(read_size(size), int):
+        exact = f"imgsz={size_text(read_size(size))}"
+        words = ["yolo", "export", f"model={best}", "format=torchscript", exact, *device]
+        lines.append(("export it at its input's height and width, for the next line", shlex.join(words)))
+        best, size, batch = f"{best.removesuffix('.pt')}.torchscript", None, 1
+    words = ["yolo", "val", f"model={best}", f"data={run.data}"]
+    words += [f"imgsz={size}"] if size else []
+    words += [f"batch={batch}"] if batch else []  # rectangular batches: the figures depend on it a little
+    return [*lines, ("validate it in stock Ultralytics", shlex.join([*words, *device]))]
 
 
 def _on(device: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paretoprune.base.image_size import size_text
 from paretoprune.results.analysis.figures import FrontFigure, HypervolumeCurve, Point
 from paretoprune.results.analysis.summary import Summary, summarise
 from paretoprune.results.errors import ResultsError
@@ -80,7 +81,7 @@ def _differences(runs: Sequence[RunLine]) -> tuple[str, ...]:
     """Differences that make two runs' figures incomparable: data, input, device, fidelity."""
     asked: dict[str, list[Any]] = {
         "data": [run.summary.data for run in runs],
-        "image size": [run.summary.imgsz for run in runs],
+        "image size": [run.summary.imgsz and size_text(run.summary.imgsz) for run in runs],
         "device": [run.summary.device for run in runs],
         "CPU": [run.summary.environment.get("cpu_model", "") for run in runs],
         "GPU": [run.summary.environment.get("gpu", "") for run in runs],

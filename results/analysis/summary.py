@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paretoprune.base import formatting
+from paretoprune.base.image_size import ImageSize, size_text
 from paretoprune.results.analysis.figures import (
     FrontFigure,
     HypervolumeCurve,
@@ -66,7 +67,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, ready to be shown. sizes: side of the input, pixels, by trial and free move; {} where all had one.
+    """One run, ready to be shown. sizes: of the input by trial and free move; {} where all had one.
 
     judged: which accuracies are of a sample of the validation images; "" where none is.
     """
@@ -75,8 +76,8 @@ class Summary:
     model: str
     data: str
     device: str
-    imgsz: int | None
-    sizes: Mapping[str, int]
+    imgsz: ImageSize | None
+    sizes: Mapping[str, ImageSize]
     headline: Headline
     counts: Mapping[str, int]
     excluded: tuple[str, ...]
@@ -111,12 +112,12 @@ class Summary:
     def input_of(self, name: str) -> str:
         """The size of a network's input in words; of one that is no trial the run's."""
         size = self.sizes.get(name, self.imgsz)
-        return f"{size} px" if size else formatting.DASH
+        return f"{size_text(size)} px" if size else formatting.DASH
 
     @property
     def latency_title(self) -> str:
         """The latency axis' title, with unit and what was measured."""
-        size = f", {self.imgsz} px" if self.imgsz and not self.sizes else ""
+        size = f", {size_text(self.imgsz)} px" if self.imgsz and not self.sizes else ""
         return f"Latency (ms per inference{size}, {self.device or 'unnamed device'})"
 
 

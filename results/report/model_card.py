@@ -27,14 +27,13 @@ def write_cards(folder: RunFolder, run: Summary) -> list[Path]:
     for selected in folder.read_selected():
         row, record = rows.get(selected.trial_id), records.get(selected.trial_id)
         if row is not None and row.at is not None:
-            its = record.imgsz if record else None
-            text = card(run, row, selected, record.plan_hash if record else "", its or run.imgsz)
+            text = card(run, row, selected, record.plan_hash if record else "")
             written.append(write_text(selected.directory / CARD, text))
     return written
 
 
-def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str, imgsz: int | None) -> str:
-    """The Markdown text of one pick's card; ``imgsz``: side of its input, pixels."""
+def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> str:
+    """The Markdown text of one pick's card."""
     lineage = [
         ("Pruned from", run.model),
         ("Plan", f"{plan_hash} (plan.json: the ratio of every layer and the channels that were kept)"),
@@ -42,7 +41,7 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str, img
         ("Trained on", run.data),
         ("In the trial", row.before.fidelity if row.before else ""),
         ("Full fine-tuning", f"{selected.epochs} epochs, of which epoch {selected.best_epoch} was kept"),
-        ("Input", f"{imgsz} px" if imgsz else ""),
+        ("Input", run.input_of(row.name) if run.imgsz else ""),
         ("Measured on", run.device),
     ]
     shown = [item for item in run.finished if item.kind == "baseline" or item.name == row.name]

@@ -11,9 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, get_args
 
-from pydantic import Field, PlainValidator, Strict, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from paretoprune.base.atomic import fsync_directory
+from paretoprune.base.image_size import ImageSize, StoredSize, plain_size
 from paretoprune.results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
 from paretoprune.results.store.accuracy import missing_metric
 from paretoprune.results.store.persisted import (
@@ -32,7 +33,6 @@ SCHEMA_VERSION = 1
 RECORD_VERSION: Literal[3] = 3
 """Of a trial's record; 1 has no `history` and no `violations`, 2 no `imgsz` and no `branches_removed`. All are read,
 this one is written."""
-Size = Annotated[int, Strict(), Field(ge=1)]
 Fidelity = Literal["refit", "epochs", "full"]
 FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 BEYOND_BOUNDS = "beyond the bounds"
@@ -101,7 +101,7 @@ class TrialRecord(Persisted):
     trial_id: a file name: no separators, no control characters.
     state: completed trials have at least an accuracy (see `accuracy`) and `latency_ms`; failed ones have an `error`.
     ratios: layer -> fraction of its channels removed, in [0, 1).
-    imgsz: side of the trial's input, pixels; None: the run's. branches_removed: branches that were removed whole.
+    imgsz: size of the trial's input; None: the run's. branches_removed: branches that were removed whole.
     metrics: name -> finite number, text, or list of those, or a mapping of such (in it None, too). NaN and infinity are
         refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
@@ -128,7 +128,7 @@ class TrialRecord(Persisted):
     history: Annotated[list[dict[str, Any]], PlainValidator(_history)] = Field(default_factory=list)
     retries: list[str] = Field(default_factory=list)
     violations: dict[str, Number] = Field(default_factory=dict)
-    imgsz: Size | None = None
+    imgsz: StoredSize | None = None
     branches_removed: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -171,7 +171,9 @@ class TrialRecord(Persisted):
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready mapping, the inverse of `from_json`."""
-        return {name: getattr(self, name) for name in type(self).model_fields} | {"state": self.state.value}
+        size = None if self.imgsz is None else plain_size(self.imgsz)
+        content = {name: getattr(self, name) for name in type(self).model_fields}
+        return content | {"state": self.state.value, "imgsz": size}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
@@ -184,7 +186,7 @@ class TrialRecord(Persisted):
         return cls(**content)
 
 
-def as_record(name: str, metrics: Mapping[str, Any], imgsz: int | None = None) -> TrialRecord:
+def as_record(name: str, metrics: Mapping[str, Any], imgsz: ImageSize | None = None) -> TrialRecord:
     """A network that is no trial, measured as trials are, in the form in which they are compared."""
     values: dict[str, Any] = {"state": TrialState.COMPLETED, "plan_hash": "", "ratios": {}, "epochs": 0}
     values |= {"fidelity": "refit", "finished_at": 0.0, "metrics": dict(metrics), "imgsz": imgsz}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from paretoprune.base.image_size import ImageSize, StoredSize, size_text
 from paretoprune.results.errors import RecordError, RunFolderError, SchemaVersionError
 from paretoprune.results.store.accuracy import accuracy_name, missing_metric
 from paretoprune.results.store.persisted import Count, Metrics, Number, Persisted, Ratio, parse_json
@@ -57,22 +58,22 @@ class Noise(_Row):
     top1_std: Number | None = None
 
 
-def free_move_name(imgsz: int) -> str:
-    """What the unpruned model at an input size is called: unpruned@256."""
-    return f"{UNPRUNED_AT}{imgsz}"
+def free_move_name(imgsz: ImageSize) -> str:
+    """What the unpruned model at an input size is called: unpruned@256, unpruned@224,384."""
+    return f"{UNPRUNED_AT}{size_text(imgsz)}"
 
 
 class FreeMove(_Row):
-    """The unpruned model at a smaller input. imgsz: its side, pixels. metrics: as a trial's, latency against that of
+    """The unpruned model at a smaller input. imgsz: its size. metrics: as a trial's, latency against that of
     the unpruned model at the run's own size."""
 
-    imgsz: Annotated[Count, Field(ge=1)]
+    imgsz: StoredSize
     metrics: Metrics
 
     @model_validator(mode="after")
     def _check_metrics(self) -> FreeMove:
         if missing := missing_metric(self.metrics):
-            raise RecordError("metrics", f"the metrics at {self.imgsz} px must hold {missing}")
+            raise RecordError("metrics", f"the metrics at {size_text(self.imgsz)} px must hold {missing}")
         return self
 
 
@@ -88,6 +89,7 @@ class Baseline(Persisted):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     metrics: Metrics
+    imgsz: StoredSize | None = None
     model: str | None = None
     data: str | None = None
     device: str | None = None

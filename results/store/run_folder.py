@@ -24,6 +24,7 @@ from paretoprune.base.file_names import (
     STUDY,
     TRIALS,
 )
+from paretoprune.base.image_size import ImageSize, area_of
 from paretoprune.base.setting_names import with_present_names
 from paretoprune.results.errors import RunFolderError
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES, check_objectives
@@ -173,10 +174,10 @@ class RunFolder:
                 "give the folder that was named in `paretoprune search --run`"
             )
         content, known = checked(self.baseline, Baseline)
-        return {**content, "metrics": known.metrics}
+        return {**content, "metrics": known.metrics} | ({"imgsz": known.imgsz} if "imgsz" in content else {})
 
-    def write_free_move(self, imgsz: int, metrics: Mapping[str, Any]) -> Path:
-        """Add the unpruned model at an input of `imgsz` pixels to free_moves.json, atomically."""
+    def write_free_move(self, imgsz: ImageSize, metrics: Mapping[str, Any]) -> Path:
+        """Add the unpruned model at an input of `imgsz` to free_moves.json, atomically."""
         known = {move.imgsz: move.metrics for move in self.read_free_moves() if move.imgsz}
         rows = [{"imgsz": size, "metrics": found} for size, found in {**known, imgsz: dict(metrics)}.items()]
         return write_json(self.free_moves, {"schema_version": SCHEMA_VERSION, "moves": rows})
@@ -185,7 +186,7 @@ class RunFolder:
         """The free moves in the form of trials, largest input first; [] where none was measured."""
         if not self.free_moves.is_file():
             return []
-        moves = sorted(checked(self.free_moves, FreeMoves)[1].moves, key=lambda move: -move.imgsz)
+        moves = sorted(checked(self.free_moves, FreeMoves)[1].moves, key=lambda move: -area_of(move.imgsz))
         return [as_record(free_move_name(move.imgsz), move.metrics, move.imgsz) for move in moves]
 
     def inside(self, path: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.image_size import ImageSize
 from paretoprune.base.messages import speaking
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
+from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.api.overwriting import check_output
 from paretoprune.search.config.latency_target import AGENT_RUNTIMES, LatencyTarget, runtime_of_file
 from paretoprune.search.errors import ArgumentError, ConfigError

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.base.messages import Listener, heard_by, note, speaking
 from paretoprune.pruning.names import STRUCTURAL
 from paretoprune.pruning.plan import Plan, check_ratio
-from paretoprune.pruning.yolo.image_size import ImageSize
 from paretoprune.search.api.overwriting import check_output
 from paretoprune.search.api.prune_budget import Goal, cut_to_goal, goal_of, prediction_row
 from paretoprune.search.api.prune_estimate import Measured, by_measuring, check_cuts, foretell, from_run
@@ -194,8 +194,7 @@ class PruneJob:
             return {"*": self.ratio}
         plan = Plan.load(self.plan) if isinstance(self.plan, (str, Path)) else self.plan or {}
         if isinstance(plan, Plan) and plan.imgsz is not None and self.imgsz is not None:
-            # It is wanted for other images than those it was made for; a plan says squares only
-            return replace(plan, imgsz=self.imgsz if isinstance(self.imgsz, int) else None)
+            return replace(plan, imgsz=self.imgsz)  # it is wanted for other images than those it was made for
         return plan
 
     @property

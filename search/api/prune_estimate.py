@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paretoprune.base.image_size import size_text
 from paretoprune.base.messages import Listener
-from paretoprune.pruning.yolo.image_size import size_text
 from paretoprune.search.errors import SearchError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_optio
 from paretoprune.search.commands.output import echo, emit
 
 if TYPE_CHECKING:
+    from paretoprune.base.image_size import ImageSize
     from paretoprune.results.analysis.strategy_comparison import Comparison
 
 COLUMNS = (
@@ -36,7 +37,7 @@ LAYERS_NAMED = 4
 )
 @click.option("--ratio", type=float, help="Fraction removed from every prunable layer, in [0, 1).  [default: 0.3]")
 @click.option("--plan", type=click.Path(path_type=Path), help="Use the ratios of this plan.json instead of --ratio.")
-@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: 640]")
 @click.option("--run", type=FOLDER, help="The run's folder.  [default: runs/<model's name>-strategies]")
 @set_option("finetune.batch=8")
 @trust_option
@@ -48,7 +49,7 @@ def compare(
     budget_epochs: int,
     ratio: float | None,
     plan: Path | None,
-    imgsz: int | None,
+    imgsz: ImageSize | None,
     run: Path | None,
     settings: tuple[str, ...],
     trust_checkpoint: bool,

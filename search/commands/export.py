@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from paretoprune.pruning.names import PRECISIONS
-from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, trust_option
+from paretoprune.search.commands.options import FILE, SIZE, trust_option
 from paretoprune.search.commands.output import echo
 
 
@@ -31,9 +31,7 @@ def _parsed(_: Any, __: Any, assignments: tuple[str, ...]) -> dict[str, Any]:
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("--format", "target", default="onnx", show_default=True, help="onnx, openvino, engine, torchscript, ...")
-@click.option(
-    "--imgsz", type=SIZE_OR_PAIR, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: as it was trained]"
-)
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: as it was trained]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for it.  [default: beside MODEL]"
 )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from paretoprune.pruning.names import RUNTIMES, listed
-from paretoprune.search.commands.options import FILE, SIZE_OR_PAIR, agent_options, format_option, trust_option
+from paretoprune.search.commands.options import FILE, SIZE, agent_options, format_option, trust_option
 from paretoprune.search.commands.output import emit, emit_one
 
 COLUMNS = (
@@ -24,10 +24,8 @@ COLUMNS = (
     "onnx, or what a file is for]",
 )  # fmt: skip
 @click.option("--half", is_flag=True, help="Use FP16/BF16 if the device supports it natively.")
-@click.option(
-    "--imgsz", type=SIZE_OR_PAIR, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH."
-)
-@click.option("--against-imgsz", type=SIZE_OR_PAIR, help="Input size of --against.  [default: --imgsz]")
+@click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH.")
+@click.option("--against-imgsz", type=SIZE, help="Input size of --against.  [default: --imgsz]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option(

@@ -10,8 +10,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from paretoprune.base.image_size import ImageSize, parse_size
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.image_size import ImageSize, check_image_size
+from paretoprune.pruning.yolo.image_size import check_image_size
 
 FORMATS = ("table", "json", "csv")
 FOLDER = click.Path(path_type=Path)
@@ -38,24 +39,15 @@ class RunType(click.ParamType):
 
 
 class ImageSizeType(click.ParamType):
-    """``640``, the side of a square; where a ``pair`` is taken also ``384,640``, height and width."""
+    """``640``, the side of a square, or ``384,640``, height and width."""
 
     name = "pixels"
 
-    def __init__(self, pair: bool = False) -> None:
-        self._pair = pair
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
         try:
-            sides = [int(side) for side in str(value).split(",")]
+            size = parse_size(str(value))
         except ValueError:
-            sides = []
-        if len(sides) == 2 and not self._pair:
-            self.fail(f"one side of a square is needed here, got {value}; height and width are for latency and export")
-        if len(sides) not in (1, 2):
-            pair = ", or HEIGHT,WIDTH" if self._pair else ""
-            self.fail(f"a side in pixels is needed{pair}, got {value}")
-        size = sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+            self.fail(f"a side in pixels is needed, or HEIGHT,WIDTH, got {value}")
         try:
             check_image_size(size)
         except PruningError as error:
@@ -75,7 +67,6 @@ RUN = RunType()
 # A file or an address, which the command itself checks; as a path the shell completes it.
 FILE = click.Path(readable=False)
 SIZE = ImageSizeType()
-SIZE_OR_PAIR = ImageSizeType(pair=True)
 
 format_option: Callable[[Any], Any] = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Output format."

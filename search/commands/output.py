@@ -159,8 +159,14 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()})
+        writer.writerow({name: _csv_cell(value) for name, value in row.items()})
     return stream.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return _text(value)  # height and width
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def _is_number(value: object) -> bool:

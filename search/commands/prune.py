@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
-from paretoprune.search.commands.options import FILE, FOLDER, SIZE_OR_PAIR, format_option, trust_option
+from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, trust_option
 from paretoprune.search.commands.output import as_table, echo, emit, emit_one
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--imgsz",
-    type=SIZE_OR_PAIR,
+    type=SIZE,
     help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: the plan's, else 640]",
 )
 @click.option(

@@ -49,7 +49,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
 @click.option("--trials", type=int, help="Total number of trials.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs per trial; 0: evaluated right after the refit.  [default: 1]")
-@click.option("--imgsz", type=SIZE, help="Side of the input, pixels.  [default: 640]")
+@click.option("--imgsz", type=SIZE, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: 640]")
 @click.option("--strategy", help=f"{listed(STRATEGY_NAMES)}.  [default: {STRUCTURAL}]")
 @click.option(
     "--latency-target", help="own, cpu:N, node:RESOURCE or http://HOST:PORT; see docs/latency.md.  [default: own]"

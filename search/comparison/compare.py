@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import EVENTS
+from paretoprune.base.image_size import plain_size
 from paretoprune.base.messages import note, showing, speaking
 from paretoprune.results.analysis.strategy_comparison import (
     Comparison,
@@ -66,7 +67,7 @@ class Prepared:
             "model": config.model.path,
             "model_hash": self.model_hash,
             "data": config.data.path,
-            "imgsz": config.model.imgsz,
+            "imgsz": plain_size(config.model.imgsz),
             "ratios": self.ratios,
             "epochs": self.epochs,
             "seed": config.search.seed,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from paretoprune.base.image_size import GivenSize, ImageSize, sizes_text
 from paretoprune.pruning.names import STRUCTURAL, DeployFormat, PrecisionName, RecoveryName, RuntimeName, StrategyName
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
@@ -32,26 +33,17 @@ class ModelSection(Section):
 
     path: str = Field(examples=["my.pt"])
     """Ultralytics checkpoint (.pt), a path or a name that Ultralytics knows."""
-    imgsz: int = 640
-    """Side of the square input, pixels; a multiple of the model's largest stride, and of 32."""
+    imgsz: GivenSize = 640
+    """Side of the input, pixels, or [height, width]; multiples of the model's largest stride, and of 32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the trials; "auto" takes the GPU assigned to the trial, else the CPU."""
     trust_checkpoint: bool = False
     """Load ``path`` and the checkpoints made from it even if they contain arbitrary pickled code, such as your own
     classes. This can execute code, in every process of the run."""
 
-    @field_validator("imgsz", mode="before")
-    @classmethod
-    def _one_side(cls, value: object) -> object:
-        if isinstance(value, (list, tuple)) or (isinstance(value, str) and "," in value):
-            raise ValueError(
-                f"one side of a square is needed, got {value}; height and width are for latency and export"
-            )
-        return value
-
     @field_validator("imgsz")
     @classmethod
-    def _of_whole_strides(cls, value: int) -> int:
+    def _of_whole_strides(cls, value: ImageSize) -> ImageSize:
         check_image_size(value)
         return value
 
@@ -68,11 +60,11 @@ class DataSection(Section):
 class SpaceSection(Section):
     """Which widths, branches and input sizes the search may choose."""
 
-    imgsz: list[int] | None = None
-    """Sides of the input, pixels, at which trials may work besides ``model.imgsz``, which is always one of them; none
-    given: the sizes below it down to 0.6 of it in steps of the model's largest stride, at most 5 in all. A list of
-    ``model.imgsz`` alone (or of nothing) leaves the size as it is."""
-
+    imgsz: list[GivenSize] | None = None
+    """Sizes of the input at which trials may work besides ``model.imgsz``, which is always one of them: sides of
+    squares, pixels, or pairs [height, width]; none given: the sizes below it and of its shape down to 0.6 of it in
+    steps of the model's largest stride, at most 5 in all. A list of ``model.imgsz`` alone (or of nothing) leaves the
+    size as it is."""
     depth: bool = True
     """Whether trials may also remove repeated units of a block (bottlenecks, attention blocks) whole; ``paretoprune
     layers`` lists them as branches."""
@@ -94,11 +86,11 @@ class SpaceSection(Section):
 
     @field_validator("imgsz")
     @classmethod
-    def _different(cls, value: list[int] | None) -> list[int] | None:
+    def _different(cls, value: list[ImageSize] | None) -> list[ImageSize] | None:
         for size in value or ():
             check_image_size(size)
         if value and len(set(value)) != len(value):
-            raise ValueError(f"every size must be given once, got {value}")
+            raise ValueError(f"every size must be given once, got {sizes_text(value)}")
         return value
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from typing import Any
 from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, METRICS, SESSION, TRIALS, TUNED
+from paretoprune.base.image_size import ImageSize, read_size
 from paretoprune.results.store.accuracy import on_all_images
 from paretoprune.results.store.records import SCHEMA_VERSION
 from paretoprune.results.store.run_files import UNPRUNED_AT, read_object
@@ -47,6 +48,11 @@ class Finished:
     def trust(self) -> bool | None:
         """How its file is loaded; None: as the run's model, which a pick was made of."""
         return bool(self.content.get("trust_checkpoint")) if self.is_rival else None
+
+    @property
+    def imgsz(self) -> ImageSize | None:
+        """Size of a free move's input; None of all others."""
+        return read_size(self.content["imgsz"]) if "imgsz" in self.content else None
 
     @property
     def is_rival(self) -> bool:
@@ -99,7 +105,7 @@ def _timed(
     tools: Any,
     gate: DeviceGate,
     models: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
+    sizes: Mapping[str, ImageSize | None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Every network's latency; on a target elsewhere each beside the unpruned one, one after the other."""
@@ -137,9 +143,7 @@ def _compare(context: WorkerContext) -> None:
     with tools.logging(folder.path / "session.log"):
         models = {BASELINE: tools.baseline}
         models.update({item.name: tools.load(item.checkpoint, item.trust) for item in networks})  # the files
-        sizes = {
-            item.name: item.content.get("imgsz") if item.is_rival else records[item.name].imgsz for item in networks
-        }
+        sizes = {item.name: item.imgsz if item.is_rival else records[item.name].imgsz for item in networks}
         accuracies = tools.evaluate_together(models, sizes, say)
         better = {name: found.pop("map50_95_over", {}) for name, found in accuracies.items()}
         times = _timed(tools, gate, models, sizes, say)

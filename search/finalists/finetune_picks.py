@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
+from paretoprune.base.image_size import ImageSize, plain_size, size_text
 from paretoprune.base.messages import note, showing
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.analysis.summary import summarise
@@ -65,14 +66,14 @@ START = "start.pt"
 class Job:
     """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted.
 
-    With an ``imgsz`` (pixels) that is the unpruned model, as a free move.
+    With an ``imgsz`` that is the unpruned model, as a free move.
     """
 
     name: str
     chosen_as: str = ""
     native: str = ""
     trust: bool = False
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
 
     @property
     def place(self) -> str:
@@ -120,10 +121,10 @@ def promote(
     picks: Sequence[Pick],
     factory: ToolsFactory = make_tools,
     natives: Sequence[str] = (),
-    free_moves: Sequence[int] = (),
+    free_moves: Sequence[ImageSize] = (),
 ) -> Promotion:
     """Fine-tune ``picks`` fully, and with the same budget ``natives`` (stock checkpoints) and the unpruned model at
-    ``free_moves`` (pixels), all in parallel; then judge every finished network of the run together. One that fails does
+    ``free_moves`` (sizes), all in parallel; then judge every finished network of the run together. One that fails does
     not hold up the others.
     """
     from paretoprune.search.sweep.sweep import start_workers
@@ -162,8 +163,8 @@ def promote(
     return Promotion(rows, failed)
 
 
-def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[int]:
-    """The ``count`` sizes, pixels, at which the unpruned model's latency is nearest to that of one of the ``picks``.
+def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[ImageSize]:
+    """The ``count`` sizes at which the unpruned model's latency is nearest to that of one of the ``picks``.
 
     :class:`SearchError` where the run measured fewer.
     """
@@ -238,7 +239,10 @@ def _finetune(context: WorkerContext, job: Job) -> None:
                 tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
                 extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
                 if job.imgsz:
-                    extra |= {"imgsz": job.imgsz, "recipe": f"unpruned at {job.imgsz} px, {recipe}"}
+                    extra |= {
+                        "imgsz": plain_size(job.imgsz),
+                        "recipe": f"unpruned at {size_text(job.imgsz)} px, {recipe}",
+                    }
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
                 tuned = tools.finetune_fully(model, target, on_epoch)

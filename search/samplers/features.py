@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from paretoprune.base.image_size import area_of
 from paretoprune.search.samplers.gaussian_process import Design
 from paretoprune.search.space.space import Space
 
@@ -36,9 +37,9 @@ class PlanFeatures:
     def of(cls, space: Space) -> PlanFeatures:
         """By the widths of each axis's leading group, the branches and the size of the input."""
         widths = [(axis.groups[0].widths, axis.groups[0].channels) for axis in space.width_axes]
-        sides = np.array(space.image_sizes, dtype=np.float64)
+        areas = np.array([area_of(size) for size in space.image_sizes], dtype=np.float64)
         depths = tuple(np.linspace(1.0, SHALLOWEST, axis.size) for axis in space.depth_axes)
-        return replace(cls.of_widths(widths), depths=depths, areas=(sides / sides.max(initial=1.0)) ** 2)
+        return replace(cls.of_widths(widths), depths=depths, areas=areas / areas.max(initial=1.0))
 
     @classmethod
     def of_widths(cls, axes: Sequence[tuple[Sequence[int], int]]) -> PlanFeatures:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.image_size import ImageSize, size_text
 from paretoprune.base.messages import note
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord, TrialState
@@ -76,15 +77,16 @@ def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def changed_plans(paths: Sequence[str], space: Space, imgsz: int) -> list[str]:
+def changed_plans(paths: Sequence[str], space: Space, imgsz: ImageSize) -> list[str]:
     """A line for each plan that the space does not hold as it is: what it is tried with in place of it. ``imgsz``: the
     run's."""
     lines = []
     for path, plan in zip(paths, read_plans(paths), strict=True):
         tried = space.plan(space.nearest(plan))
         changed = [f"{name} {old:g} -> {new:g}" for name, old, new in _differences(plan.ratios, tried.ratios, space)]
-        if (plan.imgsz or imgsz) != (tried.imgsz or imgsz):
-            changed.insert(0, f"imgsz {plan.imgsz} -> {tried.imgsz or imgsz}")
+        old, new = plan.imgsz or imgsz, tried.imgsz or imgsz
+        if old != new:
+            changed.insert(0, f"imgsz {size_text(old)} -> {size_text(new)}")
         if lost := sorted(set(plan.branches) ^ set(tried.branches)):
             changed.insert(0, f"{'without removing' if lost[0] in plan.branches else 'removing'} {lost[0]}")
         if changed:
@@ -146,10 +148,11 @@ def check_other_run(config: RunConfig) -> None:
     from paretoprune.search.config.stored import load_run_config
 
     theirs, baseline = load_run_config(folder), folder.read_baseline()
-    if theirs.model.imgsz != config.model.imgsz:
+    own, its = size_text(config.model.imgsz), size_text(theirs.model.imgsz)
+    if its != own:
         raise ConfigError(
-            f"search.warm_start_run: {path} must be at {config.model.imgsz} px, but it is at {theirs.model.imgsz} px; "
-            "give another run or the same --imgsz"
+            f"search.warm_start_run: {path} must be at {own} px, but it is at {its} px; give another run or the same "
+            "--imgsz"
         )
     ours = weights_hash(Path(config.model.path))
     known = baseline.get("weights_hash")

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from paretoprune.base.image_size import ImageSize, area_of
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.space.space import Levels, Space
 
@@ -83,8 +84,8 @@ def ladder_plans(space: Space, trials: int) -> list[Levels]:
 def _shared(space: Space, rows: Sequence[Mapping[str, Any]], work: float) -> Plan:
     """A plan that leaves the share ``work`` of the multiply-adds: a smaller input takes most of the cut, as far
     as the space has one, the widths of the row of nearest ``keep`` the rest."""
-    sizes = space.image_sizes or (1,)
-    areas = [(size / sizes[0]) ** 2 for size in sizes]
+    sizes: tuple[ImageSize, ...] = space.image_sizes or (1,)
+    areas = [area_of(size) / area_of(sizes[0]) for size in sizes]
     allowed = [level for level, area in enumerate(areas) if area >= work]  # a smaller one leaves less with all channels
     level = min(allowed, key=lambda i: abs(math.log(areas[i]) - SIZE_SHARE * math.log(work)))
     row = min(rows, key=lambda row: abs(float(row["keep"]) - work / areas[level]))

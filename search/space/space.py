@@ -9,13 +9,15 @@ it would be a dead dimension to the sampler. Only widths inside a removed branch
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from paretoprune.base.image_size import ImageSize, area_of, height_width, larger_side, read_size, size_text
 from paretoprune.pruning.graph.patterns import governing, means
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
@@ -141,9 +143,9 @@ def _left(layers: Sequence[str], branches: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class SizeAxis:
-    """The side of the input, pixels: the run's own, then smaller ones, falling."""
+    """The size of the input: the run's own, then smaller ones, their areas falling."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[ImageSize, ...]
     name: str = "imgsz"
 
     @property
@@ -156,9 +158,12 @@ class SizeAxis:
         return 0
 
     def nearest(self, plan: Plan) -> int:
-        """The level nearest to ``plan`` (the larger one of two equally near)."""
+        """The level nearest to ``plan``, by the side of a square of its area (the larger one of two equally near)."""
         wanted = plan.imgsz or self.sizes[0]
-        return min(range(self.size), key=lambda level: abs(self.sizes[level] - wanted))
+        side = math.sqrt(area_of(wanted))
+        return min(
+            range(self.size), key=lambda i: (abs(math.sqrt(area_of(self.sizes[i])) - side), self.sizes[i] != wanted)
+        )
 
 
 @dataclass(frozen=True)
@@ -179,8 +184,8 @@ class Space:
         return tuple(axis for axis in self.axes if isinstance(axis, DepthAxis))
 
     @property
-    def image_sizes(self) -> tuple[int, ...]:
-        """The sides of the input that plans choose from, the run's own first; () where that is the only one."""
+    def image_sizes(self) -> tuple[ImageSize, ...]:
+        """The sizes of the input that plans choose from, the run's own first; () where that is the only one."""
         return next((axis.sizes for axis in self.axes if isinstance(axis, SizeAxis)), ())
 
     @property
@@ -243,42 +248,55 @@ class Space:
         return total
 
 
-def image_sizes(own: int, wanted: Sequence[int] | None, stride: int) -> tuple[int, ...]:
-    """The sides of the input that a search may choose, pixels, falling; ``own``, the run's, is always the first.
+def image_sizes(own: ImageSize, wanted: Sequence[ImageSize] | None, stride: int) -> tuple[ImageSize, ...]:
+    """The sizes of the input that a search may choose, their areas falling; ``own``, the run's, is always the first.
 
     ``wanted`` None: what lies below ``own`` down to 0.6 of it in steps of ``stride`` (the network's largest, 32 at
-    least), evenly chosen where that are more than 5. Raises :class:`SpaceError` for a size that is greater than the
-    run's or no multiple of the stride.
+    least), evenly chosen where that are more than 5; of a rectangle's the longer side takes every step, and the other
+    one the step that keeps the shape best. Raises :class:`SpaceError` for a size whose area is not
+    below the run's, and for one that is no multiple of the stride.
     """
     if wanted is None:
-        below = range(own, 0, -stride)
-        every = [size for size in below if size >= SMALLEST_SIZE * own] or [own]
+        every = [size for size in _same_shape(own, stride) if _is_within(size, own)] or [own]
         count = min(MOST_SIZES, len(every))
         return tuple(every[round(step * (len(every) - 1) / max(1, count - 1))] for step in range(count))
     for size in wanted:
-        if size > own:
+        if size != own and area_of(size) >= area_of(own):
+            pair = "" if isinstance(own, int) else " (a rectangle is [height, width] there)"
             raise SpaceError(
-                f"space.imgsz: every size must be at most the run's {own} px, but got {size}; leave it out, or give "
-                "a greater --imgsz"
+                f"space.imgsz: every size must be at most the run's {size_text(own)} px, but got {size_text(size)}; "
+                f"leave it out{pair}, or give a greater --imgsz"
             )
-        if size < stride or size % stride:
+        below = tuple(max(stride, side // stride * stride) for side in height_width(size))
+        if below != height_width(size):
             raise SpaceError(
                 f"space.imgsz: every size must be a multiple of {stride}, the largest stride of the "
-                f"model, but got {size}; give {max(stride, size // stride * stride)}"
+                f"model, but got {size_text(size)}; give {size_text(read_size(below))}"
             )
-    return tuple(sorted({own, *wanted}, reverse=True))
+    return tuple(sorted({own, *wanted}, key=lambda size: (area_of(size), height_width(size)), reverse=True))
+
+
+def _same_shape(own: ImageSize, stride: int) -> Iterator[ImageSize]:
+    for longer in range(larger_side(own), 0, -stride):
+        shares = (longer * side / larger_side(own) / stride for side in height_width(own))
+        yield read_size([max(1, math.floor(share + 0.5)) * stride for share in shares])
+
+
+def _is_within(size: ImageSize, own: ImageSize) -> bool:
+    sides = zip(height_width(size), height_width(own), strict=True)
+    return all(side >= SMALLEST_SIZE * its for side, its in sides)
 
 
 def build_space(
     table: TableLike,
     section: SpaceSection,
     first_only: bool = False,
-    sizes: Sequence[int] = (),
+    sizes: Sequence[ImageSize] = (),
     branches: Branches | None = None,
 ) -> Space:
     """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
 
-    ``branches``: of the model, where plans may remove them. ``sizes``: sides of the input, pixels, the run's own first
+    ``branches``: of the model, where plans may remove them. ``sizes``: of the input, the run's own first
     (see :func:`image_sizes`); an axis where they are several.
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import RECORD, REQUEST
+from paretoprune.base.image_size import StoredSize
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.errors import RecordError
 from paretoprune.results.store.persisted import Number, Persisted, Ratio, parse_json
-from paretoprune.results.store.records import Size, TrialRecord
+from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_files import read_object
 from paretoprune.results.store.run_folder import RunFolder
 
@@ -35,7 +36,7 @@ class TrialRequest(Persisted):
 
     ``losses``: why earlier workers of this trial were lost. ``foretold``: its latency as a fraction of the unpruned
     network's, where the driver knows it precisely: ``ratio``, and the 95 % interval ``low`` to ``high``. ``imgsz``:
-    side of the input, pixels; None: the run's. ``branches_removed``: branches to remove whole.
+    size of the input; None: the run's. ``branches_removed``: branches to remove whole.
     """
 
     trial_id: str
@@ -43,7 +44,7 @@ class TrialRequest(Persisted):
     provenance: str
     losses: list[str] = Field(default_factory=list)
     foretold: dict[str, Number] | None = None
-    imgsz: Size | None = None
+    imgsz: StoredSize | None = None
     branches_removed: list[str] = Field(default_factory=list)
 
     def again(self, reason: str) -> TrialRequest | None:

@@ -4,10 +4,11 @@ trials."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.formatting import times
+from paretoprune.base.image_size import ImageSize, sizes_text
 from paretoprune.base.messages import speaking
 from paretoprune.results.store.accuracy import accuracy_text
 from paretoprune.search.worker.ray_tasks import failure_of
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0
 
 
-def missing_sizes(folder: RunFolder, config: RunConfig) -> list[int]:
-    """The sizes of the space below the run's own, pixels, at which the unpruned model is still to be measured."""
+def missing_sizes(folder: RunFolder, config: RunConfig) -> list[ImageSize]:
+    """The sizes of the space below the run's own at which the unpruned model is still to be measured."""
     known = {move.imgsz for move in folder.read_free_moves()}
-    return [size for size in config.space.imgsz or () if size < config.model.imgsz and size not in known]
+    return [size for size in config.space.imgsz or () if size != config.model.imgsz and size not in known]
 
 
 class FreeMoves:
@@ -43,7 +44,7 @@ class FreeMoves:
         # One task for all: a queue of them would wait for the end of the sweep, whose trials take what comes free.
         task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(work_on_free_moves)
         self._task = task.remote(context, self._sizes)
-        say(f"measuring the unpruned model at {_listed(self._sizes)} px, too, beside the first trials")
+        say(f"measuring the unpruned model at {sizes_text(self._sizes)} px, too, beside the first trials")
         self._thread = threading.Thread(target=self._watch, daemon=True, name="free moves")
         self._thread.start()
 
@@ -81,9 +82,7 @@ class FreeMoves:
             if ended:
                 break
         if reason := failure_of(self._task):
-            self._say(f"the unpruned model could not be measured at {_listed(left)} px ({reason}); the search goes on")
+            self._say(
+                f"the unpruned model could not be measured at {sizes_text(left)} px ({reason}); the search goes on"
+            )
         self._over.set()
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes))

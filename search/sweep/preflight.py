@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.image_size import ImageSize, larger_side
 from paretoprune.base.messages import note, speaking
 from paretoprune.pruning.names import SEQUENTIAL, STRUCTURAL
-from paretoprune.pruning.yolo.image_size import STRIDE, stride_of
+from paretoprune.pruning.yolo.image_size import STRIDE, check_shape, stride_of
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
@@ -235,11 +236,11 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
-def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
+def check_model(config: RunConfig) -> tuple[Space, list[ImageSize], list[str], str]:
     """The model loads, the dataset fits it, the criterion exists, a teacher that is asked for can teach this kind of
     network, the settings leave something to prune, and a random plan of theirs gives a network that computes the same.
 
-    Also returns the input sizes, pixels, the run's own first; the objectives (those given, or the usual ones in the
+    Also returns the input sizes, the run's own first; the objectives (those given, or the usual ones in the
     words of the model's task) and that task.
     """
     from paretoprune.cluster.device_lock import DeviceLock
@@ -267,8 +268,10 @@ def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
     if wanted is None and config.trial.strategy != STRUCTURAL:
         wanted = []  # these are controls: they show what another way of cutting gives, all else equal
     sizes = image_sizes(config.model.imgsz, wanted, stride_of(bench.model))
+    for size in sizes:
+        check_shape(task_of(bench.model), size)
     if config.trial.epochs:
-        check_batches(config, "trial", bench.model, sizes[-1])
+        check_batches(config, "trial", bench.model, min(sizes, key=larger_side))
     check_teachable(config, bench.model)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
@@ -282,7 +285,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[int], list[str], str]:
     return space, list(sizes), objectives, task_of(bench.model)
 
 
-def check_batches(config: RunConfig, section: str, model: Any = None, imgsz: int | None = None) -> None:
+def check_batches(config: RunConfig, section: str, model: Any = None, imgsz: ImageSize | None = None) -> None:
     """The training of the ``section`` ("trial", "finetune") is by batches that the run's ``model`` can be trained on,
     at ``imgsz`` (None: the run's).
 
@@ -297,7 +300,7 @@ def check_batches(config: RunConfig, section: str, model: Any = None, imgsz: int
         return
     images = training_images(config.data.path, model, 2) if model is not None else batch
     model = model if model is not None else load_model(config.model.path, config.model.trust_checkpoint)
-    check_batch(model, imgsz or config.model.imgsz, batch, images, f"{section}.batch")
+    check_batch(model, larger_side(imgsz or config.model.imgsz), batch, images, f"{section}.batch")
 
 
 def check_teachable(config: RunConfig, model: Any = None) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.cluster.agent.client import AgentClient, AgentPool, read_token
 from paretoprune.cluster.errors import AgentAwayError
 from paretoprune.search.config.latency_target import LatencyTarget
@@ -34,8 +35,8 @@ class AgentJob:
     "gpu"."""
 
     runtime: str
-    imgsz: Any
-    baseline_imgsz: Any = None
+    imgsz: ImageSize
+    baseline_imgsz: ImageSize | None = None
     batch: int = 1
     half: bool = False
     threads: int | None = None
@@ -91,11 +92,10 @@ def measure_on_agents(
     return measure_sent(pool, first, second, job)
 
 
-def sent_model(network: Timeable, imgsz: Any, job: AgentJob, exports: ExportCache) -> SentModel:
+def sent_model(network: Timeable, imgsz: ImageSize, job: AgentJob, exports: ExportCache) -> SentModel:
     """What goes to the device for a network: its file where it is one, else what it is exported to for the runtime."""
     from paretoprune.pruning.export.engine import make_engine
     from paretoprune.pruning.latency.runtimes import EngineFile, OnnxFile, SessionSpec, image_channels
-    from paretoprune.pruning.yolo.image_size import height_width
 
     shape = [job.batch, image_channels(network), *height_width(imgsz)]
     if job.runtime == "ncnn" and not isinstance(network, (EngineFile, OnnxFile)):
@@ -258,10 +258,10 @@ class AgentMeasurer:
     """One worker's way to the devices of one kind; exports a network as it is now, and measures while the trial goes
     on.
 
-    ``runtime``: the devices'; ``imgsz``: side of the unpruned network's input, pixels.
+    ``runtime``: the devices'; ``imgsz``: size of the unpruned network's input.
     """
 
-    def __init__(self, latency: LatencySection, runtime: str, target: LatencyTarget, imgsz: int) -> None:
+    def __init__(self, latency: LatencySection, runtime: str, target: LatencyTarget, imgsz: ImageSize) -> None:
         from paretoprune.pruning.latency.runtimes import ExportCache
 
         self._latency, self._runtime, self._imgsz = latency, runtime, imgsz
@@ -273,12 +273,12 @@ class AgentMeasurer:
         self,
         candidate: Timeable,
         baseline: Timeable,
-        imgsz: int,
+        imgsz: ImageSize,
         keep: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> AgentMeasurement:
         """Make the files of both as they are now, and return; the rest is done in a thread.
 
-        ``imgsz``: side of the candidate's input, pixels. ``keep`` gets what was measured.
+        ``imgsz``: size of the candidate's input. ``keep`` gets what was measured.
         """
         from paretoprune.pruning.latency.pair import PATIENCE
 

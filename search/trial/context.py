@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.plan import Plan
 
 OnEpoch = Callable[[int, Mapping[str, float]], bool]
@@ -23,7 +24,7 @@ class PlanLike(Protocol):
     @property
     def ratios(self) -> Mapping[str, float]: ...
     @property
-    def imgsz(self) -> int | None: ...
+    def imgsz(self) -> ImageSize | None: ...
     @property
     def branches(self) -> Sequence[str]: ...
     @property
@@ -84,7 +85,7 @@ class TrialTools(Protocol):
 
     device: str
 
-    def at(self, imgsz: int | None) -> TrialTools:
+    def at(self, imgsz: ImageSize | None) -> TrialTools:
         """The tools for networks of another input size, pixels; None: the run's."""
         ...
 

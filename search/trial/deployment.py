@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.base.image_size import ImageSize
 from paretoprune.results.store.accuracy import LABELS
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ class Deployment:
         self._config, self._device, self._gate, self._baseline = config, device, gate, baseline
         self.data = config.data.path  # by whose validation images files are judged
         self._unpruned: EngineFile | None = None  # of the run's size: every trial is timed beside it
-        self._last: tuple[Any, int, EngineFile] | None = None
-        self._calibration: tuple[int, Calibration] | None = None
-        self._evaluator: tuple[int, Evaluator] | None = None
+        self._last: tuple[Any, ImageSize, EngineFile] | None = None
+        self._calibration: tuple[ImageSize, Calibration] | None = None
+        self._evaluator: tuple[ImageSize, Evaluator] | None = None
 
-    def engine(self, model: Any, imgsz: int) -> EngineFile:
-        """The file of ``model`` at this size of its input, pixels.
+    def engine(self, model: Any, imgsz: ImageSize) -> EngineFile:
+        """The file of ``model`` at this size of its input.
 
         That of the unpruned network is made once, that of a trial's until it is trained (see `forget`): what is timed
         before an early end is what is validated after it.
@@ -61,11 +62,11 @@ class Deployment:
         """The last network changes, or is done with."""
         self._last = None
 
-    def evaluate(self, model: Any, engine: EngineFile, imgsz: int) -> tuple[dict[str, float], ImageStats | None]:
+    def evaluate(self, model: Any, engine: EngineFile, imgsz: ImageSize) -> tuple[dict[str, float], ImageStats | None]:
         """Accuracy of the file of ``model`` on the validation split, and what it saw image by image."""
         return run_engine(self._evaluator_at(imgsz), model, engine)
 
-    def judged(self, model: Any, metrics: dict[str, float], imgsz: int, on_all: bool = False) -> dict[str, float]:
+    def judged(self, model: Any, metrics: dict[str, float], imgsz: ImageSize, on_all: bool = False) -> dict[str, float]:
         """``metrics`` of a network in PyTorch with its file's accuracy in their place, its own as ``map50_95_fp32``.
 
         on_all: on all validation images, also where trials are judged on a sample.
@@ -77,7 +78,7 @@ class Deployment:
         with closing(engine_evaluator(config, config.data.path, imgsz, "val", self._device, self._gate)) as evaluator:
             return beside(metrics, run_engine(evaluator, model, engine)[0])
 
-    def _images(self, imgsz: int) -> Calibration:
+    def _images(self, imgsz: ImageSize) -> Calibration:
         from paretoprune.pruning.data.calibration import load_calibration
 
         if self._calibration is None or self._calibration[0] != imgsz:
@@ -86,7 +87,7 @@ class Deployment:
             self._calibration = imgsz, found
         return self._calibration[1]
 
-    def _evaluator_at(self, imgsz: int) -> Evaluator:
+    def _evaluator_at(self, imgsz: ImageSize) -> Evaluator:
         if self._evaluator is None or self._evaluator[0] != imgsz:
             if self._evaluator is not None:
                 self._evaluator[1].close()
@@ -97,8 +98,10 @@ class Deployment:
         return self._evaluator[1]
 
 
-def engine_evaluator(config: RunConfig, data: str, imgsz: int, split: str, device: str, gate: DeviceGate) -> Evaluator:
-    """Files take one shape: square batches of as many images as are inferred at a time."""
+def engine_evaluator(
+    config: RunConfig, data: str, imgsz: ImageSize, split: str, device: str, gate: DeviceGate
+) -> Evaluator:
+    """Files take one shape: batches of exactly this size, of as many images as are inferred at a time."""
     from paretoprune.pruning.evaluation.evaluator import Evaluator
 
     batch, workers = config.latency.batch, config.trial.workers

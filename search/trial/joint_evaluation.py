@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.base.image_size import ImageSize
 from paretoprune.results.store.accuracy import VAL_IMAGES
 from paretoprune.results.store.run_files import UNPRUNED_AT
 from paretoprune.search.trial.deployment import beside, engine_evaluator, run_engine
@@ -26,7 +27,7 @@ SECONDS_FACTOR = 4.0  # against a trial's measurement: these figures are the one
 
 def evaluate_together(
     models: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
+    sizes: Mapping[str, ImageSize | None],
     config: RunConfig,
     device: str,
     gate: DeviceGate,
@@ -36,8 +37,8 @@ def evaluate_together(
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
 
-    All images of a split, also where trials were judged on a sample. ``sizes``: side of a network's images, pixels,
-    where it is not the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over
+    All images of a split, also where trials were judged on a sample. ``sizes``: of a network's images, where they
+    are not the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over
     the same images, with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``);
     ``test_map50_95_change`` likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs
     then, and the network's own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) ->
@@ -52,7 +53,7 @@ def evaluate_together(
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     data, own = config.data, config.model.imgsz
 
-    def evaluator_of(imgsz: int, split: str) -> Evaluator:
+    def evaluator_of(imgsz: ImageSize, split: str) -> Evaluator:
         return Evaluator(data.path, imgsz, device, data.val_batch, split, gate, config.trial.workers)
 
     seen: dict[str, ImageStats] = {}
@@ -62,8 +63,8 @@ def evaluate_together(
             for name in members:
                 found[name][VAL_IMAGES] = sized.images
         if engines:
-            with closing(engine_evaluator(config, data.path, imgsz, "val", device, gate)) as square:
-                seen |= _evaluate_engines(members, engines, square, "", found, say)
+            with closing(engine_evaluator(config, data.path, imgsz, "val", device, gate)) as exact:
+                seen |= _evaluate_engines(members, engines, exact, "", found, say)
     say("comparing them image by image")
     _compare(seen, "", config.search.seed, found, turn)
     _compare_with_natives(seen, config.search.seed, found, turn)
@@ -73,15 +74,17 @@ def evaluate_together(
             with closing(evaluator_of(imgsz, TEST)) as test:
                 seen |= _evaluate_split(members, test, f"{TEST}_", found, say)
             if engines:
-                with closing(engine_evaluator(config, data.path, imgsz, TEST, device, gate)) as square:
-                    seen |= _evaluate_engines(members, engines, square, f"{TEST}_", found, say)
+                with closing(engine_evaluator(config, data.path, imgsz, TEST, device, gate)) as exact:
+                    seen |= _evaluate_engines(members, engines, exact, f"{TEST}_", found, say)
         _compare(seen, f"{TEST}_", config.search.seed, found, turn)
     return found
 
 
-def _by_size(models: Mapping[str, Any], sizes: Mapping[str, int | None], own: int) -> dict[int, dict[str, Any]]:
-    """The networks by the side of their images, so that no more than one loader is open at a time."""
-    found: dict[int, dict[str, Any]] = {}
+def _by_size(
+    models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None], own: ImageSize
+) -> dict[ImageSize, dict[str, Any]]:
+    """The networks by the size of their images, so that no more than one loader is open at a time."""
+    found: dict[ImageSize, dict[str, Any]] = {}
     for name, model in models.items():
         found.setdefault(sizes.get(name) or own, {})[name] = model
     return found
@@ -159,14 +162,14 @@ def _compare_with_natives(
 
 def measure_together(
     models: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
+    sizes: Mapping[str, ImageSize | None],
     config: RunConfig,
     device: str,
     engines: Mapping[str, EngineFile],
 ) -> dict[str, dict[str, Any]]:
     """Name -> latency of each network, all timed in turn in one session; the caller has the device alone.
 
-    ``sizes``: side of a network's images, pixels, where it is not the run's. ``engines``: what is timed in place of the
+    ``sizes``: of a network's images, where they are not the run's. ``engines``: what is timed in place of the
     networks, where files ship.
 
     The fields of a pair's measurement (``median_ms`` ... ``speedup`` over ``baseline`` with ``speedup_ci95``), and

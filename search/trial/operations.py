@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.results.store.accuracy import ON_ALL, VAL_IMAGES, accuracies
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
@@ -94,8 +95,8 @@ class PruningTools:
         batch, workers = self._config.data.val_batch, self._config.trial.workers
         return Evaluator(data, self._imgsz, self.device, batch, gate=self._gate, workers=workers)
 
-    def at(self, imgsz: int | None) -> PruningTools:
-        """The tools for networks of another input size, pixels; None: the run's.
+    def at(self, imgsz: ImageSize | None) -> PruningTools:
+        """The tools for networks of another input size; None: the run's.
 
         Images, refit targets and the loader of the run's size and of one other are kept: they fill memory.
         """
@@ -233,7 +234,7 @@ class PruningTools:
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(
-        self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Say
+        self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None], say: Say
     ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.evaluate_together`."""
         if self._config.deploy.format != "torch":
@@ -243,12 +244,14 @@ class PruningTools:
         config, device, gate = self._config, self.device, self._gate
         return evaluate_together(models, sizes, config, device, gate, say, engines)
 
-    def measure_together(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+    def measure_together(
+        self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None]
+    ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
         engines = {name: engine for name, (_, engine) in self._own._finals.items()}
         return measure_together(models, sizes, self._config, self.device, engines)
 
-    def _engines(self, models: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[str, EngineFile]:
+    def _engines(self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None]) -> dict[str, EngineFile]:
         """The files of networks by name; none where the networks themselves ship."""
         if self._config.deploy.format == "torch":
             return {}
@@ -289,7 +292,7 @@ class PruningTools:
         return {
             "weights": weights_hash(Path(config.model.path)),
             "data": config.data.path,
-            "imgsz": config.model.imgsz,
+            "imgsz": plain_size(config.model.imgsz),
             "images": config.recover.calibration_images,
             "importance": config.recover.importance,
             "seed": config.search.seed,
@@ -365,7 +368,7 @@ class PruningTools:
             rows.append({"keep": keep, "ratios": ratios})
         return rows
 
-    def _shipped(self, model: Any, imgsz: int) -> Timeable:
+    def _shipped(self, model: Any, imgsz: ImageSize) -> Timeable:
         """What is timed of a network: its file where one ships."""
         for known, engine in self._own._finals.values():
             if known is model:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.errors import ConfigError, TrialError
 
@@ -32,16 +33,16 @@ _KEPT: dict[str, tuple[Any, Any]] = {}
 class MeasuringJob:
     """What is measured how, as plain data.
 
-    ``suffix``: of both models' files; ``channels``: of their images, ``imgsz`` and ``baseline_imgsz``: their sides,
-    pixels. ``cpu``: not on a GPU of the node. ``trust``: both
+    ``suffix``: of both models' files; ``channels``: of their images, ``imgsz`` and ``baseline_imgsz``: their
+    sizes. ``cpu``: not on a GPU of the node. ``trust``: both
     files are loaded as the run's model was.
     """
 
     suffix: str
     channels: int
     baseline_key: str
-    imgsz: int
-    baseline_imgsz: int
+    imgsz: ImageSize
+    baseline_imgsz: ImageSize
     batch: int
     threads: int | None
     max_seconds: float
@@ -151,9 +152,9 @@ class RemoteMeasurer:
         self._sent: tuple[Any, str] | None = None  # the baseline's reference in the cluster, its key
 
     def start(
-        self, model: Any, imgsz: int, keep: Callable[[Mapping[str, Any]], None] | None = None
+        self, model: Any, imgsz: ImageSize, keep: Callable[[Mapping[str, Any]], None] | None = None
     ) -> RemoteMeasurement:
-        """Send ``model`` as it is now, and return at once; ``imgsz``: side of its input, pixels. ``keep`` gets what was
+        """Send ``model`` as it is now, and return at once; ``imgsz``: size of its input. ``keep`` gets what was
         measured, once it is asked for."""
         import ray
 
@@ -178,7 +179,7 @@ class RemoteMeasurer:
         here = ray.get_runtime_context().get_node_id()
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
-    def _job(self, key: str, imgsz: int) -> MeasuringJob:
+    def _job(self, key: str, imgsz: ImageSize) -> MeasuringJob:
         from paretoprune.pruning.latency.runtimes import image_channels
 
         latency = self._config.latency
@@ -206,7 +207,7 @@ class RemoteMeasurer:
         as_onnx = latency.runtime == "openvino" or (latency.runtime == "onnx" and not latency.half)
         return ".onnx" if as_onnx else ".pt"
 
-    def _content(self, model: Any, imgsz: int) -> bytes:
+    def _content(self, model: Any, imgsz: ImageSize) -> bytes:
         from paretoprune.pruning.latency.runtimes import SessionSpec
         from paretoprune.pruning.yolo.saving import save_checkpoint
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import EVENTS, FREE_MOVES, SAMPLE
+from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.pruning.yolo.progress import progress_told
 from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord
@@ -115,7 +116,7 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
     tools.keep_scores(context.folder.path)
     return {
         "data": config.data.path,
-        "imgsz": config.model.imgsz,
+        "imgsz": plain_size(config.model.imgsz),
         "weights_hash": weights_hash(Path(config.model.path)),
         "metrics": metrics,
         "device": tools.device,
@@ -134,8 +135,8 @@ def _judged(tools: Any, model: Any, config: RunConfig, say: Callable[[str], None
     return {**metrics, **tools.on_all_images(model, say)}
 
 
-def work_on_free_moves(context: WorkerContext, sizes: Sequence[int]) -> None:
-    """Measure the unpruned network at inputs of ``sizes`` (pixels) as trials are, beside itself at the run's size.
+def work_on_free_moves(context: WorkerContext, sizes: Sequence[ImageSize]) -> None:
+    """Measure the unpruned network at inputs of ``sizes`` as trials are, beside itself at the run's size.
 
     Each is written to ``free_moves.json`` as soon as it is known: what dies goes on with the next one.
     """

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from paretoprune.base.errors import one_line
+from paretoprune.base.image_size import ImageSize, height_width, size_text
 from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.runtimes.onnx_session import session_options
 from paretoprune.pruning.latency.runtimes.openvino_session import openvino_core, openvino_settings
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width, size_text
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import plain_copy
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from paretoprune.base.errors import one_line
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.loading import input_channels
 
 

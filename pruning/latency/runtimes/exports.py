@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from paretoprune.base.errors import one_line
+from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.runtimes.base import Network, OnnxFile, SessionSpec, on_gpu
-from paretoprune.pruning.yolo.image_size import ImageSize, height_width
 from paretoprune.pruning.yolo.saving import plain_copy, task_of
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 

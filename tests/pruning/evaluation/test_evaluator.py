@@ -65,6 +65,35 @@ def test_figures_are_those_of_stock_val(assets: Path, tmp_path: Path, stock_pyth
     assert 0.2 < ours["map50_95"] < ours["map50"] < 1  # it really detects something
 
 
+def test_of_height_and_width_figures_are_those_of_stock_val_of_an_exported_file(
+    tmp_path: Path, stock_python: Any
+) -> None:
+    """Stock `val` of a checkpoint would make a square of it; of a file it takes the file's shape."""
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.builtin.dataset import build_dataset
+    from paretoprune.pruning.yolo.loading import load_model
+
+    data = build_dataset(tmp_path / "digits", train=1, val=16)
+    shutil.copyfile(BASELINE, tmp_path / "digits.pt")
+    code = """
+        import json, sys
+        from ultralytics import YOLO
+        path = YOLO(sys.argv[1]).export(format="torchscript", imgsz=[128, 96], device="cpu")
+        box = YOLO(path).val(data=sys.argv[2], batch=1, device="cpu", plots=False, verbose=False).box
+        figures = {"map50_95": box.map, "map50": box.map50, "precision": box.mp, "recall": box.mr}
+        print("FIGURES" + json.dumps({name: float(value) for name, value in figures.items()}))
+        """
+    printed = stock_python(code, tmp_path / "digits.pt", data).stdout
+    stock = json.loads(printed.split("FIGURES")[1])
+    evaluator, model = Evaluator(str(data), (128, 96), "cpu", batch=1), load_model(BASELINE)
+    shapes = []
+    model.model[0].register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape[2:])))
+    for _ in range(2):  # the second time the loader is there already
+        assert evaluator.run(model) == pytest.approx(stock, abs=1e-4)
+    evaluator.close()
+    assert evaluate(model, str(data), 128, "cpu") != pytest.approx(stock, abs=1e-2)
+
+
 @pytest.mark.parametrize("stock", [False, True])
 def test_a_machine_that_stands_still_costs_no_accuracy(
     stock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -262,6 +262,21 @@ def test_size_and_branches_are_part_of_a_plan_and_of_its_hash(tmp_path: Path) ->
     content = json.loads((tmp_path / "plan.json").read_text())
     assert (content["imgsz"], content["branches_removed"]) == (256, ["model.2.m.0"])
     assert Plan.load(tmp_path / "plan.json") == full
+    # What earlier versions wrote of squares
+    ratios = {"model.1": 0.5, "model.5": 0.25}
+    assert Plan(ratios, imgsz=256, branches=("b",)).hash == "58ca69ed587eaa63"
+
+
+def test_a_plan_for_a_rectangle_is_a_list_in_its_file(tmp_path: Path) -> None:
+    plan = Plan({"model.1": 0.5}, imgsz=(384, 640))
+    plan.save(tmp_path / "plan.json")
+    assert json.loads((tmp_path / "plan.json").read_text())["imgsz"] == [384, 640]
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert len({plan.hash, *(Plan(plan.ratios, imgsz=size).hash for size in (384, 640, (640, 384)))}) == 4
+    for wrong in ([384, 640, 3], "wide", 0, 1.5):
+        content = {"ratios": {}, "imgsz": wrong}
+        with pytest.raises(PlanError, match="the plan: imgsz must be a side in pixels, or height and width, but got"):
+            Plan.from_json(content)
 
 
 def test_canonical_ratios_are_equal_exactly_for_equal_widths(table: LayerTable) -> None:

@@ -44,7 +44,7 @@ def test_a_metric_that_is_no_number_is_refused_by_name(record: Build, value: Any
         ({"epochs": -1}, "epochs must be greater than or equal to 0, but got -1"),
         ({"state": "failed"}, "a failed trial must say why"),
         ({"schema_version": 4}, "schema_version must be 3, but got 4"),
-        ({"imgsz": 0}, "imgsz must be greater than or equal to 1, but got 0"),
+        ({"imgsz": 0}, "imgsz must be a side in pixels, or height and width, but got 0"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(record: Build, change: dict[str, Any], message: str) -> None:
@@ -282,6 +282,20 @@ def test_a_record_of_version_2_has_the_runs_size_and_all_branches(record: Build)
     frame = trials_frame([new, old.changed(trial_id="b")], {"metrics": {}, "imgsz": 320})
     assert frame["imgsz"].tolist() == [256, 320]
     assert frame["branches_removed"].tolist() == ["model.2.m.0", ""]
+
+
+def test_a_rectangle_is_a_list_in_a_record_and_text_in_a_table(record: Build) -> None:
+    wide, square = record("a", imgsz=(64, 128)), record("b")
+    content = json.loads(json.dumps(wide.to_json()))
+    assert content["imgsz"] == [64, 128]
+    assert TrialRecord.from_json(content) == wide == record("a", imgsz=[64, 128]) != record("a", imgsz=[128, 64])
+    assert record("c", imgsz=[64, 64]).imgsz == 64
+    for own, texts in (((96, 160), ["64,128", "96,160"]), (160, ["64,128", "160"])):
+        frame = trials_frame([wide, square], {"metrics": {}, "imgsz": own})
+        assert frame["imgsz"].tolist() == texts
+    assert trials_frame([wide, square], {"metrics": {}})["imgsz"].isna().tolist() == [False, True]
+    with pytest.raises(RecordError, match="imgsz must be a side in pixels, or height and width, but got \\[1, 2, 3\\]"):
+        record("a", imgsz=[1, 2, 3])
 
 
 def test_history_comes_back_and_must_rise(record: Build) -> None:

@@ -125,6 +125,12 @@ def test_free_moves_are_added_one_by_one_and_come_back_as_trials(tmp_path: Path)
         ("unpruned@288", 288, 0.6),
         ("unpruned@224", 224, 0.55),
     ]
+    for size in ((256, 384), (192, 256)):  # in the order of their areas
+        folder.write_free_move(size, {"map50_95": 0.5, "latency_ms": 5.0})
+    names = ["unpruned@256,384", "unpruned@288", "unpruned@224", "unpruned@192,256"]
+    assert [(move.trial_id, move.imgsz) for move in folder.read_free_moves()] == list(
+        zip(names, ((256, 384), 288, 224, (192, 256)), strict=True)
+    )
     folder.free_moves.write_text('{"schema_version": 1, "moves": [{"imgsz": 224, "metrics": {"map50_95": 0.5}}]}')
     with pytest.raises(RecordError, match=r"free_moves.json: the metrics at 224 px must hold latency_ms; restore it"):
         folder.read_free_moves()

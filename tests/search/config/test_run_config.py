@@ -113,7 +113,12 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         ({"search.objectives": ["map50_95"]}, "two or three different objectives"),
         ({"latency.max_seconds": float("nan")}, "`latency.max_seconds`"),
         ({"model.imgsz": 333}, "`model.imgsz`: the image size must be a multiple of 32, but got 333: use 352"),
-        ({"model.imgsz": [64, 96]}, "`model.imgsz`: one side of a square is needed, got \\[64, 96\\]"),
+        (
+            {"model.imgsz": [64, 100]},
+            "`model.imgsz`: the image size must be a multiple of 32, but got 64,100: use 64,128",
+        ),
+        ({"model.imgsz": [64, 96, 3]}, "`model.imgsz`: input should be a side in pixels, or height and width"),
+        ({"space.imgsz": [[64, 96], "64,96"]}, "`space.imgsz`: every size must be given once, got 64,96; 64,96"),
     ],
 )
 def test_wrong_value_is_one_line_with_the_setting(settings: dict[str, object], line: str) -> None:

@@ -6,9 +6,11 @@ import random
 
 import pytest
 
+from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import SpaceError
+from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.warm_start import ladder_plans, ladder_ratios, warm_start
 from paretoprune.search.space.space import build_space, image_sizes
 from tests.search.fakes import FakeGroup, FakeTable, make_space, make_table
@@ -204,22 +206,56 @@ def test_a_size_is_an_axis_of_its_own() -> None:
         (640, [], 32, (640,)),
         (640, [640], 32, (640,)),
         (640, [320, 512], 32, (640, 512, 320)),
+        ((384, 640), None, 32, ((384, 640), (352, 576), (320, 512), (288, 480), (256, 416))),
+        ((640, 384), None, 32, ((640, 384), (576, 352), (512, 320), (480, 288), (416, 256))),
+        ((96, 160), None, 32, ((96, 160), (64, 128), (64, 96))),
+        ((768, 1280), None, 64, ((768, 1280), (704, 1152), (640, 1024), (576, 960), (512, 832))),
+        ((32, 320), None, 32, ((32, 320), (32, 288), (32, 256), (32, 224), (32, 192))),
+        ((384, 640), [], 32, ((384, 640),)),
+        # By area: a square of 448 is smaller than the rectangle although its height is not
+        ((384, 640), [448, (256, 416), (320, 544)], 32, ((384, 640), 448, (320, 544), (256, 416))),
+        (512, [(384, 640)], 32, (512, (384, 640))),
     ],
 )
-def test_the_sizes_of_a_space(own: int, wanted: list[int] | None, stride: int, sizes: tuple[int, ...]) -> None:
+def test_the_sizes_of_a_space(
+    own: ImageSize, wanted: list[ImageSize] | None, stride: int, sizes: tuple[ImageSize, ...]
+) -> None:
     assert image_sizes(own, wanted, stride) == sizes
 
 
 @pytest.mark.parametrize(
-    ("wanted", "stride", "line"),
+    ("own", "wanted", "stride", "line"),
     [
-        ([640], 32, "every size must be at most the run's 320 px, but got 640"),
-        ([288], 64, "must be a multiple of 64, the largest stride of the model, but got 288; give 256"),
+        (320, [640], 32, "every size must be at most the run's 320 px, but got 640; leave it out, or"),
+        (320, [288], 64, "must be a multiple of 64, the largest stride of the model, but got 288; give 256"),
+        ((256, 384), [384], 32, r"the run's 256,384 px, but got 384; leave it out \(a rectangle is \[height, width\]"),
+        ((256, 384), [(384, 256)], 32, "must be at most the run's 256,384 px, but got 384,256"),
+        ((256, 384), [(128, 224)], 64, "must be a multiple of 64, .*, but got 128,224; give 128,192"),
     ],
 )
-def test_a_size_that_cannot_be_is_one_line(wanted: list[int], stride: int, line: str) -> None:
+def test_a_size_that_cannot_be_is_one_line(own: ImageSize, wanted: list[ImageSize], stride: int, line: str) -> None:
     with pytest.raises(SpaceError, match=line):
-        image_sizes(320, wanted, stride)
+        image_sizes(own, wanted, stride)
+
+
+def test_rectangles_are_levels_by_their_area() -> None:
+    """The surrogate's features and the shares of the first plans see areas; a plan of an unknown size is taken to the
+    nearest one."""
+    sizes: tuple[ImageSize, ...] = ((96, 160), 96, (64, 128), (64, 96))
+    space = build_space(make_table(1), SpaceSection(), sizes=sizes)
+    assert space.image_sizes == sizes
+    plans = [space.plan((2, level)) for level in range(4)]
+    assert [plan.imgsz for plan in plans] == [None, 96, (64, 128), (64, 96)]
+    assert [space.levels_of(plan) for plan in plans] == [(2, level) for level in range(4)]
+    assert space.levels_of(Plan(plans[0].ratios, imgsz=(96, 160))) == (2, 0)
+    assert space.levels_of(Plan(plans[0].ratios, imgsz=(128, 64))) is None
+    assert space.nearest(Plan({}, imgsz=(128, 64))) == (0, 2)
+    areas = [96 * 160, 96 * 96, 64 * 128, 64 * 96]
+    assert PlanFeatures.of(space).areas == pytest.approx([area / areas[0] for area in areas])
+    rows = [{"keep": keep / 20, "ratios": {"model.0.c0": 1 - keep / 20}} for keep in range(4, 20)]
+    for start in warm_start(space, 8, rows):
+        assert start.provenance == "sensitivity"
+    assert len({space.plan(start.levels).imgsz for start in warm_start(space, 8, rows)}) > 1
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3])
