@@ -119,7 +119,7 @@ def _timed(
 def _timed_on_devices(
     tools: Any,
     models: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
+    sizes: Mapping[str, ImageSize | None],
     devices: Iterable[str],
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:

@@ -217,3 +217,66 @@ def test_report_front_and_status_of_a_real_run(real_run: RunFolder, capsys: pyte
 def test_trials_say_nothing_on_the_terminal_but_keep_a_log(real_run: RunFolder) -> None:
     for record in real_run.read_records():
         assert (real_run.trial_dir(record.trial_id) / "train.log").stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def wide_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: object) -> RunFolder:
+    """A run at 96 x 160 with one smaller rectangle: two trials without an epoch, their faster one and a free move
+    fine-tuned, and then a third trial by another driver."""
+    from paretoprune.pruning.builtin import BASELINE
+
+    path = tmp_path_factory.mktemp("runs") / "wide"
+    settings = ("recover.calibration_images=16", "latency.max_seconds=0.3", "space.imgsz=[[64, 128]]")
+    words = ["search", str(BASELINE), str(dataset), "--imgsz", "96,160", "--trials", "2", "--epochs", "0"]
+    assert run([*words, *(word for setting in settings for word in ("--set", setting)), "--run", str(path)]) == 0
+    assert run(["finetune", str(path), "--pick", "fastest", "--free-moves", "--epochs", "1"]) == 0
+    assert run(["resume", str(path), "--trials", "3"]) == 0
+    return RunFolder(path)
+
+
+def test_a_rectangle_is_the_size_of_everything_in_a_run(wide_run: RunFolder, dataset: Path) -> None:
+    import torch
+    from ultralytics import YOLO
+
+    from paretoprune.pruning.evaluation.evaluator import evaluate
+    from paretoprune.pruning.yolo.loading import load_model, model_stats
+
+    sizes = {(96, 160), (64, 128)}
+    assert wide_run.read_baseline()["imgsz"] == (96, 160)
+    assert yaml.safe_load(wide_run.config.read_text())["space"]["imgsz"] == [[96, 160], [64, 128]]
+    records = wide_run.read_records()
+    assert len(records) == 3
+    assert {record.imgsz or (96, 160) for record in records} <= sizes
+    for record in records:
+        size = record.imgsz or (96, 160)
+        network = load_model(wide_run.trial_checkpoint(record.trial_id))
+        assert network.args["imgsz"] == list(size)
+        assert record.metrics["latency_conditions"]["imgsz"] == list(size)
+        assert record.metrics["gflops"] == pytest.approx(model_stats(network, size).gflops)
+        again = evaluate(network, str(dataset), size, "cpu")
+        assert record.metrics["map50_95"] == pytest.approx(again["map50_95"], abs=5e-3)
+    (move,), (tuned,), (pick,) = wide_run.read_free_moves(), wide_run.read_tuned_moves(), wide_run.read_selected()
+    assert (move.trial_id, move.imgsz, tuned.name) == ("unpruned@64,128", (64, 128), "unpruned@64,128")
+    size = next(record.imgsz for record in records if record.trial_id == pick.trial_id) or (96, 160)
+    best = YOLO(wide_run.selected_checkpoint(pick.trial_id))
+    seen = []
+    best.model.model[0].register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
+    best.predict(torch.zeros(1, 3, *size), verbose=False, device="cpu")
+    best.predict([str(next((dataset.parent / "images").rglob("*.jpg")))], rect=False, verbose=False, device="cpu")
+    assert set(seen) == {size}
+
+
+def test_front_and_report_show_a_rectangle_as_height_and_width(
+    wide_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["front", str(wide_run.path), "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["imgsz"] for row in rows if row["kind"] == "free move"] == [[64, 128]]
+    for form, cell in (("csv", '"64,128"'), ("table", " 64,128 ")):
+        assert run(["front", str(wide_run.path), "--format", form]) == 0
+        assert cell in capsys.readouterr().out
+    assert run(["report", str(wide_run.path)]) == 0
+    assert "96,160 px" in wide_run.report_html.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert run(["search", "m.pt", "d.yaml", "--imgsz", "100,160"]) == 2
+    assert "the image size must be a multiple of 32, but got 100,160: use 128,160" in capsys.readouterr().err

@@ -79,6 +79,16 @@ def test_finalists_are_evaluated_together_as_files(data: str) -> None:
     assert "map50_95_fp32" in found["baseline"]
 
 
+def test_files_are_made_and_judged_at_height_and_width(data: str) -> None:
+    wide = (96, IMGSZ)
+    tools = PruningTools(config(data, format="torchscript"), "cpu", NullGate()).at(wide)
+    model = tools.prune(Plan({"model.4.m.0.cv1": 0.25}, imgsz=wide))[0]
+    found = tools.deployed(model, tools.evaluate(model))
+    assert found["map50_95"] == pytest.approx(found["map50_95_fp32"], abs=1e-3)  # the same arithmetic, the same images
+    assert found["map50_95_fp32"] != pytest.approx(Evaluator(data, IMGSZ, "cpu").run(model)["map50_95"], abs=1e-3)
+    assert tools.start_measure(model).result()["imgsz"] == list(wide)
+
+
 def test_picks_alone_may_be_files() -> None:
     assert not config("data.yaml", format="onnx", when="picks").deploy.in_trials
     assert not config("data.yaml").deploy.in_trials
