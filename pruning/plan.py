@@ -14,7 +14,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.image_size import ImageSize, StoredSize, plain_size
+from paretoprune.base.image_size import ImageSize, plain_size
+from paretoprune.base.stored_size import StoredSize
 from paretoprune.pruning.errors import PlanError
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,8 @@ class Plan:
             key, *inner = map(str, first["loc"])
             place = key + "".join(f"[{part}]" for part in inner)
             condition = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            raise PlanError(f"{where}: {place} {condition}, but got {first['input']!r:.60}.") from None
+            said = condition if "but got" in condition else f"{place} {condition}, but got {first['input']!r:.60}"
+            raise PlanError(f"{where}: {said}.") from None
         plan = cls(content.ratios, content.kept, content.imgsz, content.branches_removed)
         if content.hash is not None and content.hash != plan.hash:
             raise PlanError(

@@ -31,7 +31,7 @@ FENCES = {
     "pynvml": {"pruning"},
     "ray": {"search", "cluster"},
     "optuna": {"search"},
-    "pydantic": {"search", "results", "pruning"},  # what is persisted, beside its owner
+    "pydantic": {"search", "results", "pruning", "paretoprune"},  # what is persisted, beside its owner
     "click": {"search"},
     "rich": {"search", "paretoprune"},
     "pandas": {"results"},

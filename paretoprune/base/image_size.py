@@ -7,10 +7,7 @@ a square, so that every size has one form.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from typing import Any
 
 ImageSize = int | tuple[int, int]
 
@@ -57,16 +54,5 @@ def read_size(value: Any) -> ImageSize:
     """Inverse of `plain_size`. Raises ValueError for anything but one or two whole numbers above 0."""
     sides = list(value) if isinstance(value, (list, tuple)) else [value]
     if not 1 <= len(sides) <= 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise PydanticCustomError("image_size", "Input should be a side in pixels, or height and width")
+        raise ValueError(f"the image size must be a side in pixels, or height and width, but got {value!r:.60}")
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
-
-
-StoredSize = Annotated[
-    ImageSize,
-    PlainValidator(read_size),
-    PlainSerializer(plain_size),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "prefixItems": [{"type": "integer"}] * 2}]}),
-]
-"""In a type that pydantic checks."""
-GivenSize = Annotated[StoredSize, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
-"""The same where people write it: also as text."""

@@ -14,7 +14,8 @@ from typing import Annotated, Any, BinaryIO, Literal, get_args
 from pydantic import Field, PlainValidator, model_validator
 
 from paretoprune.base.atomic import fsync_directory
-from paretoprune.base.image_size import ImageSize, StoredSize, plain_size
+from paretoprune.base.image_size import ImageSize, plain_size
+from paretoprune.base.stored_size import StoredSize
 from paretoprune.results.errors import DuplicateTrialError, RecordError, SchemaVersionError, StoreError
 from paretoprune.results.store.accuracy import missing_metric
 from paretoprune.results.store.persisted import (

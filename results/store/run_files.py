@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from paretoprune.base.image_size import ImageSize, StoredSize, size_text
+from paretoprune.base.image_size import ImageSize, size_text
+from paretoprune.base.stored_size import StoredSize
 from paretoprune.results.errors import RecordError, RunFolderError, SchemaVersionError
 from paretoprune.results.store.accuracy import accuracy_name, missing_metric
 from paretoprune.results.store.persisted import Count, Metrics, Number, Persisted, Ratio, parse_json

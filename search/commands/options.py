@@ -11,7 +11,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from paretoprune.base.image_size import ImageSize, parse_size
-from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.yolo.image_size import check_image_size
 
 FORMATS = ("table", "json", "csv")
@@ -46,11 +45,8 @@ class ImageSizeType(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageSize:
         try:
             size = parse_size(str(value))
-        except ValueError:
-            self.fail(f"a side in pixels is needed, or HEIGHT,WIDTH, got {value}")
-        try:
             check_image_size(size)
-        except PruningError as error:
+        except ValueError as error:  # PruningError is one
             self.fail(str(error))
         return size
 

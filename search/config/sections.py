@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from paretoprune.base.image_size import GivenSize, ImageSize, sizes_text
+from paretoprune.base.image_size import ImageSize, sizes_text
+from paretoprune.base.stored_size import GivenSize
 from paretoprune.pruning.names import STRUCTURAL, DeployFormat, PrecisionName, RecoveryName, RuntimeName, StrategyName
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget

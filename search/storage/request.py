@@ -14,7 +14,7 @@ from pydantic import Field
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import RECORD, REQUEST
-from paretoprune.base.image_size import StoredSize
+from paretoprune.base.stored_size import StoredSize
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.errors import RecordError
 from paretoprune.results.store.persisted import Number, Persisted, Ratio, parse_json

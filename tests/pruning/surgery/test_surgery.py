@@ -275,7 +275,7 @@ def test_a_plan_for_a_rectangle_is_a_list_in_its_file(tmp_path: Path) -> None:
     assert len({plan.hash, *(Plan(plan.ratios, imgsz=size).hash for size in (384, 640, (640, 384)))}) == 4
     for wrong in ([384, 640, 3], "wide", 0, 1.5):
         content = {"ratios": {}, "imgsz": wrong}
-        with pytest.raises(PlanError, match="the plan: imgsz must be a side in pixels, or height and width, but got"):
+        with pytest.raises(PlanError, match="the plan: the image size must be a side in pixels, or height"):
             Plan.from_json(content)
 
 

@@ -44,7 +44,7 @@ def test_a_metric_that_is_no_number_is_refused_by_name(record: Build, value: Any
         ({"epochs": -1}, "epochs must be greater than or equal to 0, but got -1"),
         ({"state": "failed"}, "a failed trial must say why"),
         ({"schema_version": 4}, "schema_version must be 3, but got 4"),
-        ({"imgsz": 0}, "imgsz must be a side in pixels, or height and width, but got 0"),
+        ({"imgsz": 0}, "the image size must be a side in pixels, or height and width, but got 0"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(record: Build, change: dict[str, Any], message: str) -> None:
@@ -294,7 +294,7 @@ def test_a_rectangle_is_a_list_in_a_record_and_text_in_a_table(record: Build) ->
         frame = trials_frame([wide, square], {"metrics": {}, "imgsz": own})
         assert frame["imgsz"].tolist() == texts
     assert trials_frame([wide, square], {"metrics": {}})["imgsz"].isna().tolist() == [False, True]
-    with pytest.raises(RecordError, match="imgsz must be a side in pixels, or height and width, but got \\[1, 2, 3\\]"):
+    with pytest.raises(RecordError, match="the image size must be a side in pixels, .*, but got \\[1, 2, 3\\]"):
         record("a", imgsz=[1, 2, 3])
 
 

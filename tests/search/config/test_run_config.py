@@ -117,7 +117,10 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
             {"model.imgsz": [64, 100]},
             "`model.imgsz`: the image size must be a multiple of 32, but got 64,100: use 64,128",
         ),
-        ({"model.imgsz": [64, 96, 3]}, "`model.imgsz`: input should be a side in pixels, or height and width"),
+        (
+            {"model.imgsz": [64, 96, 3]},
+            "`model.imgsz`: the image size must be a side in pixels, or height and width, but got",
+        ),
         ({"space.imgsz": [[64, 96], "64,96"]}, "`space.imgsz`: every size must be given once, got 64,96; 64,96"),
     ],
 )
