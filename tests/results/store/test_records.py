@@ -294,7 +294,7 @@ def test_a_rectangle_is_a_list_in_a_record_and_text_in_a_table(record: Build) ->
         frame = trials_frame([wide, square], {"metrics": {}, "imgsz": own})
         assert frame["imgsz"].tolist() == texts
     assert trials_frame([wide, square], {"metrics": {}})["imgsz"].isna().tolist() == [False, True]
-    with pytest.raises(RecordError, match="the image size must be a side in pixels, .*, but got \\[1, 2, 3\\]"):
+    with pytest.raises(RecordError, match=r"the image size must be a side in pixels, .*, but got \[1, 2, 3\]"):
         record("a", imgsz=[1, 2, 3])
 
 
