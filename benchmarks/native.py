@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.native_table import NATIVE, PARENT, PRUNED, SESSION, TWICE, markdown
 from benchmarks.recovery_store import Store, Task, work
 from paretoprune.cluster.environment import describe_environment
-from paretoprune.pruning.evaluation.bootstrap import paired_noise
+from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.latency.group import measure_group
 from paretoprune.pruning.latency.pair import measure_pair
@@ -161,7 +161,7 @@ class Lineage:
             row.update({key: times[network][key] for key in ("median_ms", "speedup", "speedup_ci95")})
             for other, key in ((NATIVE, "over_native"), (TWICE, "over_twice")):
                 if other != network:
-                    noise = paired_noise(seen[other][1], seen[network][1], resamples=400, seed=self.seed)
+                    noise = paired_bootstrap(seen[other][1], seen[network][1], resamples=400, seed=self.seed)
                     row[key] = [noise.difference, *noise.ci95]
             found[network] = row
         yield {"networks": found, "images": self.evaluator.images, "threads": setting.threads}

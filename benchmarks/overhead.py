@@ -27,7 +27,7 @@ from benchmarks.synthetic import SyntheticProblem, make_problem
 from paretoprune.base.atomic import write_json, write_text
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
-from paretoprune.search.samplers.observations import Teller, Told
+from paretoprune.search.samplers.observations import Observation, ObservationBuilder
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.samplers.warm_start import warm_start
 from paretoprune.search.storage.event_log import WAITING
@@ -69,8 +69,8 @@ def make_state(problem: SyntheticProblem, folder: RunFolder, trials: int) -> Swe
     study = SearchStudy(
         problem.space, OBJECTIVES, "gp", 0, warm_start(problem.space, trials), journal=folder.study
     )  # fmt: skip
-    study.replay(unpruned, Told(problem.observe(unpruned, np.random.default_rng(0))), "baseline")
-    return SweepState(folder, problem.space, study, [], trials, Teller(tuple(OBJECTIVES)))
+    study.replay(unpruned, Observation(problem.observe(unpruned, np.random.default_rng(0))), "baseline")
+    return SweepState(folder, problem.space, study, [], trials, ObservationBuilder(tuple(OBJECTIVES)))
 
 
 def pretend(trials: int, slots: int, seconds: float, tune_s: float, folder: RunFolder) -> dict[str, Any]:

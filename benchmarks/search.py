@@ -32,7 +32,7 @@ if not __package__:  # run as a file: its own folder comes first then, where `be
 from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, exact_front, make_problem
 from paretoprune.base.atomic import write_json, write_text
-from paretoprune.search.samplers.observations import Told
+from paretoprune.search.samplers.observations import Observation
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.samplers.warm_start import warm_start
 from paretoprune.search.space.space import Levels
@@ -62,7 +62,9 @@ class OurStudy:
         self._numbers: dict[int, int] = {}
         if warm:
             unpruned = problem.space.uniform(0.0)
-            self._study.replay(unpruned, Told(problem.observe(unpruned, np.random.default_rng(seed))), "baseline")
+            self._study.replay(
+                unpruned, Observation(problem.observe(unpruned, np.random.default_rng(seed))), "baseline"
+            )
 
     def ask(self, number: int) -> Levels:
         """The study's next plan."""
@@ -73,7 +75,7 @@ class OurStudy:
 
     def tell(self, number: int, metrics: dict[str, float]) -> None:
         """Its result."""
-        self._study.tell(self._numbers[number], Told(metrics))
+        self._study.tell(self._numbers[number], Observation(metrics))
 
 
 class RayOptuna:

@@ -19,7 +19,7 @@ from paretoprune.pruning.device import NullGate
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.accuracy import accuracy_name
 from paretoprune.search.config.run_config import load_config
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     config = load_config(options.run / "config.yaml")
-    tools = PruningTools(config, options.device, NullGate())
+    tools = PruningOperations(config, options.device, NullGate())
     tools.recall_scores(options.run)
     path = json.loads((options.run / "baseline.json").read_text(encoding="utf-8"))["sensitivity"]
     whole = tools.stats(tools.baseline)["gflops"]

@@ -22,7 +22,7 @@ from benchmarks.surgery import commit
 from benchmarks.synthetic import SyntheticProblem, accuracy_of, exact_front, make_problem
 from paretoprune.base.atomic import write_json, write_text
 from paretoprune.results.store.records import TrialRecord, TrialState
-from paretoprune.search.samplers.observations import Teller, Told
+from paretoprune.search.samplers.observations import Observation, ObservationBuilder
 from paretoprune.search.samplers.study import SearchStudy, Suggestion
 from paretoprune.search.samplers.warm_start import warm_start
 from paretoprune.search.space.space import Levels
@@ -73,7 +73,7 @@ class Campaign:
         starts = warm_start(self.problem.space, 100)
         self.random = np.random.default_rng(self.seed)
         self.study = SearchStudy(self.problem.space, OBJECTIVES, "gp", self.seed, starts)
-        self.teller = Teller(tuple(OBJECTIVES))
+        self.teller = ObservationBuilder(tuple(OBJECTIVES))
         self.rule = StoppingRule()
         self.rungs = rungs_of(self.epochs, self.rule.reduction)
 
@@ -129,7 +129,7 @@ class Campaign:
         self.records.append(record)
         self.teller.learn(record)
         low = record.state is TrialState.STOPPED and self.way == "low"
-        told = Told(record.metrics) if low else self.teller.told(record)
+        told = Observation(record.metrics) if low else self.teller.told(record)
         if told is None or (record.state is TrialState.STOPPED and self.way == "silence"):
             self.study.fail(course.suggestion.number, "stopped")
         else:

@@ -25,7 +25,7 @@ from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.environment import query_gpus, usable_cpus
 from paretoprune.cluster.errors import ClusterError
 from paretoprune.cluster.lock_directory import REMEDY, lock_place
-from paretoprune.cluster.nodes import Question, ask_nodes, count_entries, faults, token_in
+from paretoprune.cluster.nodes import Probe, ask_nodes, count_entries, faults, token_in
 from paretoprune.cluster.packages import PACKAGE, import_root, package_directory
 
 DISTRIBUTION = "paretoprune"
@@ -201,7 +201,7 @@ def check_nodes(data: Sequence[str], run_directory: Path | None = None) -> Itera
     """One check per node of the connected cluster: code, versions, dataset, run folder, device lock, space."""
     with token_in(run_directory) as token:
         run = str(run_directory) if run_directory else None
-        question = Question({path: count_entries(path) for path in data}, run, token)
+        question = Probe({path: count_entries(path) for path in data}, run, token)
         answers = ask_nodes(question)
     for node, answer in answers.items():
         wrong = faults(answer, question)

@@ -30,7 +30,7 @@ _MOST_ENTRIES = 100_000
 
 
 @dataclass(frozen=True)
-class Question:
+class Probe:
     """What a node is to look at. `data`: path -> number of entries that the driver sees there (1 for a file).
 
     `run`: the folder that must be shared, with a `token` file in it; None where nothing is shared.
@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReport:
     """What a node saw: see `look`."""
 
     node: str
@@ -70,11 +70,11 @@ def count_entries(path: str) -> int:
     return 1
 
 
-def look(question: Question, node: str, gpus: int = 0) -> Answer:
+def look(question: Probe, node: str, gpus: int = 0) -> NodeReport:
     """On a node: look at everything. `run` and `lock` are empty where they are well, else say why not."""
     import platform
 
-    return Answer(
+    return NodeReport(
         node=node,
         python=".".join(platform.python_version_tuple()[:2]),
         versions=installed_versions(SHARED_VERSIONS),
@@ -88,7 +88,7 @@ def look(question: Question, node: str, gpus: int = 0) -> Answer:
     )
 
 
-def _look_at_run(question: Question) -> str:
+def _look_at_run(question: Probe) -> str:
     if question.run is None:
         return ""
     folder = Path(question.run)
@@ -113,7 +113,7 @@ def _look_at_lock() -> str:
         return str(error)
 
 
-def ask_nodes(question: Question, wanted: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Answer | str]:
+def ask_nodes(question: Probe, wanted: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, NodeReport | str]:
     """Every living node's answer by its name, or one line where it gave none; `wanted` picks by `ray.nodes()` entry."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -130,13 +130,13 @@ def ask_nodes(question: Question, wanted: Callable[[dict[str, Any]], bool] | Non
     return {name: _answer(reference, reference in ready) for name, reference in asked.items()}
 
 
-def _answer(reference: Any, ready: bool) -> Answer | str:
+def _answer(reference: Any, ready: bool) -> NodeReport | str:
     import ray
 
     if not ready:
         return f"gave no answer within {ANSWER_SECONDS:g} s"
     try:
-        answer: Answer = ray.get(reference)
+        answer: NodeReport = ray.get(reference)
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"cannot run this project's code ({lines[-1][:200] if lines else type(error).__name__})"
@@ -147,14 +147,14 @@ def _unique(name: str, node_id: str, taken: dict[str, Any]) -> str:
     return name if name not in taken else f"{name}/{node_id[:6]}"
 
 
-def faults(answer: Answer | str, question: Question) -> list[tuple[str, str]]:
+def faults(answer: NodeReport | str, question: Probe) -> list[tuple[str, str]]:
     """What is wrong with a node, as pairs of condition and remedy; the worst first, [] where all is well."""
     if isinstance(answer, str):
         return [(answer, "install the project's requirements there, and look at the node's Ray logs")]
     return [*_code_faults(answer), *_folder_faults(answer, question)]
 
 
-def _code_faults(answer: Answer) -> Iterator[tuple[str, str]]:
+def _code_faults(answer: NodeReport) -> Iterator[tuple[str, str]]:
     here = source_digests()
     strange = [part for part, digest in here.items() if answer.code.get(part) != digest]
     if strange:
@@ -169,7 +169,7 @@ def _code_faults(answer: Answer) -> Iterator[tuple[str, str]]:
         yield f"it has {'; '.join(different)}", "install the same versions on every node"
 
 
-def _folder_faults(answer: Answer, question: Question) -> Iterator[tuple[str, str]]:
+def _folder_faults(answer: NodeReport, question: Probe) -> Iterator[tuple[str, str]]:
     for path, count in question.data.items():
         found = answer.data.get(path, 0)
         if not found:
@@ -209,7 +209,7 @@ def check_nodes(data: Sequence[str], run: Path | None, wanted: Callable[[dict[st
     Returns how many nodes were asked.
     """
     with token_in(run) as token:
-        question = Question({path: count_entries(path) for path in data}, str(run) if run else None, token)
+        question = Probe({path: count_entries(path) for path in data}, str(run) if run else None, token)
         answers = ask_nodes(question, wanted)
     wrong = {node: found for node, answer in answers.items() if (found := faults(answer, question))}
     if wrong:

@@ -27,7 +27,7 @@ class NullGate:
         return nullcontext()
 
 
-class Turn:
+class DeviceSlot:
     """A use of the device for long work, given up between the work's parts: who measures need not wait for its end.
 
     May be entered within itself. A part that is asked to `pause` outside of it does nothing.
@@ -39,7 +39,7 @@ class Turn:
         self._held = ExitStack()
         self._depth = 0
 
-    def __enter__(self) -> Turn:
+    def __enter__(self) -> DeviceSlot:
         if not self._depth:
             self._take()
         self._depth += 1
@@ -160,6 +160,6 @@ def torch_device(device: str) -> torch.device:
     return found
 
 
-def device_finisher(device: torch.device) -> Callable[[], None] | None:
+def device_synchronizer(device: torch.device) -> Callable[[], None] | None:
     """A function that waits until a CUDA device has done all queued work; None for a device that has no queue."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None

@@ -23,7 +23,7 @@ from paretoprune.pruning.data.calibration import (
 )
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.data.sampling import training_files
-from paretoprune.pruning.device import NullGate, Turn, device_finisher, torch_device
+from paretoprune.pruning.device import DeviceSlot, NullGate, device_synchronizer, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.graph.branches import Branches, find_branches, name_after
 from paretoprune.pruning.graph.geometry import NetworkGeometry
@@ -93,9 +93,9 @@ class Workbench:
         self._first: Workbench | None = None  # see `on` and `at`
 
     @cached_property
-    def turn(self) -> Turn:
+    def turn(self) -> DeviceSlot:
         """The use of the device while it prunes and recovers."""
-        return Turn(self.gate, device_finisher(torch_device(self.device)))
+        return DeviceSlot(self.gate, device_synchronizer(torch_device(self.device)))
 
     @cached_property
     def model(self) -> nn.Module:

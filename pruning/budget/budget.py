@@ -11,7 +11,7 @@ from torch import nn
 from paretoprune.pruning.budget.progressive import Report, removals
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.importance.allocation import UNITS, Cost, Unit, narrowest, share_left
-from paretoprune.pruning.latency.model import ForetoldLatency, LatencyModel
+from paretoprune.pruning.latency.model import LatencyModel, PlanLatency
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.surgery.surgery import classes_from_kept
 from paretoprune.pruning.workbench import Workbench, check_recovery
@@ -204,6 +204,6 @@ def budget_for_speedup(bench: Workbench, model: LatencyModel, speedup: float) ->
     return Budget(low, enough=lambda ratios: 1 / float(model.predict([Plan(ratios)]).ratio[0]) >= speedup)
 
 
-def predicted_at(bench: Workbench, model: LatencyModel, share: float) -> ForetoldLatency:
+def predicted_at(bench: Workbench, model: LatencyModel, share: float) -> PlanLatency:
     """The latency of the network that keeps this share of its multiply-adds, shapes (1,)."""
     return model.predict([Plan(ratios_within(bench, Budget(share)))])

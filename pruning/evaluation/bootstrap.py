@@ -64,7 +64,7 @@ class PairedNoise:
     resamples: int
 
 
-def paired_noise(
+def paired_bootstrap(
     reference: ImageStats,
     other: ImageStats,
     resamples: int = RESAMPLES,

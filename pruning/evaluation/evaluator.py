@@ -18,7 +18,7 @@ from paretoprune.base.device_gate import Gate
 from paretoprune.base.image_size import ImageSize, larger_side, plain_size
 from paretoprune.pruning.data.dataset import check_dataset, dataset_file
 from paretoprune.pruning.data.reading import read_dataset
-from paretoprune.pruning.device import GatedLoader, NullGate, device_finisher, gated_dataset, torch_device
+from paretoprune.pruning.device import GatedLoader, NullGate, device_synchronizer, gated_dataset, torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
 from paretoprune.pruning.evaluation.bootstrap import ImageStats, image_stats
 from paretoprune.pruning.latency.runtimes.autobackend import tuned_backend
@@ -83,7 +83,7 @@ class Evaluator:
         self._args = {"imgsz": larger_side(imgsz), "device": device, "batch": batch, "split": split, "workers": workers}
         self._args |= {"rect": rect and isinstance(imgsz, int), "conf": conf}
         self._gate = gate or NullGate()
-        self._finish = device_finisher(torch_device(device))
+        self._finish = device_synchronizer(torch_device(device))
         self._loader: GatedLoader | None = None
         self._seen: dict[str, Any] = {}
 

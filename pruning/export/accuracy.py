@@ -10,7 +10,7 @@ from torch import nn
 
 from paretoprune.base.device_gate import Gate
 from paretoprune.base.image_size import ImageSize
-from paretoprune.pruning.evaluation.bootstrap import paired_noise
+from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.yolo.tasks import accuracy_name, kind_of
 
@@ -69,5 +69,5 @@ def compare_accuracy(
         evaluator.close()
     its, ours, ci95 = theirs[name], own[name], None
     if len(reference) > 1:
-        ci95 = paired_noise(reference, seen).ci95
+        ci95 = paired_bootstrap(reference, seen).ci95
     return ExportAccuracy(name, its, ours, its - ours, ci95, len(reference))

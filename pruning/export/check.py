@@ -20,7 +20,7 @@ from paretoprune.pruning.export.outputs import differences, layout_of
 from paretoprune.pruning.latency.pair import time_pair, timing_conditions
 from paretoprune.pruning.latency.runtimes import image_channels
 from paretoprune.pruning.latency.runtimes.autobackend import Backend
-from paretoprune.pruning.latency.statistics import across_sessions
+from paretoprune.pruning.latency.statistics import with_session_variance
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import task_of
 
@@ -168,7 +168,7 @@ def measure_export(
     with timing_conditions(threads):
         first, second = (Backend(each, imgsz, device, trust, precision, batch) for each in (exported, against))
         times = time_pair(first, second, max_seconds, target_halfwidth)
-    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
+    own, interval = times.all_ms("candidate"), with_session_variance(times.speedup)
     return ExportLatency(
         median_ms=float(np.median(own)),
         p90_ms=float(np.quantile(own, 0.9)),

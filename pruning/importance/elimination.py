@@ -63,7 +63,7 @@ class Reader:
             self.places = {name: [next(moved) for _ in inputs] for name, inputs in self.places.items()}
 
 
-def removal_losses(readers: Sequence[Reader], parts: Sequence[np.ndarray], rounds: int) -> dict[int, float]:
+def removal_errors(readers: Sequence[Reader], parts: Sequence[np.ndarray], rounds: int) -> dict[int, float]:
     """Give up all classes of `parts`, the cheapest first; what each added when it went, never less than one before it.
 
     Args:

@@ -13,7 +13,7 @@ from torch import nn
 from paretoprune.pruning.graph.layers import LayerTable
 from paretoprune.pruning.graph.patches import gather_patches, output_size, padded_rows
 from paretoprune.pruning.importance.base import Evidence, criterion
-from paretoprune.pruning.importance.elimination import Reader, removal_losses
+from paretoprune.pruning.importance.elimination import Reader, removal_errors
 from paretoprune.pruning.importance.gradients import loss_model
 from paretoprune.pruning.importance.output_fisher import curvature_at, output_probe, position_weights
 
@@ -41,7 +41,7 @@ def reconstruction(evidence: Evidence) -> np.ndarray:
         evidence.calibration.pause()
         members = set(np.concatenate(group.parts).tolist())
         mine = [reader for read in readers if (reader := read.of(members)) is not None]
-        losses = removal_losses(mine, group.parts, _ROUNDS)
+        losses = removal_errors(mine, group.parts, _ROUNDS)
         order = np.arange(1, len(losses) + 1) / len(losses)
         values = np.array(list(losses.values()))
         scores[list(losses)] = values + 1e-9 * values.max() * order  # equal losses: in the order they were given up

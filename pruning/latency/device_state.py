@@ -53,14 +53,14 @@ class Conditions:
     memory_free_mb: int | None = None
 
 
-class Watch(Protocol):
+class DeviceMonitor(Protocol):
     """Looks at one device: made at the start, `look` now and then, `finish` right after the last timed inference."""
 
     def look(self) -> None: ...
     def finish(self) -> Conditions: ...
 
 
-def watch(device: torch.device) -> Watch:
+def watch(device: torch.device) -> DeviceMonitor:
     """Begin to watch a device."""
     return GpuWatch(device, nvml_library()) if device.type == "cuda" else CpuWatch()
 
@@ -77,7 +77,7 @@ class CpuWatch:
         """Nothing: the kernel counts by itself."""
 
     def finish(self) -> Conditions:
-        """See `Watch`."""
+        """See `DeviceMonitor`."""
         clock, events = _cpu_clock_mhz(), self._throttle_events()
         known = events is not None and self._events is not None
         throttled = events > self._events if known else None  # type: ignore[operator]
@@ -119,7 +119,7 @@ class GpuWatch:
             self._bits = bits | (self._bits or 0)
 
     def finish(self) -> Conditions:
-        """See `Watch`."""
+        """See `DeviceMonitor`."""
         self.look()
         clock, power = self._figures()
         reasons = None if self._bits is None else tuple(text for bit, text in _REASONS.items() if bit & self._bits)

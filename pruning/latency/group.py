@@ -19,11 +19,11 @@ from paretoprune.pruning.latency.statistics import (
     FEWEST_QUADS,
     Quad,
     Speedup,
-    across_sessions,
     block_length_ms,
     inferences_per_block,
-    is_settled,
+    is_steady,
     speedup,
+    with_session_variance,
 )
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 
@@ -97,7 +97,7 @@ def _warm_up(sessions: Mapping[str, Timed], end: float, clock: Callable[[], floa
     while True:
         for name, session in sessions.items():
             seen[name].append(session.time_ms())
-        if all(is_settled(series) for series in seen.values()) or clock() >= end:
+        if all(is_steady(series) for series in seen.values()) or clock() >= end:
             return {name: inferences_per_block(times, block_ms) for name, times in seen.items()}
 
 
@@ -139,7 +139,7 @@ def measure_group(
     found = {}
     for name in models:
         own = times.all_ms(name)
-        over = {other: across_sessions(times.speedup(name, other)) for other in models if other != name}
+        over = {other: with_session_variance(times.speedup(name, other)) for other in models if other != name}
         gain = over.get(reference) or Speedup(1.0, 1.0, 1.0)
         found[name] = {
             "median_ms": float(np.median(own)),

@@ -13,7 +13,7 @@ _USUAL_MMAP, _USUAL_TRIM = 32 * 2**20, 64 * 2**20  # where glibc's own adjustmen
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def malloc_trim_disabled() -> Iterator[None]:
     """The C library keeps freed memory inside this context, and gives it back to the system at its end.
 
     Left to itself glibc hands the top of its heap back after an inference or not, as the addresses happen to lie when a

@@ -53,7 +53,7 @@ class MeasuredPlan:
 
 
 @dataclass(frozen=True)
-class ForetoldLatency:
+class PlanLatency:
     """Latency ratios (a plan's network / the unpruned one), and the intervals that hold what a measurement would say in
     95 % of cases.
 
@@ -68,7 +68,7 @@ class ForetoldLatency:
 
 
 @dataclass(frozen=True)
-class ForetoldError:
+class PredictionError:
     """Relative error when each of `plans` measured plans was left out and predicted from the others (0.02: 2 %)."""
 
     plans: int
@@ -98,7 +98,7 @@ class LatencyModel:
         self._typical_noise = max(noise_of_one, _LEAST_NOISE)
         self.error, self._widen = self._left_out()
 
-    def predict(self, plans: Sequence[Plan]) -> ForetoldLatency:
+    def predict(self, plans: Sequence[Plan]) -> PlanLatency:
         """Latency of plans of realised ratios, thousands at a time.
 
         Raises:
@@ -116,9 +116,9 @@ class LatencyModel:
             for noise in (self._typical_noise, unexplained)
         )
         ratio = np.maximum(ratio, 1e-3)  # far outside of what was measured, a linear model may fall below zero
-        return ForetoldLatency(ratio, np.maximum(ratio - reach, 1e-3), ratio + reach, own_reach / ratio)
+        return PlanLatency(ratio, np.maximum(ratio - reach, 1e-3), ratio + reach, own_reach / ratio)
 
-    def _left_out(self) -> tuple[ForetoldError, float]:
+    def _left_out(self) -> tuple[PredictionError, float]:
         """The error over the measured plans, and how many standard deviations hold 95 % of them.
 
         The model's own standard deviations are believed only as far as the plans left out bear them out.
@@ -135,7 +135,7 @@ class LatencyModel:
         # Split-conformal's rank (Vovk et al. 2005), for tails heavier than normal; the largest where plans are few.
         ranked = float(np.quantile(surprise, min(1.0, 0.95 * (1 + 1 / plans)), method="higher"))
         widen = max(normal, ranked)
-        return ForetoldError(plans, float(np.median(error)), float(np.quantile(error, 0.95))), widen
+        return PredictionError(plans, float(np.median(error)), float(np.quantile(error, 0.95))), widen
 
     def _features_of(self, plans: Sequence[Plan]) -> LatencyFeatures:
         return latency_features(self._geometry, plans)

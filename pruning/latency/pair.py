@@ -15,20 +15,20 @@ import torch
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.image_size import ImageSize
-from paretoprune.pruning.device import NullGate, device_finisher, torch_device
+from paretoprune.pruning.device import NullGate, device_synchronizer, torch_device
 from paretoprune.pruning.errors import PruningError
-from paretoprune.pruning.latency.device_state import Conditions, Watch, watch
-from paretoprune.pruning.latency.malloc import freed_memory_kept
+from paretoprune.pruning.latency.device_state import Conditions, DeviceMonitor, watch
+from paretoprune.pruning.latency.malloc import malloc_trim_disabled
 from paretoprune.pruning.latency.runtimes import ExportCache, Session, SessionSpec, Timeable, open_session
 from paretoprune.pruning.latency.statistics import (
     FEWEST_QUADS,
     Quad,
     Speedup,
-    across_sessions,
     block_length_ms,
     inferences_per_block,
-    is_settled,
+    is_steady,
     speedup,
+    with_session_variance,
 )
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 
@@ -47,7 +47,7 @@ class LatencyResult:
     `median_ms`, `p90_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as many of
     the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads. `speedup_ci95`: the 95 %
     interval for another measurement at another time: the session's by block bootstrap, widened by what sessions differ
-    among themselves (`across_sessions`); it means this wherever the name is used.
+    among themselves (`with_session_variance`); it means this wherever the name is used.
     `session_halfwidth`: of the bootstrap's interval alone, as a fraction; `converged`: it reached `target_halfwidth`;
     if not, the time was up. `blocks`: timed blocks of both models together. `warmup_iterations`: inferences of each
     model before the first timed one.
@@ -148,7 +148,7 @@ def measure_pair(
     place = torch_device(device)
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(threads))
-        stack.enter_context(freed_memory_kept())
+        stack.enter_context(malloc_trim_disabled())
         specs = [SessionSpec(size, device, batch, half, torch.get_num_threads()) for size in sizes]
         door = gate or NullGate()
         with door.using():
@@ -183,7 +183,7 @@ def _made_ready(
     for session in sessions:
         for _ in range(_LAZY):
             session.time_ms()
-    finish = device_finisher(torch_device(specs[0].device))
+    finish = device_synchronizer(torch_device(specs[0].device))
     if finish is not None:
         finish()  # what the GPU still has to do would run on beside another's timing
     return sessions
@@ -191,7 +191,7 @@ def _made_ready(
 
 def figures(times: PairedTimes) -> dict[str, Any]:
     """What a LatencyResult says of the times themselves."""
-    own, interval = times.all_ms("candidate"), across_sessions(times.speedup)
+    own, interval = times.all_ms("candidate"), with_session_variance(times.speedup)
     return {
         "median_ms": float(np.median(own)),
         "p90_ms": float(np.quantile(own, 0.9)),
@@ -212,7 +212,7 @@ def time_pair(
     max_seconds: float,
     target_halfwidth: float,
     clock: Callable[[], float] = time.perf_counter,
-    device_watch: Watch | None = None,
+    device_watch: DeviceMonitor | None = None,
     patience: float = 1.0,
 ) -> PairedTimes:
     """Warm both sessions up, then time quads A B B A until the target or the time is reached; four at least.
@@ -240,7 +240,7 @@ def until_known(
     max_seconds: float,
     target_halfwidth: float,
     clock: Callable[[], float] = time.perf_counter,
-    device_watch: Watch | None = None,
+    device_watch: DeviceMonitor | None = None,
     patience: float = 1.0,
 ) -> PairedTimes:
     """Take quads, wherever they are timed, until the target or the time is reached; see `time_pair`.
@@ -261,7 +261,7 @@ def until_known(
             continue
         result = speedup(quads)
         converged = len(quads) >= _QUADS_TO_STOP and result.halfwidth <= target_halfwidth
-        useful = overtime and across_sessions(result).halfwidth <= USEFUL_HALFWIDTH
+        useful = overtime and with_session_variance(result).halfwidth <= USEFUL_HALFWIDTH
         if converged or useful or time_is_up:
             return PairedTimes(tuple(quads), result, converged, warmup_iterations)
     if len(quads) < FEWEST_QUADS:
@@ -287,7 +287,7 @@ def _warm_up(
     while True:
         ours.append(candidate.time_ms())
         theirs.append(baseline.time_ms())
-        if (is_settled(ours) and is_settled(theirs)) or clock() >= end:
+        if (is_steady(ours) and is_steady(theirs)) or clock() >= end:
             return ours, theirs
 
 

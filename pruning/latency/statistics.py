@@ -57,7 +57,7 @@ class Quad:
 class Speedup:
     """A speed-up (baseline time over candidate time, > 1: the candidate is faster) and its 95 % interval.
 
-    As `speedup` gives it, the interval of one session; published is `across_sessions` of it, as `speedup_ci95`.
+    As `speedup` gives it, the interval of one session; published is `with_session_variance` of it, as `speedup_ci95`.
     """
 
     value: float
@@ -101,7 +101,7 @@ def speedup(quads: Sequence[Quad], seed: int = 0) -> Speedup:
     )
 
 
-def across_sessions(found: Speedup) -> Speedup:
+def with_session_variance(found: Speedup) -> Speedup:
     """The interval that another measurement at another time must also satisfy: `SESSION_SD` added in quadrature.
 
     A speed-up is not one number on a machine whose clock, caches and neighbours change from minute to minute: the
@@ -168,7 +168,7 @@ def _resampled(values: FloatArray, length: int, generator: np.random.Generator) 
     return picked
 
 
-def is_settled(times: Sequence[float], window: int = 5, tolerance: float = 0.03) -> bool:
+def is_steady(times: Sequence[float], window: int = 5, tolerance: float = 0.03) -> bool:
     """Whether a series of times (ms) has stopped falling: the medians of its last two windows differ by little.
 
     Settled means that the earlier window's median is at most `tolerance` (a fraction) above the later one's. A series

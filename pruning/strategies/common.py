@@ -48,7 +48,7 @@ def conv_of(table: LayerTable) -> dict[str, str]:
 
 
 def in_turn(run: _Run) -> _Run:
-    """A strategy's `run` whose own computing shares the device's gate (see `Turn`); `tuned` steps out of it."""
+    """A strategy's `run` whose own computing shares the device's gate (see `DeviceSlot`); `tuned` steps out of it."""
 
     @wraps(run)
     def held(self: object, bench: Workbench, *given: Any, **named: Any) -> Outcome:

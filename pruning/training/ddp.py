@@ -25,12 +25,12 @@ from torch import nn
 from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import NonFiniteError, PruningError
-from paretoprune.pruning.training.retries import Listener, Remedies
+from paretoprune.pruning.training.retries import OncePerEpoch, RetryPolicy
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.training.single_device import saved_remedies
 from paretoprune.pruning.yolo.saving import plain_copy
 
-JOB, RESULT, MEETING, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
+JOB, RESULT, RENDEZVOUS, ERRORS = "job.pt", "result.pt", "meeting", "errors.rank"
 ERRORS_SAID: dict[str, type[Exception]] = {
     "PruningError: ": PruningError, "NonFiniteError: ": NonFiniteError, "MemoryError: ": MemoryError,
 }  # fmt: skip
@@ -50,7 +50,7 @@ class GroupJob:
     gates: tuple[Gate | None, ...]
     teacher: nn.Module | None
     start_metrics: dict[str, float]
-    remedies: Remedies
+    remedies: RetryPolicy
     classes: torch.Tensor | None = None
 
 
@@ -109,7 +109,7 @@ def finetune_on_group(
         saved_remedies(model, data, settings, Path(save_dir)),
         classes,
     )
-    heard = Listener(on_epoch)  # a further attempt tells of the earlier epochs again
+    heard = OncePerEpoch(on_epoch)  # a further attempt tells of the earlier epochs again
     while True:
         try:
             result = _run(job, names, heard)

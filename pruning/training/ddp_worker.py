@@ -24,14 +24,14 @@ from ultralytics.utils.torch_utils import init_seeds
 
 from paretoprune.base.errors import first_line
 from paretoprune.pruning.errors import NonFiniteError, PruningError
-from paretoprune.pruning.training.ddp import JOB, MEETING, RESULT, GroupJob
+from paretoprune.pruning.training.ddp import JOB, RENDEZVOUS, RESULT, GroupJob
 from paretoprune.pruning.training.retries import is_out_of_memory
 from paretoprune.pruning.training.single_device import train_here
 
 _TIMEOUT = timedelta(hours=3)  # the others wait while the first validates
 
 
-class OneOfSeveral:
+class DdpRank:
     """Mixed in before the in-place training: the process group, and decisions that the first process takes for all."""
 
     device: torch.device
@@ -131,7 +131,7 @@ def main(folder: Path, descriptor: int) -> None:
         on_epoch=partial(_report, Connection(descriptor)) if rank == 0 else None,
         start_metrics=job.start_metrics,
         classes=job.classes,
-        also=(type("OneOfSeveral", (OneOfSeveral,), {"meeting": str(folder / MEETING)}),),
+        also=(type("DdpRank", (DdpRank,), {"meeting": str(folder / RENDEZVOUS)}),),
         log=f"train.rank{rank}.log" if rank else "train.log",
         remedies=job.remedies,
     )

@@ -21,14 +21,14 @@ _MEMORY = (
 
 
 @dataclass(frozen=True)
-class Remedies:
+class RetryPolicy:
     """How an attempt differs from what was asked for. `notes`: one line each, for the record."""
 
     parts: int = 1
     lr_scale: float = 1.0
     notes: tuple[str, ...] = ()
 
-    def against(self, error: Exception) -> Remedies | None:
+    def against(self, error: Exception) -> RetryPolicy | None:
         """The remedies of a further attempt after `error`; None where there is none, or it was tried already."""
         if is_out_of_memory(error) and self.parts == 1:
             return replace(self, parts=2, notes=(*self.notes, f"half the batch after {_short(error)}"))
@@ -42,14 +42,14 @@ class Remedies:
         return {"parts": self.parts, "lr_scale": self.lr_scale, "notes": list(self.notes)}
 
     @classmethod
-    def from_state(cls, state: dict[str, object] | None) -> Remedies:
+    def from_state(cls, state: dict[str, object] | None) -> RetryPolicy:
         """Inverse of `to_state`; none without a state."""
         if not state:
             return cls()
         return cls(int(str(state["parts"])), float(str(state["lr_scale"])), tuple(state["notes"]))  # type: ignore[arg-type]
 
 
-class Listener:
+class OncePerEpoch:
     """An `on_epoch` that hears of every epoch once, however often it was trained."""
 
     def __init__(self, on_epoch: OnEpoch | None) -> None:

@@ -16,7 +16,7 @@ from paretoprune.base.device_gate import Gate
 from paretoprune.pruning.data.dataset import dataset_file
 from paretoprune.pruning.device import NullGate, torch_device
 from paretoprune.pruning.evaluation.evaluator import Evaluator
-from paretoprune.pruning.training.retries import Listener, Remedies, free_memory
+from paretoprune.pruning.training.retries import OncePerEpoch, RetryPolicy, free_memory
 from paretoprune.pruning.training.schedule import epochs_with_mosaic
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.yolo.precision import training_precision
@@ -40,7 +40,7 @@ def train_here(
     classes: torch.Tensor | None = None,
     also: tuple[type[Any], ...] = (),
     log: str = "train.log",
-    remedies: Remedies | None = None,
+    remedies: RetryPolicy | None = None,
 ) -> FinetuneResult:
     """`finetune` in this process, its arguments known to be good.
 
@@ -48,7 +48,7 @@ def train_here(
     but the `remedies` given; one that does not validate returns the start network.
     """
     begin = time.monotonic()
-    gate, heard = gate or NullGate(), Listener(on_epoch)
+    gate, heard = gate or NullGate(), OncePerEpoch(on_epoch)
     with quiet_ultralytics(save_dir / log), preserved_random_state():
         from paretoprune.pruning.training.resume_state import StateFile
         from paretoprune.pruning.training.trainer import Job
@@ -80,7 +80,7 @@ def train_here(
 
 def _attempt(
     job: Job, data: str, settings: FinetuneSettings, save_dir: Path, device: str, also: tuple[type[Any], ...]
-) -> Remedies | None:
+) -> RetryPolicy | None:
     """Train from the last state, or from the start, to the end; the remedies of another attempt where it failed."""
     from ultralytics.utils import LOGGER
 
@@ -110,11 +110,11 @@ def _attempt(
     return None
 
 
-def saved_remedies(model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path) -> Remedies:
+def saved_remedies(model: nn.Module, data: str, settings: FinetuneSettings, save_dir: Path) -> RetryPolicy:
     """What an attempt that died had tried by then."""
     from paretoprune.pruning.training.resume_state import StateFile
 
-    return Remedies.from_state((StateFile(save_dir, _identity(model, data, settings)).load() or {}).get("remedies"))
+    return RetryPolicy.from_state((StateFile(save_dir, _identity(model, data, settings)).load() or {}).get("remedies"))
 
 
 def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[str, Any]:

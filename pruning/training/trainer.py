@@ -20,12 +20,12 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
 from paretoprune.base.device_gate import Gate
-from paretoprune.pruning.device import GatedLoader, device_finisher, gated_dataset
+from paretoprune.pruning.device import GatedLoader, device_synchronizer, gated_dataset
 from paretoprune.pruning.errors import NonFiniteError
 from paretoprune.pruning.evaluation.evaluator import Evaluator, refuse_non_finite
 from paretoprune.pruning.training.batch_of_one import lone_last_batch_left_out
 from paretoprune.pruning.training.resume_state import StateFile, capture, measured, restore
-from paretoprune.pruning.training.retries import OnEpoch, Remedies
+from paretoprune.pruning.training.retries import OnEpoch, RetryPolicy
 from paretoprune.pruning.training.schedule import averaging, learning_rate, rate_factor, taught_rate
 from paretoprune.pruning.training.teacher import TaughtModel
 from paretoprune.pruning.yolo.saving import plain_copy
@@ -51,7 +51,7 @@ class Job:
     on_epoch: OnEpoch
     known_start: dict[str, float]
     mixed: bool = False
-    remedies: Remedies = field(default_factory=Remedies)
+    remedies: RetryPolicy = field(default_factory=RetryPolicy)
     evaluator: Evaluator | None = None
     saved: Mapping[str, Any] | None = None
     best: nn.Module | None = None
@@ -133,7 +133,7 @@ class _InPlaceTraining:
                 processes = self.world_size if rank != -1 else 1
                 stack.enter_context(lone_last_batch_left_out(self.job.model, self.args.imgsz, processes))
             loader = super().get_dataloader(dataset_path, batch_size, rank, mode)  # type: ignore[misc]
-        self.loaders.append(GatedLoader(loader, self.job.gate, device_finisher(self.device)))
+        self.loaders.append(GatedLoader(loader, self.job.gate, device_synchronizer(self.device)))
         return self.loaders[-1]
 
     def set_model_attributes(self) -> None:
@@ -160,7 +160,7 @@ class _InPlaceTraining:
     def _setup_train(self) -> None:
         with self.job.gate.using():  # reading labels and copying networks keeps a CPU as busy as a batch does
             super()._setup_train()  # type: ignore[misc]
-            finish = device_finisher(self.device)
+            finish = device_synchronizer(self.device)
             if finish is not None:
                 finish()
         if self.device.type == "cpu":

@@ -65,7 +65,7 @@ class Point:
     """Whatever else can be an objective, as far as it was measured."""
 
     @property
-    def why_apart(self) -> str:
+    def why_not_comparable(self) -> str:
         """Why it does not compete, of a point that does not."""
         return {TrialState.STOPPED.value: "stopped early", BEYOND_BOUNDS: BEYOND_BOUNDS}.get(
             self.ending, "of another fidelity"
@@ -147,7 +147,7 @@ class FrontFigure:
     @property
     def apart_label(self) -> str:
         """Names of the trials that do not compete, for a legend."""
-        return " or ".join(sorted({item.why_apart for item in self.apart}, reverse=True)).capitalize()
+        return " or ".join(sorted({item.why_not_comparable for item in self.apart}, reverse=True)).capitalize()
 
 
 def point(

@@ -78,7 +78,7 @@ def _interval(bounds: Any) -> Interval | None:
 
 
 @dataclass(frozen=True)
-class Rivalry:
+class PairwiseComparison:
     """A pick against a native model, both of the same session. Differences are the pick's minus the native's."""
 
     pick: str
@@ -101,7 +101,7 @@ def _side(interval: Interval, middle: float, words: tuple[str, str, str]) -> str
     return words[0] if low > middle else words[1] if high < middle else words[2]
 
 
-def rivalries(session: Mapping[str, Any]) -> tuple[Rivalry, ...]:
+def rivalries(session: Mapping[str, Any]) -> tuple[PairwiseComparison, ...]:
     """Every pick against every rival (native, free move) of session.json that it was compared with there."""
     found = []
     for pick, others in (session.get("map50_95_over") or {}).items():
@@ -110,5 +110,7 @@ def rivalries(session: Mapping[str, Any]) -> tuple[Rivalry, ...]:
             if times and other.startswith((NATIVE, UNPRUNED_AT)):
                 ratio = (float(times[1]), float(times[2]))
                 name = other.removeprefix(NATIVE)
-                found.append(Rivalry(pick, name, float(difference), (float(low), float(high)), float(times[0]), ratio))
+                found.append(
+                    PairwiseComparison(pick, name, float(difference), (float(low), float(high)), float(times[0]), ratio)
+                )
     return tuple(found)

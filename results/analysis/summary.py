@@ -19,7 +19,7 @@ from paretoprune.results.analysis.figures import (
     hypervolume_curve,
     time_figure,
 )
-from paretoprune.results.analysis.finalists import FinishedRow, Rivalry, finished_rows, rivalries
+from paretoprune.results.analysis.finalists import FinishedRow, PairwiseComparison, finished_rows, rivalries
 from paretoprune.results.analysis.latency_places import LatencyPlace, latency_places
 from paretoprune.results.analysis.layer_effects import Insight, insight
 from paretoprune.results.analysis.repeat_commands import Commands, commands
@@ -83,7 +83,7 @@ class Summary:
     excluded: tuple[str, ...]
     front: FrontFigure
     finished: tuple[FinishedRow, ...]
-    rivalries: tuple[Rivalry, ...]
+    rivalries: tuple[PairwiseComparison, ...]
     one_session: bool
     standings: Mapping[str, Standing]
     noise: AccuracyNoise
@@ -225,7 +225,7 @@ def _compared(item: Point, baseline: Point) -> str:
 
 def _excluded(figure: FrontFigure) -> tuple[str, ...]:
     """One line for each kind of trial that is shown but does not compete."""
-    kinds = Counter((item.why_apart, item.fidelity) for item in figure.apart)
+    kinds = Counter((item.why_not_comparable, item.fidelity) for item in figure.apart)
     return tuple(
         f"{formatting.count(number, 'trial')} {why} ({fidelity})" for (why, fidelity), number in sorted(kinds.items())
     )

@@ -96,7 +96,9 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
         marker = {"size": size, "color": palette.DOMINATED, "opacity": 0.6 if size == 7 else 0.4}
         traces.append(_points(f"Trial ({figure.fidelity})", figure.dominated, texts, marker))
     if figure.apart:
-        texts = [hover(item, item.why_apart, figure, f"{item.fidelity}, not compared") for item in figure.apart]
+        texts = [
+            hover(item, item.why_not_comparable, figure, f"{item.fidelity}, not compared") for item in figure.apart
+        ]
         marker = {"size": 8, "symbol": "x-thin", "line": {"width": 1.4, "color": palette.APART}}
         traces.append(_points(figure.apart_label, figure.apart, texts, marker))
     return traces

@@ -24,9 +24,9 @@ from paretoprune.search.config.paths import resolve_paths
 from paretoprune.search.config.run_config import RunConfig, build_config, merge, nest, read_yaml
 from paretoprune.search.config.stored import save_run_config
 from paretoprune.search.errors import ArgumentError, InterruptedRunError, SearchError
-from paretoprune.search.storage.object_store import RemoteRun, is_uri, remote_of
+from paretoprune.search.storage.object_store import ObjectStoreRun, is_uri, remote_of
 from paretoprune.search.sweep.preflight import (
-    Prepared,
+    ValidatedRun,
     check_batches,
     check_natives,
     check_teachable,
@@ -36,7 +36,7 @@ from paretoprune.search.sweep.preflight import (
 
 if TYPE_CHECKING:
     from paretoprune.results.analysis.frames import DataFrame
-    from paretoprune.search.finalists.finetune_picks import Promotion
+    from paretoprune.search.finalists.finetune_picks import FinetunedPicks
     from paretoprune.search.monitoring.status import RunStatus
     from paretoprune.search.sweep.sweep import SweepOutcome
 
@@ -187,7 +187,7 @@ def prepare_search(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Prepared:
+) -> ValidatedRun:
     """The checked run of :func:`search`."""
     check_names("a search", options, OPTIONS)
     given = {"model.path": model, "data.path": data}
@@ -198,7 +198,7 @@ def prepare_search(
 
 def prepare_resume(
     run: str | Path, *, model: str | Path | None = None, data: str | Path | None = None, **options: Any
-) -> Prepared:
+) -> ValidatedRun:
     """The checked run of :meth:`Run.resume`."""
     check_names("resume", options, ("trials", "hours", "gpu_hours", "address"))
     folder, config = existing_run(mirrored(run))
@@ -232,7 +232,7 @@ def finetune_picks(
     model: str | Path | None = None,
     data: str | Path | None = None,
     **options: Any,
-) -> Promotion:
+) -> FinetunedPicks:
     """What :meth:`Run.finetune` does; failures are told in the result."""
     from paretoprune.search.finalists.finetune_picks import choose_free_moves, choose_picks, promote
 
@@ -288,7 +288,7 @@ def report(*runs: str | Path, model: str | Path | None = None, data: str | Path 
 
 def mirrored(run: str | Path) -> Path:
     """The folder of a run; of one in an object store the mirror here, brought up to date."""
-    return RemoteRun(run).pull() if isinstance(run, str) and is_uri(run) else Path(run)
+    return ObjectStoreRun(run).pull() if isinstance(run, str) and is_uri(run) else Path(run)
 
 
 @contextmanager
@@ -317,7 +317,7 @@ def check_names(what: str, given: Mapping[str, Any], known: Mapping[str, Any] | 
             raise ArgumentError(f"{what} takes {', '.join(known)}, but got `{name}`; leave it out")
 
 
-def _drive(prepared: Prepared) -> Run:
+def _drive(prepared: ValidatedRun) -> Run:
     from paretoprune.search.sweep.sweep import run_sweep
 
     outcome = run_sweep(prepared)

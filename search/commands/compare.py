@@ -9,7 +9,7 @@ import click
 
 from paretoprune.pruning.names import STRATEGY_NAMES
 from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, set_option, trust_option
-from paretoprune.search.commands.output import echo, emit
+from paretoprune.search.commands.output import echo, print_rows
 
 if TYPE_CHECKING:
     from paretoprune.base.image_size import ImageSize
@@ -82,10 +82,10 @@ def show(comparison: Comparison, form: str) -> None:
     """Print the strategies; the table has the unpruned network on top, and below it what was skipped and why."""
     rows = comparison.to_rows()
     if form != "table":
-        emit(rows, form)
+        print_rows(rows, form)
         return
     counted = [{**row, "skipped": len(row["skipped"])} for row in rows]
-    emit([comparison.baseline_row(), *counted], form, COLUMNS)
+    print_rows([comparison.baseline_row(), *counted], form, COLUMNS)
     for line in skipped_lines(comparison):
         echo(line)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paretoprune.search.commands.options import FILE, FOLDER, address_option, agent_options, format_option
-from paretoprune.search.commands.output import echo, emit
+from paretoprune.search.commands.output import echo, print_rows
 
 if TYPE_CHECKING:
     from paretoprune.cluster.doctor import Check
@@ -54,7 +54,7 @@ def doctor(
             if check.remedy:
                 echo(f"      {'':<16} -> {check.remedy}")
     if form != "table":
-        emit([asdict(check) for check in checks], form)
+        print_rows([asdict(check) for check in checks], form)
     return 0 if all(check.ok for check in checks) else 1
 
 

@@ -15,7 +15,7 @@ from paretoprune.search.commands.options import (
     place_options,
     selector,
 )
-from paretoprune.search.commands.output import emit
+from paretoprune.search.commands.output import print_rows
 
 SELECTED_COLUMNS = (
     "trial_id",
@@ -79,7 +79,7 @@ def finetune(run: Path, form: str, **options: Any) -> int:
     options["free_moves"] = options["free_moves"] or 0
     outcome = finetune_picks(run, **options)
     beaten = any(row["beaten_by_free_move"] for row in outcome.rows)
-    emit(outcome.rows, form, [name for name in SELECTED_COLUMNS if beaten or name != "beaten_by_free_move"])
+    print_rows(outcome.rows, form, [name for name in SELECTED_COLUMNS if beaten or name != "beaten_by_free_move"])
     for trial_id, reason in outcome.failed.items():
         click.echo(f"error: {trial_id}: {reason}", err=True)
     return 1 if outcome.failed else 0

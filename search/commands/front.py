@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from paretoprune.search.commands.options import RUN, format_option, selector
-from paretoprune.search.commands.output import emit, with_objectives
+from paretoprune.search.commands.output import print_rows, with_objectives
 
 COLUMNS = (
     "trial_id", "kind", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "imgsz",
@@ -38,13 +38,13 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
     folder = Run(run).folder
     rows = front_rows(folder, bounds_of(bounds), pick)
     if form != "table":
-        emit(rows, form)
+        print_rows(rows, form)
         return
     moves = folder.read_free_moves()
     unused = {"chosen_as": not pick, "branches_removed": not any(row["branches_removed"] for row in rows)}
     unused |= dict.fromkeys(("kind", "beaten_by_free_move"), not moves)
     columns = with_objectives([name for name in COLUMNS if not unused.get(name)], folder.objectives())
-    emit(
+    print_rows(
         [{**row, **{name: _few(row[name]) for name in SHORTENED}} for row in rows],
         form,
         columns,

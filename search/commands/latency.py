@@ -8,7 +8,7 @@ import click
 
 from paretoprune.pruning.names import RUNTIMES, listed
 from paretoprune.search.commands.options import FILE, SIZE, agent_options, format_option, trust_option
-from paretoprune.search.commands.output import emit, emit_one
+from paretoprune.search.commands.output import print_row, print_rows
 
 COLUMNS = (
     "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
@@ -55,9 +55,9 @@ def latency(model: str, against: str | None, runtimes: tuple[str, ...], form: st
     found = latencies(model, against, list(dict.fromkeys(runtimes)), **settings)
     results = [{"model": model, "against": against or model, **each.to_dict()} for each in found]
     if len(results) == 1:
-        emit_one(results[0], form)
+        print_row(results[0], form)
     else:
-        emit(results, form, COLUMNS)
+        print_rows(results, form, COLUMNS)
     for result in results:
         if not result["converged"]:
             click.echo(_said(result), err=True)

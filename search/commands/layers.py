@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from paretoprune.search.commands.options import FILE, format_option, trust_option
-from paretoprune.search.commands.output import echo, emit
+from paretoprune.search.commands.output import echo, print_rows
 
 BRANCH = ("branch", "block", "out_channels", "removable", "reason")
 
@@ -25,12 +25,12 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
     convolutions = [row for row in found.rows if row["kind"] == "layer"]
     branches = [row for row in found.rows if row["kind"] == "branch"]
     if form == "table":
-        emit(convolutions, form, LAYER)
+        print_rows(convolutions, form, LAYER)
         if branches:
             echo()
-            emit([{**row, "branch": row["layer"], "reason": _why_not(row)} for row in branches], form, BRANCH)
+            print_rows([{**row, "branch": row["layer"], "reason": _why_not(row)} for row in branches], form, BRANCH)
     else:
-        emit(found.rows, form)
+        print_rows(found.rows, form)
     count = f"{sum(row['prunable'] for row in convolutions)} of {len(convolutions)} layers"
     share = f"{found.share:.1%} of the convolution weights"
     click.echo(f"{count} can lose channels, in {found.groups} groups; they hold {share}", err=True)

@@ -23,11 +23,11 @@ class RunType(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        from paretoprune.search.storage.object_store import RemoteRun, is_uri
+        from paretoprune.search.storage.object_store import ObjectStoreRun, is_uri
 
         if isinstance(value, Path) or not is_uri(value):
             return Path(value)
-        remote = RemoteRun(value)
+        remote = ObjectStoreRun(value)
         mirror = remote.pull()
         if ctx is not None:
             ctx.call_on_close(remote.push)

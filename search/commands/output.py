@@ -91,7 +91,7 @@ def unbroken(text: str) -> str:
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
-def emit(
+def print_rows(
     rows: Sequence[Mapping[str, Any]], form: str, columns: Sequence[str] | None = None, empty: str = "(none)"
 ) -> None:
     """Print ``rows``; JSON and CSV hold every key, the table only ``columns`` (all where none are given).
@@ -106,7 +106,7 @@ def emit(
         echo(as_table(rows, columns and [_of_the_task(name, rows) for name in columns], empty))
 
 
-def emit_one(row: Mapping[str, Any], form: str) -> None:
+def print_row(row: Mapping[str, Any], form: str) -> None:
     """Print one thing: a JSON object, a CSV of one line, or a key and its value per line."""
     if form == "json":
         echo(json.dumps(dict(row), indent=2))

@@ -9,7 +9,7 @@ import click
 
 from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
 from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, trust_option
-from paretoprune.search.commands.output import as_table, echo, emit, emit_one
+from paretoprune.search.commands.output import as_table, echo, print_row, print_rows
 
 if TYPE_CHECKING:
     from paretoprune.pruning.budget.budget import BlockCut
@@ -82,7 +82,7 @@ def prune(model: str, output: Path | None, dry_run: bool, form: str, **options: 
     pruned = job.run_pruning()
     if pruned.blocks:
         click.echo(_blocks(pruned.blocks), err=True)
-    emit_one(_row(pruned, pruned.save(output), form), form)
+    print_row(_row(pruned, pruned.save(output), form), form)
 
 
 def _check_dry_run(job: PruneJob, dry_run: bool, output: Path | None) -> None:
@@ -100,12 +100,12 @@ def _check_dry_run(job: PruneJob, dry_run: bool, output: Path | None) -> None:
 def _show_estimate(row: dict[str, Any], form: str) -> None:
     """Print what a plan brings; a table has its widths below."""
     if form != "table":
-        emit_one(row, form)
+        print_row(row, form)
         return
     widths = row.pop("widths")
-    emit_one(row, form)
+    print_row(row, form)
     echo()
-    emit(widths, form, ("group", "channels", "width"))
+    print_rows(widths, form, ("group", "channels", "width"))
 
 
 def _row(pruned: Pruned, written: Path, form: str) -> dict[str, Any]:

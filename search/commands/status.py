@@ -12,7 +12,7 @@ import click
 
 from paretoprune.base.messages import is_live, showing
 from paretoprune.search.commands.options import RUN, format_option
-from paretoprune.search.commands.output import echo, emit_one, stdout_width
+from paretoprune.search.commands.output import echo, print_row, stdout_width
 
 if TYPE_CHECKING:
     from paretoprune.search.monitoring.status import RunStatus
@@ -41,7 +41,7 @@ def status(run: Path, watch: bool, form: str) -> None:
         for line in status_lines(state):
             echo(line)
     else:
-        emit_one(state.to_row(), form)
+        print_row(state.to_row(), form)
 
 
 def _watch(run: Path, form: str) -> None:

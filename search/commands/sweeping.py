@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paretoprune.search.commands.output import emit, with_objectives
+from paretoprune.search.commands.output import print_rows, with_objectives
 from paretoprune.search.monitoring.command_line import command_line
 
 if TYPE_CHECKING:
     from paretoprune.results.store.run_folder import RunFolder
-    from paretoprune.search.sweep.preflight import Prepared
+    from paretoprune.search.sweep.preflight import ValidatedRun
 
 FRONT_COLUMNS = ("trial_id", "map50_95", "latency_ms", "latency_ratio", "params_m", "gflops", "fidelity")
 
 
-def sweep(prepared: Prepared) -> int:
+def sweep(prepared: ValidatedRun) -> int:
     """Run the sweep, print the front, say what comes next."""
     from paretoprune.results.analysis.frames import TRIAL, front_rows
     from paretoprune.results.store.records import BEYOND_BOUNDS
@@ -28,7 +28,7 @@ def sweep(prepared: Prepared) -> int:
     rows = front_rows(prepared.folder)
     beaten = ("beaten_by_free_move",) if any(row["beaten_by_free_move"] for row in rows) else ()
     columns = with_objectives((*FRONT_COLUMNS, *beaten), prepared.config.search.objectives)
-    emit(rows, "table", columns, "no trials")
+    print_rows(rows, "table", columns, "no trials")
     counts = {"stopped": outcome.stopped, "failed": outcome.failed, BEYOND_BOUNDS: outcome.infeasible}
     told = "".join(f", {count} {name}" for name, count in counts.items() if count)
     members = [row for row in rows if row["kind"] == TRIAL]

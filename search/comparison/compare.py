@@ -49,7 +49,7 @@ POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ValidatedRun:
     """A comparison that may start. ``model_hash``: of the checkpoint's bytes, so that a retrained one counts as new."""
 
     folder: ComparisonFolder
@@ -92,7 +92,7 @@ def check_names(text: str) -> tuple[str, ...]:
 
 def prepare(
     config: RunConfig, strategies: Sequence[str], ratios: Mapping[str, float], epochs: int, run: Path
-) -> Prepared:
+) -> ValidatedRun:
     """Check everything about a comparison before Ray starts, the cheap things first; nothing is written.
 
     Raises one of the rooms' errors, each one line: files, ratios, names of strategies, a dataset that does not fit.
@@ -122,7 +122,7 @@ def prepare(
         say("checking the model and the dataset")
         check_ratios(config, ratios, epochs)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
-    return Prepared(ComparisonFolder(path), config, tuple(strategies), dict(ratios), epochs, digest)
+    return ValidatedRun(ComparisonFolder(path), config, tuple(strategies), dict(ratios), epochs, digest)
 
 
 def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) -> None:
@@ -153,7 +153,7 @@ def check_ratios(config: RunConfig, ratios: Mapping[str, float], epochs: int) ->
         )
 
 
-def compare(prepared: Prepared, factory: ToolsFactory = make_strategy_tools) -> Comparison:
+def compare(prepared: ValidatedRun, factory: ToolsFactory = make_strategy_tools) -> Comparison:
     """Run what is not finished, measure all, write comparison.json, .csv and the report.
 
     One strategy's failure does not stop the rest.
@@ -177,7 +177,7 @@ def compare(prepared: Prepared, factory: ToolsFactory = make_strategy_tools) -> 
         return _compared(prepared, todo, lock, factory)
 
 
-def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory: ToolsFactory) -> Comparison:
+def _compared(prepared: ValidatedRun, todo: Sequence[str], lock: DriverLock, factory: ToolsFactory) -> Comparison:
     from paretoprune.search.sweep.sweep import start_workers
 
     folder = prepared.folder
@@ -202,13 +202,13 @@ def _compared(prepared: Prepared, todo: Sequence[str], lock: DriverLock, factory
     return comparison
 
 
-def _is_done(prepared: Prepared, name: str) -> bool:
+def _is_done(prepared: ValidatedRun, name: str) -> bool:
     """Whether a strategy was finished under the same settings."""
     result = prepared.folder.read_result(name)
     return result is not None and result.get("settings") == prepared.settings()
 
 
-def _claim(prepared: Prepared, name: str) -> None:
+def _claim(prepared: ValidatedRun, name: str) -> None:
     """Make a strategy's folder this comparison's: what other settings left there would be taken for its own."""
     place = prepared.folder.strategy_dir(name)
     stamp = place / SETTINGS
@@ -223,7 +223,7 @@ def _claim(prepared: Prepared, name: str) -> None:
     write_json(stamp, prepared.settings())
 
 
-def _run_all(context: WorkerContext, prepared: Prepared, names: Sequence[str], at_a_time: int) -> dict[str, str]:
+def _run_all(context: WorkerContext, prepared: ValidatedRun, names: Sequence[str], at_a_time: int) -> dict[str, str]:
     """Run the tasks, showing every epoch as it ends; strategy -> reason of those that failed."""
     import ray
 
@@ -275,7 +275,7 @@ def _measure(context: WorkerContext, folder: ComparisonFolder, names: Sequence[s
 
 
 def _comparison(
-    prepared: Prepared, names: Sequence[str], failed: Mapping[str, str], measured: Mapping[str, Any]
+    prepared: ValidatedRun, names: Sequence[str], failed: Mapping[str, str], measured: Mapping[str, Any]
 ) -> Comparison:
     return Comparison(
         settings=prepared.all_settings(),

@@ -15,8 +15,8 @@ from paretoprune.base.file_names import EVENTS
 from paretoprune.results.analysis.strategy_comparison import ComparisonFolder
 from paretoprune.results.store.accuracy import accuracies
 from paretoprune.search.storage.event_log import PhaseClock
-from paretoprune.search.trial.context import TrialTools
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.context import TrialOperations
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.trial.trial import ITSELF, latency_metrics
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.worker import tools_of
@@ -48,7 +48,7 @@ class StrategyRun:
     before_epochs: Mapping[str, float]
 
 
-class ComparingTools(TrialTools, Protocol):
+class ComparingTools(TrialOperations, Protocol):
     """A trial's tools that can also run a strategy."""
 
     baseline: Any
@@ -62,7 +62,7 @@ class ComparingTools(TrialTools, Protocol):
         ...
 
 
-class StrategyTools(PruningTools):
+class StrategyTools(PruningOperations):
     """The pruning room's strategies with the run's own fine-tuning."""
 
     def run_strategy(self, job: StrategyJob, folder: Path, on_stage: OnStage) -> StrategyRun:

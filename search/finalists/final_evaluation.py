@@ -31,7 +31,7 @@ from paretoprune.search.worker.worker import tools_of
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finalist:
     """A fully fine-tuned network, as ``tuned.json`` in its folder says. ``name``: trial id, ``native:<stem>``, or of a
     free move ``unpruned@<imgsz>``."""
 
@@ -60,14 +60,14 @@ class Finished:
         return self.name.startswith((NATIVE, UNPRUNED_AT))
 
 
-def finished_networks(folder: RunFolder) -> list[Finished]:
+def finished_networks(folder: RunFolder) -> list[Finalist]:
     """Every pick and rival whose fine-tuning ended, picks first; also those of older runs."""
     found = []
     for root, prefix in ((folder.selected_root, ""), (folder.native_root, NATIVE), (folder.tuned_moves_root, "")):
         for directory in sorted(path for path in root.glob("*") if (path / BEST).is_file()):
             content = finished_content(directory)
             if content is not None:
-                found.append(Finished(prefix + directory.name, directory, content))
+                found.append(Finalist(prefix + directory.name, directory, content))
     return found
 
 
@@ -91,7 +91,7 @@ def needs_session(folder: RunFolder) -> bool:
     return {item.name: item.content.get("tuned_at") for item in networks} != known
 
 
-def compare_finished(context: WorkerContext, places: Sequence[str]) -> None:
+def compare_finalists(context: WorkerContext, places: Sequence[str]) -> None:
     """In a worker: judge all finished networks together and write every ``metrics.json``, then ``session.json``.
 
     places: their folders below the run's.

@@ -32,7 +32,7 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import IDENTITY
 from paretoprune.search.errors import SearchError
 from paretoprune.search.finalists.final_evaluation import (
-    compare_finished,
+    compare_finalists,
     finished_content,
     finished_networks,
     needs_session,
@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Promotion:
+class FinetunedPicks:
     """``rows``: one per finished pick, for printing. ``failed``: trial id -> one line."""
 
     rows: list[dict[str, Any]]
@@ -122,7 +122,7 @@ def promote(
     factory: ToolsFactory = make_tools,
     natives: Sequence[str] = (),
     free_moves: Sequence[ImageSize] = (),
-) -> Promotion:
+) -> FinetunedPicks:
     """Fine-tune ``picks`` fully, and with the same budget ``natives`` (stock checkpoints) and the unpruned model at
     ``free_moves`` (sizes), all in parallel; then judge every finished network of the run together. One that fails does
     not hold up the others.
@@ -160,7 +160,7 @@ def promote(
     moves, noise = folder.read_free_moves(), accuracy_noise(folder.read_baseline(), on_all=True)
     beaten = beaten_picks(folder.read_selected(), moves, folder.read_tuned_moves(), noise)
     rows = [_row(folder, job, beaten) for job in jobs if job.name not in failed]
-    return Promotion(rows, failed)
+    return FinetunedPicks(rows, failed)
 
 
 def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[ImageSize]:
@@ -322,7 +322,7 @@ def _compare_all(context: WorkerContext) -> None:
 
     folder = context.folder
     places = [str(item.directory.relative_to(folder.path)) for item in finished_networks(folder)]
-    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finished)
+    task = ray.remote(num_cpus=context.cpus, num_gpus=context.gpus, max_retries=1)(compare_finalists)
     with working("evaluating all finished networks beside the unpruned model", folder.path / EVENTS) as look:
         result_of(task.remote(context, places), look)
 

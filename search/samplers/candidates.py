@@ -17,7 +17,7 @@ from scipy.special import log_ndtr
 from paretoprune.results.selection.pareto import non_dominated
 from paretoprune.search.samplers.acquisition import expected_improvement, free_cells
 from paretoprune.search.samplers.features import PlanFeatures
-from paretoprune.search.samplers.gaussian_process import Design, Surrogate, fit_hyperparameters
+from paretoprune.search.samplers.gaussian_process import FeatureMatrix, Surrogate, fit_hyperparameters
 
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -43,7 +43,7 @@ class Evidence:
 
 
 @dataclass
-class Proposer:
+class CandidateGenerator:
     """Over the plans that ``features`` describes. Equal evidence and seed give equal proposals."""
 
     features: PlanFeatures
@@ -74,7 +74,7 @@ class Proposer:
         score = _Score(models, design, evidence.losses.shape[1], reference_of(evidence.losses))
         return self._climb(score, np.vstack([evidence.levels, evidence.pending]), taken)
 
-    def _fit(self, design: Design, targets: Array, extra: Array) -> None:
+    def _fit(self, design: FeatureMatrix, targets: Array, extra: Array) -> None:
         count, columns = targets.shape
         if len(self._hyper) == columns and count < _REFIT_GROWTH * self._fitted_at:
             return
@@ -157,7 +157,7 @@ class Proposer:
 class _Score:
     """Expected hypervolume improvement, times the chance that every bound is kept."""
 
-    def __init__(self, models: list[Surrogate], design: Design, objectives: int, reference: Array) -> None:
+    def __init__(self, models: list[Surrogate], design: FeatureMatrix, objectives: int, reference: Array) -> None:
         self._models = models
         self._objectives = objectives
         means = np.stack([model.predict(design)[0] for model in models], axis=1)
@@ -167,7 +167,7 @@ class _Score:
         self.best = usable[non_dominated(losses[usable])]
         self._cells = free_cells(losses[feasible], reference)
 
-    def __call__(self, design: Design) -> Array:
+    def __call__(self, design: FeatureMatrix) -> Array:
         predicted = [model.predict(design) for model in self._models]
         means = np.stack([mean for mean, _ in predicted], axis=1)
         spreads = np.stack([spread for _, spread in predicted], axis=1)
@@ -184,7 +184,7 @@ def reference_of(losses: Array) -> Array:
     return np.asarray(worst + 0.01 * np.maximum(worst - best, 1e-9))
 
 
-def _models(design: Design, targets: Array, extra: Array, hyper: list[Array]) -> list[Surrogate]:
+def _models(design: FeatureMatrix, targets: Array, extra: Array, hyper: list[Array]) -> list[Surrogate]:
     return [
         Surrogate(design, targets[:, column], extra[:, column], parameters) for column, parameters in enumerate(hyper)
     ]

@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import IntDistribution
 
 from paretoprune.search.samplers.features import PlanFeatures
-from paretoprune.search.samplers.gp_sampler import FrontSampler
+from paretoprune.search.samplers.gp_sampler import GPHypervolumeSampler
 from paretoprune.search.space.space import Space
 
 
@@ -18,7 +18,7 @@ def make_sampler(
     """A sampler by name. ``startup``: finished trials before a model-based one stops drawing randomly."""
     samplers = optuna.samplers
     if name == "gp":
-        return FrontSampler(distributions, PlanFeatures.of(space), seed)
+        return GPHypervolumeSampler(distributions, PlanFeatures.of(space), seed)
     if name == "optuna-gp":
         return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     if name == "tpe":

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretoprune.base.image_size import area_of
-from paretoprune.search.samplers.gaussian_process import Design
+from paretoprune.search.samplers.gaussian_process import FeatureMatrix
 from paretoprune.search.space.space import Space
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ class PlanFeatures:
     def _columns(self) -> tuple[Array, ...]:
         return (*self.kept, *self.depths, *([self.areas] if len(self.areas) else []))
 
-    def design(self, levels: Whole) -> Design:
+    def design(self, levels: Whole) -> FeatureMatrix:
         """Plans (n, d) of levels as the surrogate wants them.
 
         Families: fractions kept; their squares (loss grows faster than the ratio); fractions in whole tiles; products
@@ -74,7 +74,7 @@ class PlanFeatures:
         low = np.array([values.min() for values in columns])
         span = np.array([np.ptp(values) or 1.0 for values in columns])
         families = (kept, kept**2, area * tiled, area * tiled[:, 1:] * tiled[:, :-1])
-        return Design((kept - low) / span, tuple(_scaled(family) for family in families))
+        return FeatureMatrix((kept - low) / span, tuple(_scaled(family) for family in families))
 
     @staticmethod
     def _looked_up(table: tuple[Array, ...], levels: Whole) -> Array:

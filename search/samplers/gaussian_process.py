@@ -28,17 +28,17 @@ _BOUNDS = {"length": (-3.0, 6.0), "variance": (-8.0, 4.0), "noise": (math.log(1e
 
 
 @dataclass(frozen=True)
-class Design:
+class FeatureMatrix:
     """n plans as a surrogate sees them: ``points`` (n, d) in [0, 1], ``families`` of features (n, k), each scaled so
     that a sum of its columns with unit-variance weights has a variance of about 1."""
 
     points: Array
     families: tuple[Array, ...]
 
-    def joined(self, other: Design) -> Design:
+    def joined(self, other: FeatureMatrix) -> FeatureMatrix:
         """These plans, then the others."""
         families = tuple(np.vstack(pair) for pair in zip(self.families, other.families, strict=True))
-        return Design(np.vstack([self.points, other.points]), families)
+        return FeatureMatrix(np.vstack([self.points, other.points]), families)
 
 
 class Surrogate:
@@ -48,7 +48,7 @@ class Surrogate:
     NaN is not allowed anywhere.
     """
 
-    def __init__(self, design: Design, values: Array, extra: Array, hyper: Array) -> None:
+    def __init__(self, design: FeatureMatrix, values: Array, extra: Array, hyper: Array) -> None:
         self._design = design
         self._mean = float(np.mean(values))
         self._scale = float(np.std(values)) or 1.0
@@ -58,7 +58,7 @@ class Surrogate:
         self._lower = cholesky(kernel + np.diag(noise), lower=True)
         self._weights = cho_solve((self._lower, True), (values - self._mean) / self._scale)
 
-    def predict(self, design: Design) -> tuple[Array, Array]:
+    def predict(self, design: FeatureMatrix) -> tuple[Array, Array]:
         """Mean (m,) and standard deviation (m,) of the noiseless value of m plans."""
         cross, _, _ = _kernel(design, self._design, self._hyper)
         mean = cross @ self._weights
@@ -72,7 +72,7 @@ class Surrogate:
 
 
 def fit_hyperparameters(
-    design: Design, values: Array, extra: Array, start: Array | None = None, steps: int = 40
+    design: FeatureMatrix, values: Array, extra: Array, start: Array | None = None, steps: int = 40
 ) -> Array:
     """The most probable logarithms of: a length per axis, variances of the Matern part and of every family, the noise.
 
@@ -89,11 +89,11 @@ def fit_hyperparameters(
     return np.asarray(result.x if np.isfinite(result.fun) else first)
 
 
-def _first(design: Design) -> Array:
+def _first(design: FeatureMatrix) -> Array:
     return np.array([_MATERN[0] - 1.0, *[_FAMILY[0]] * len(design.families), _NOISE[0]])
 
 
-def _priors(design: Design) -> tuple[Array, Array, list[tuple[float, float]]]:
+def _priors(design: FeatureMatrix) -> tuple[Array, Array, list[tuple[float, float]]]:
     """Means, standard deviations and bounds of all hyperparameters."""
     axes, families = design.points.shape[1], len(design.families)
     length = _LENGTH_MEAN + 0.5 * math.log(axes)
@@ -103,7 +103,7 @@ def _priors(design: Design) -> tuple[Array, Array, list[tuple[float, float]]]:
 
 
 def _objective(
-    hyper: Array, design: Design, target: Array, relative: Array, means: Array, spreads: Array
+    hyper: Array, design: FeatureMatrix, target: Array, relative: Array, means: Array, spreads: Array
 ) -> tuple[float, Array]:
     """Negative log posterior of the hyperparameters and its gradient (Rasmussen and Williams, equations 5.8, 5.9)."""
     kernel, matern, slope = _kernel(design, design, hyper)
@@ -130,7 +130,7 @@ def _objective(
     return value + 0.5 * float(away @ away), gradient + away / spreads
 
 
-def _kernel(left: Design, right: Design, hyper: Array) -> tuple[Array, Array, Array]:
+def _kernel(left: FeatureMatrix, right: FeatureMatrix, hyper: Array) -> tuple[Array, Array, Array]:
     """The whole kernel, its Matern part, and the latter's slope: its derivative by a log length is slope * squared
     scaled difference along that axis."""
     axes = left.points.shape[1]

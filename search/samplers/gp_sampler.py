@@ -11,14 +11,14 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from paretoprune.search.samplers.candidates import Evidence, Proposer
+from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.observations import VARIANCES
 
 FEWEST = 2  # finished trials; on the synthetic problem the model does as well from the start as after random plans
 
 
-class FrontSampler(BaseSampler):
+class GPHypervolumeSampler(BaseSampler):
     """Suggests whole-numbered parameters, each from 0 to its size - 1; at random until two trials have finished.
 
     One belongs to one study.
@@ -26,7 +26,7 @@ class FrontSampler(BaseSampler):
 
     def __init__(self, distributions: Mapping[str, IntDistribution], features: PlanFeatures, seed: int) -> None:
         self._distributions = dict(distributions)
-        self._proposer = Proposer(features, seed)
+        self._proposer = CandidateGenerator(features, seed)
         self._fallback = RandomSampler(seed=seed)
         self._known: dict[int, tuple[int, ...]] = {}  # levels by trial: they do not change, and trials become many
 

@@ -21,7 +21,7 @@ from paretoprune.search.config.inputs import (
     weights_hash,
 )
 from paretoprune.search.errors import ConfigError
-from paretoprune.search.samplers.warm_start import Start, warm_start
+from paretoprune.search.samplers.warm_start import InitialPlan, warm_start
 from paretoprune.search.space.constraints import bounds_of_search
 from paretoprune.search.space.space import Space
 from paretoprune.search.storage.request import plan_of
@@ -46,16 +46,16 @@ class OtherRun:
     retried: tuple[TrialRecord, ...]
 
 
-def starts_of(
+def initial_plans_of(
     config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None
-) -> list[Start]:
+) -> list[InitialPlan]:
     """The plans to try first, in this order and each once: given by the user, of another run, the warm start."""
-    starts = [Start(space.nearest(plan), PLAN) for plan in read_plans(config.search.initial_plans)]
+    starts = [InitialPlan(space.nearest(plan), PLAN) for plan in read_plans(config.search.initial_plans)]
     if other is not None:
-        starts += [Start(space.nearest(plan_of(record)), OTHER_RUN) for record in other.retried]
+        starts += [InitialPlan(space.nearest(plan_of(record)), OTHER_RUN) for record in other.retried]
     if config.search.warm_start:
         starts += warm_start(space, config.search.trials, baseline.get("sensitivity", ()))
-    first: dict[tuple[int, ...], Start] = {}
+    first: dict[tuple[int, ...], InitialPlan] = {}
     for start in starts:
         first.setdefault(start.levels, start)
     return list(first.values())

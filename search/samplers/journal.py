@@ -10,7 +10,7 @@ from typing import Any
 from optuna.storages.journal import JournalFileBackend
 
 
-class DriversJournal(JournalFileBackend):
+class SingleWriterJournalBackend(JournalFileBackend):
     """Written by one driver, and no truth: the study is built anew from the records at every start.
 
     So nothing is locked, nothing waits for the disk and nothing is read back: Optuna's own backend does all three some

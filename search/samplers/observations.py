@@ -18,7 +18,7 @@ estimated)."""
 
 
 @dataclass(frozen=True)
-class Told:
+class Observation:
     """``metrics``: at least the objectives. ``variances``: of those that were estimated. ``constraints``: name ->
     value, above 0 where a bound is not kept (Optuna's convention)."""
 
@@ -27,7 +27,7 @@ class Told:
     constraints: Mapping[str, float] = field(default_factory=dict)
 
 
-class Teller:
+class ObservationBuilder:
     """For runs over ``objectives`` within ``bounds``; ``baseline``: content of baseline.json ({}: not measured yet)."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Teller:
         """Take a finished trial in, before the observations of it and others are made."""
         self._curves.learn(record)
 
-    def told(self, record: TrialRecord) -> Told | None:
+    def told(self, record: TrialRecord) -> Observation | None:
         """The observation of ``record``, by all that were learned so far. None: there is none, the trial counts as
         failed.
 
@@ -60,9 +60,9 @@ class Teller:
                 if estimate is None:
                     return None
                 metrics[name], variances[name] = estimate.value, estimate.variance
-        return Told(metrics, variances, self.bounds.violations(metrics, self.baseline))
+        return Observation(metrics, variances, self.bounds.violations(metrics, self.baseline))
 
-    def told_baseline(self) -> Told:
+    def told_baseline(self) -> Observation:
         """The unpruned network, which is a plan too."""
         metrics = self.baseline["metrics"]
-        return Told(metrics, {}, self.bounds.violations(metrics, self.baseline))
+        return Observation(metrics, {}, self.bounds.violations(metrics, self.baseline))

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.initial_plans import PLAN
-from paretoprune.search.samplers.observations import MAXIMIZED, VARIANCES, Told
-from paretoprune.search.samplers.warm_start import Start
+from paretoprune.search.samplers.observations import MAXIMIZED, VARIANCES, Observation
+from paretoprune.search.samplers.warm_start import InitialPlan
 from paretoprune.search.space.space import Levels, Space
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SearchStudy:
         objectives: Mapping[str, str],
         sampler: str = "gp",
         seed: int = 0,
-        starts: Sequence[Start] = (),
+        starts: Sequence[InitialPlan] = (),
         journal: Path | None = None,
         refusal: Callable[[Plan], str] | None = None,
     ) -> None:
@@ -86,7 +86,7 @@ class SearchStudy:
                 directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
             )
 
-    def replay(self, levels: Levels, told: Told | None, trial_id: str) -> None:
+    def replay(self, levels: Levels, told: Observation | None, trial_id: str) -> None:
         """Tell a trial that finished earlier, None for a failed one. Its plan is not asked again."""
         import optuna
 
@@ -138,7 +138,7 @@ class SearchStudy:
         self.study.enqueue_trial(self._params(levels))
         return self._start(self.study.ask(dict(self._distributions)), levels, provenance, trial_id)
 
-    def tell(self, number: int, told: Told) -> None:
+    def tell(self, number: int, told: Observation) -> None:
         """Finish a trial; :class:`TrialError` (and FAIL in the study) where an objective is not finite."""
         import optuna
 
@@ -194,7 +194,7 @@ class SearchStudy:
     def _params(self, levels: Levels) -> dict[str, int]:
         return {axis.name: level for axis, level in zip(self._space.axes, levels, strict=True)}
 
-    def _variances(self, told: Told | None) -> dict[str, list[float]]:
+    def _variances(self, told: Observation | None) -> dict[str, list[float]]:
         if told is None or not told.variances:
             return {}
         return {VARIANCES: [float(told.variances.get(name, 0.0)) for name in self._objectives]}
@@ -212,11 +212,11 @@ class SearchStudy:
 def _journal_storage(journal: Path | None) -> optuna.storages.BaseStorage:
     from optuna.storages import InMemoryStorage, JournalStorage
 
-    from paretoprune.search.samplers.journal import DriversJournal
+    from paretoprune.search.samplers.journal import SingleWriterJournalBackend
 
     if journal is None:
         return InMemoryStorage()
     # A driver killed while writing leaves its lock behind; the run folder's own lock says that none is alive now.
     for leftover in journal.parent.glob(journal.name + "*"):
         leftover.unlink()
-    return JournalStorage(DriversJournal(journal))
+    return JournalStorage(SingleWriterJournalBackend(journal))

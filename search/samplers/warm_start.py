@@ -35,14 +35,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialPlan:
     """A plan to try before the sampler is asked; ``provenance`` goes into its record."""
 
     levels: Levels
     provenance: str
 
 
-def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[Start]:
+def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any]] = ()) -> list[InitialPlan]:
     """The initial plans of a run of ``trials`` trials: by sensitivity, then uniform; each kind from its middle
     outwards.
 
@@ -54,12 +54,12 @@ def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any
     """
     rows = sorted(sensitivity, key=lambda row: -float(row["keep"]))
     path = [_shared(space, rows, float(row["keep"])) for row in rows]
-    sensible = [Start(space.nearest(plan), SENSITIVITY) for plan in _spread(path, min(MOST_SENSIBLE, trials))]
+    sensible = [InitialPlan(space.nearest(plan), SENSITIVITY) for plan in _spread(path, min(MOST_SENSIBLE, trials))]
     ladder = ladder_plans(space, trials)
     if rows:
         ladder = ladder[len(ladder) // 2 :][: trials >= UNIFORM_FROM]
-    uniform = [Start(levels, UNIFORM) for levels in ladder]
-    unpruned, starts = space.uniform(0.0), dict[Levels, Start]()
+    uniform = [InitialPlan(levels, UNIFORM) for levels in ladder]
+    unpruned, starts = space.uniform(0.0), dict[Levels, InitialPlan]()
     for start in (*_halving(sensible), *_halving(uniform)):
         if start.levels != unpruned:
             starts.setdefault(start.levels, start)

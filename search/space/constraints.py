@@ -28,7 +28,7 @@ def bounds_of_search(section: SearchSection) -> Bounds:
 
 
 @dataclass(frozen=True)
-class Screen:
+class ConstraintFilter:
     """Says of plans that they cannot keep the bounds: parameters and work are computed, latency is predicted.
 
     ``geometry`` None (an older run's baseline): only latency is looked at, and that only where it is predicted.
@@ -55,7 +55,7 @@ class Screen:
         return f"beyond {', '.join(beyond)}" if beyond else ""
 
 
-def make_screen(bounds: Bounds, baseline: Mapping[str, Any], predictor: LatencyPredictor) -> Screen | None:
+def make_screen(bounds: Bounds, baseline: Mapping[str, Any], predictor: LatencyPredictor) -> ConstraintFilter | None:
     """The screen of a run from the content of ``baseline.json``; None where nothing is bounded that can be
     predicted."""
     if not bounds.ask_for_economy or not baseline:
@@ -64,4 +64,4 @@ def make_screen(bounds: Bounds, baseline: Mapping[str, Any], predictor: LatencyP
 
     content = baseline.get("geometry")
     geometry = NetworkGeometry.from_json(content) if content else None
-    return Screen(bounds, float(baseline["metrics"]["latency_ms"]), predictor, geometry)
+    return ConstraintFilter(bounds, float(baseline["metrics"]["latency_ms"]), predictor, geometry)

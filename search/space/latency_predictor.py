@@ -16,7 +16,7 @@ from paretoprune.search.space.prediction import LatencyPredictor, NoPredictor, P
 from paretoprune.search.storage.request import plan_of
 
 if TYPE_CHECKING:
-    from paretoprune.pruning.latency.model import ForetoldError, LatencyModel
+    from paretoprune.pruning.latency.model import LatencyModel, PredictionError
 
 MOST_PLANS = 400  # the latest ones; a fit's time grows with the cube: some tens of milliseconds here
 _REFIT_GROWTH = 1.25  # refit the scales when there are this many times more plans; else only the coefficients
@@ -47,7 +47,7 @@ class RecordPredictor:
         return Prediction(*(float(figure[0]) for figure in (found.ratio, found.low, found.high, found.halfwidth)))
 
     @property
-    def error(self) -> ForetoldError | None:
+    def error(self) -> PredictionError | None:
         """The predictions' error, by leaving out each measured plan once; None if nothing is predicted."""
         model = self._fitted()
         return None if model is None else model.error

@@ -13,11 +13,11 @@ from typing import Any
 from paretoprune.base.file_names import EVENTS, RECORD
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.stopping.rule import StoppingRule
-from paretoprune.search.stopping.rungs import RUNG_EVENT, Judge, RungReport
+from paretoprune.search.stopping.rungs import RUNG_EVENT, EarlyStopper, RungReport
 from paretoprune.search.storage.event_log import read_events
 
 
-class FolderJudge:
+class LocalEarlyStopper:
     """Reads the trials' folders below ``trials``; those of finished trials once."""
 
     def __init__(self, trials: Path, rule: StoppingRule) -> None:
@@ -26,7 +26,7 @@ class FolderJudge:
         self._finished: dict[str, list[RungReport]] = {}
 
     def stops(self, report: RungReport) -> bool:
-        """See :class:`search.stopping.rungs.Judge`. Where the folder cannot be read, the trial goes on."""
+        """See :class:`search.stopping.rungs.EarlyStopper`. Where the folder cannot be read, the trial goes on."""
         try:
             return self._rule.stops(report, self.reports())
         except OSError:
@@ -47,7 +47,7 @@ class FolderJudge:
         return found
 
 
-class CarriedJudge:
+class RemoteEarlyStopper:
     """For a worker that does not see the run folder: the courier, on the driver's machine, decides there."""
 
     def __init__(self, courier: Any, folder: RunFolder, rule: StoppingRule) -> None:
@@ -56,7 +56,7 @@ class CarriedJudge:
         self._rule = rule
 
     def stops(self, report: RungReport) -> bool:
-        """See :class:`search.stopping.rungs.Judge`. Where the driver's machine does not answer, the trial goes on."""
+        """See :class:`search.stopping.rungs.EarlyStopper`. Where the driver's machine is silent, the trial goes on."""
         import ray
 
         name = f"{self._folder.trials_dir.name}/{report.trial_id}/{EVENTS}"
@@ -68,18 +68,18 @@ class CarriedJudge:
             return False
 
 
-def judge_of(folder: RunFolder, rule: StoppingRule, courier: Any = None) -> Judge:
+def judge_of(folder: RunFolder, rule: StoppingRule, courier: Any = None) -> EarlyStopper:
     """This process's judge for the run; it remembers what it read of finished trials."""
     if courier is not None:
-        return CarriedJudge(courier, folder, rule)
+        return RemoteEarlyStopper(courier, folder, rule)
     key = (str(folder.path), rule)
     if key not in _JUDGES:
         _JUDGES.clear()  # a worker serves one run at a time
-        _JUDGES[key] = FolderJudge(folder.trials_dir, rule)
+        _JUDGES[key] = LocalEarlyStopper(folder.trials_dir, rule)
     return _JUDGES[key]
 
 
-_JUDGES: dict[tuple[str, StoppingRule], FolderJudge] = {}
+_JUDGES: dict[tuple[str, StoppingRule], LocalEarlyStopper] = {}
 
 
 def rung_reports(events: Path, trial_id: str) -> list[RungReport]:

@@ -29,7 +29,7 @@ class RungReport:
     costs: Mapping[str, float]
 
 
-class Judge(Protocol):
+class EarlyStopper(Protocol):
     """Decides about trials at their rungs."""
 
     def stops(self, report: RungReport) -> bool:
@@ -37,7 +37,7 @@ class Judge(Protocol):
         ...
 
 
-class Everyone:
+class NeverStop:
     """Stops no trial."""
 
     def stops(self, report: RungReport) -> bool:
@@ -55,7 +55,7 @@ class Course:
 
     trial_id: str
     rungs: Collection[int]
-    judge: Judge
+    judge: EarlyStopper
     accuracy: str
     costs: Mapping[str, float]
     clock: PhaseClock

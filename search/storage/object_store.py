@@ -41,9 +41,9 @@ def is_uri(text: str) -> bool:
     return bool(re.match(r"[a-z][a-z0-9+.-]*://", text))
 
 
-def remote_of(run: Path) -> RemoteRun | None:
+def remote_of(run: Path) -> ObjectStoreRun | None:
     """The store that a folder mirrors; None for an ordinary run folder."""
-    return RemoteRun(address_of(run)) if (run / MARK).is_file() else None
+    return ObjectStoreRun(address_of(run)) if (run / MARK).is_file() else None
 
 
 def address_of(run: Path) -> str:
@@ -52,7 +52,7 @@ def address_of(run: Path) -> str:
     return str(json.loads(mark.read_text(encoding="utf-8"))["uri"]) if mark.is_file() else str(run)
 
 
-class RemoteRun:
+class ObjectStoreRun:
     """One run in a store and its mirror. Raises RunFolderError, one line, for an address that cannot be used."""
 
     def __init__(self, uri: str) -> None:

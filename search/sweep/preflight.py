@@ -29,7 +29,7 @@ from paretoprune.search.space.space import Space, build_space, check_patterns, i
 from paretoprune.search.storage.driver_lock import alive_driver
 from paretoprune.search.trial.agent_latency import check_agents, pool_of
 from paretoprune.search.trial.exclusive_device import measuring_threads
-from paretoprune.search.worker.cluster import is_joined, with_model_brought_along
+from paretoprune.search.worker.cluster import is_joined, with_model_copied
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
@@ -43,7 +43,7 @@ _NO_ENERGY = (
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ValidatedRun:
     """A run that may start: its folder, its configuration with absolute paths and all defaults decided, its space."""
 
     folder: RunFolder
@@ -53,7 +53,7 @@ class Prepared:
     """Of the dataset; None: not asked for."""
 
 
-def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
+def prepare(config: RunConfig, run: Path, moved: bool = False) -> ValidatedRun:
     """Check everything about starting ``config`` in the folder ``run``; nothing is written.
 
     ``moved``: somebody said that the run's model or dataset lies at another place now, as ``config`` has it.
@@ -65,7 +65,7 @@ def prepare(config: RunConfig, run: Path, moved: bool = False) -> Prepared:
         return _checked(config, run, moved)
 
 
-def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
+def _checked(config: RunConfig, run: Path, moved: bool) -> ValidatedRun:
     config = _decided(config)
     check_files(config)
     check_energy(config)
@@ -75,7 +75,7 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
     if not Path(config.model.path).is_file():
         config = _fetched(config)
     folder = RunFolder(run.expanduser().resolve())
-    config = with_model_brought_along(_with_newer_settings_of(folder, config), folder, copy=False)
+    config = with_model_copied(_with_newer_settings_of(folder, config), folder, copy=False)
     check_run_folder(folder, config, moved)
     check_weights(folder, config.model.path)
     check_other_run(config)
@@ -88,7 +88,7 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> Prepared:
         "search": config.search.model_copy(update={"objectives": objectives}),
         "space": config.space.model_copy(update={"imgsz": sizes, "depth": bool(space.depth_axes)}),
     }
-    return Prepared(folder, config.model_copy(update=decided), space, identity)
+    return ValidatedRun(folder, config.model_copy(update=decided), space, identity)
 
 
 def check_files(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import TrialError
-from paretoprune.search.samplers.observations import Teller
+from paretoprune.search.samplers.observations import ObservationBuilder
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.space.prediction import LatencyPredictor, NoPredictor
 from paretoprune.search.space.space import Space
@@ -47,7 +47,7 @@ class SweepState:
         study: SearchStudy,
         records: Sequence[TrialRecord],
         total: int,
-        teller: Teller,
+        teller: ObservationBuilder,
         predictor: LatencyPredictor | None = None,
         budget: Budget | None = None,
     ) -> None:

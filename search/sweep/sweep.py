@@ -33,8 +33,8 @@ from paretoprune.search.monitoring.command_line import command_line
 from paretoprune.search.monitoring.interrupts import died, end_where_stuck, interruptible
 from paretoprune.search.monitoring.progress import Reporter, working
 from paretoprune.search.monitoring.trackers import integrations, write_missing
-from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, read_other_run, starts_of
-from paretoprune.search.samplers.observations import Teller
+from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, initial_plans_of, read_other_run
+from paretoprune.search.samplers.observations import ObservationBuilder
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.space.constraints import bounds_of_search, make_screen
 from paretoprune.search.space.latency_predictor import make_predictor
@@ -50,11 +50,11 @@ from paretoprune.search.trial.exclusive_device import note_lock_place
 from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.remote_latency import check_target
 from paretoprune.search.worker.cluster import (
-    FollowingSlots,
+    DynamicSlots,
     check_cluster,
     is_joined,
-    newcomers_of,
-    with_model_brought_along,
+    watch_joining_nodes,
+    with_model_copied,
 )
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import start_courier
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from paretoprune.cluster.device_lock import DeviceLock
     from paretoprune.cluster.resources import TrialResources
     from paretoprune.search.config.run_config import RunConfig
-    from paretoprune.search.sweep.preflight import Prepared
+    from paretoprune.search.sweep.preflight import ValidatedRun
     from paretoprune.search.sweep.tune_trainable import StopSweep
 
 RAY_SCRATCH = "ray"
@@ -106,7 +106,7 @@ class SweepOutcome:
     fault: str = ""
 
 
-def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOutcome:
+def run_sweep(prepared: ValidatedRun, factory: ToolsFactory = make_tools) -> SweepOutcome:
     """Run (or go on with) the run of ``prepared`` until ``search.trials`` trials have finished.
 
     Raises :class:`RunFolderError` where another driver is alive or the folder cannot be written any more,
@@ -126,7 +126,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
         quiet_ray(folder.path),
         interruptible("searching", remedy),
     ):
-        config = with_model_brought_along(prepared.config, folder, copy=True)
+        config = with_model_copied(prepared.config, folder, copy=True)
         prepared = replace(prepared, config=config)
         save_run_config(folder, config)
         keep_identity(folder, prepared.identity)
@@ -147,7 +147,7 @@ def run_sweep(prepared: Prepared, factory: ToolsFactory = make_tools) -> SweepOu
             known = prepared.identity.content()[IDENTITY] if prepared.identity else None
             resources, context = start_workers(config, folder, factory, known)
             shared = None if context.courier else folder
-            following = FollowingSlots(config, resources, newcomers_of(config, shared, resources))
+            following = DynamicSlots(config, resources, watch_joining_nodes(config, shared, resources))
             slots = following()
             lock.describe(slots)
             note(f"{slots} trials at a time, {resources.cpus} CPUs and {resources.gpus:g} GPUs each")
@@ -201,7 +201,7 @@ def _refuse_failures_alone(folder: RunFolder, records: Sequence[TrialRecord]) ->
     )
 
 
-def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = None) -> SweepState:
+def make_state(prepared: ValidatedRun, records: list[Any], budget: Budget | None = None) -> SweepState:
     """The study rebuilt from ``records``, with the unpruned network added where it was measured."""
     config, space = prepared.config, prepared.space
     settings = config.search
@@ -209,7 +209,7 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
     predictor = make_predictor(baseline, records)
     bounds = bounds_of_search(settings)
     screen = make_screen(bounds, baseline, predictor)
-    teller = Teller(settings.objectives, bounds, baseline)
+    teller = ObservationBuilder(settings.objectives, bounds, baseline)
     other = read_other_run(config, baseline) if baseline else None
     # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
     study = SearchStudy(
@@ -217,7 +217,7 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
         {name: direction(name) for name in settings.objectives},
         sampler=settings.sampler,
         seed=settings.seed + len(records),
-        starts=starts_of(config, space, baseline, other),
+        starts=initial_plans_of(config, space, baseline, other),
         journal=prepared.folder.study,
         refusal=screen.refusal if screen else None,
     )
@@ -225,7 +225,9 @@ def make_state(prepared: Prepared, records: list[Any], budget: Budget | None = N
     if baseline and not space.plan(unpruned).ratios:
         study.replay(unpruned, teller.told_baseline(), "baseline")
     if other:
-        theirs = Teller(settings.objectives, bounds, baseline)  # of its own: how their trials go on is theirs
+        theirs = ObservationBuilder(
+            settings.objectives, bounds, baseline
+        )  # of its own: how their trials go on is theirs
         for record in other.told:
             theirs.learn(record)
         for record in other.told:

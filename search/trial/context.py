@@ -76,7 +76,7 @@ class Measured:
         return self.values
 
 
-class TrialTools(Protocol):
+class TrialOperations(Protocol):
     """Everything a trial does to a network.
 
     ``evaluate``, ``finetune`` (batch by batch) and ``start_measure`` take the device by themselves; the others are
@@ -85,7 +85,7 @@ class TrialTools(Protocol):
 
     device: str
 
-    def at(self, imgsz: ImageSize | None) -> TrialTools:
+    def at(self, imgsz: ImageSize | None) -> TrialOperations:
         """The tools for networks of another input size, pixels; None: the run's."""
         ...
 

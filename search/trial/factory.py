@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.pruning.names import STRUCTURAL
-from paretoprune.search.trial.operations import PruningTools
-from paretoprune.search.trial.strategy_trial import StrategyTrialTools
+from paretoprune.search.trial.operations import PruningOperations
+from paretoprune.search.trial.strategy_trial import StrategyTrialOperations
 
 if TYPE_CHECKING:
     from paretoprune.search.config.run_config import RunConfig
 
 
-def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningTools:
+def make_tools(config: RunConfig, device: str, gate: DeviceGate) -> PruningOperations:
     """The tools of one worker; loads the baseline."""
     if config.trial.strategy != STRUCTURAL:
-        return StrategyTrialTools(config, device, gate)
-    return PruningTools(config, device, gate)
+        return StrategyTrialOperations(config, device, gate)
+    return PruningOperations(config, device, gate)

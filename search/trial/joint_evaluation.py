@@ -13,7 +13,7 @@ from paretoprune.results.store.run_files import UNPRUNED_AT
 from paretoprune.search.trial.deployment import beside, engine_evaluator, run_engine
 
 if TYPE_CHECKING:
-    from paretoprune.pruning.device import Turn
+    from paretoprune.pruning.device import DeviceSlot
     from paretoprune.pruning.evaluation.bootstrap import ImageStats
     from paretoprune.pruning.evaluation.evaluator import Evaluator
     from paretoprune.pruning.latency.runtimes import EngineFile
@@ -46,10 +46,10 @@ def evaluate_together(
     ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
-    from paretoprune.pruning.device import Turn
+    from paretoprune.pruning.device import DeviceSlot
     from paretoprune.pruning.evaluation.evaluator import Evaluator
 
-    turn = Turn(gate)  # resampling keeps a CPU busy for seconds
+    turn = DeviceSlot(gate)  # resampling keeps a CPU busy for seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     data, own = config.data, config.model.imgsz
 
@@ -133,30 +133,30 @@ def _evaluate_engines(
 
 
 def _compare(
-    seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]], turn: Turn
+    seen: Mapping[str, ImageStats], prefix: str, seed: int, found: dict[str, dict[str, Any]], turn: DeviceSlot
 ) -> None:
     """Every network against the baseline; one image alone says nothing about the noise."""
-    from paretoprune.pruning.evaluation.bootstrap import paired_noise
+    from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 
     for name, stats in seen.items():
         if name != BASELINE and len(stats) > 1:
             with turn:
-                noise = paired_noise(seen[BASELINE], stats, seed=seed, pause=turn.pause)
+                noise = paired_bootstrap(seen[BASELINE], stats, seed=seed, pause=turn.pause)
             found[name][f"{prefix}map50_95_change"] = noise.difference
             found[name][f"{prefix}map50_95_change_ci95"] = list(noise.ci95)
 
 
 def _compare_with_natives(
-    seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]], turn: Turn
+    seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]], turn: DeviceSlot
 ) -> None:
-    from paretoprune.pruning.evaluation.bootstrap import paired_noise
+    from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 
     natives = [name for name in seen if name.startswith((NATIVE, UNPRUNED_AT))]
     for name in seen:
         if name == BASELINE or name in natives or len(seen[name]) < 2:
             continue
         with turn:
-            pairs = {n: paired_noise(seen[n], seen[name], seed=seed, pause=turn.pause) for n in natives}
+            pairs = {n: paired_bootstrap(seen[n], seen[name], seed=seed, pause=turn.pause) for n in natives}
         found[name]["map50_95_over"] = {key: [noise.difference, *noise.ci95] for key, noise in pairs.items()}
 
 

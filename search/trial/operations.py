@@ -39,7 +39,7 @@ NOISE_RESAMPLES = 100  # a standard deviation from them is good to 7 %
 ENERGY_SECONDS = 3.0  # a GPU's counter moves some ten times a second
 
 
-class PruningTools:
+class PruningOperations:
     """A workbench (baseline, layer table, calibration batch), an evaluator with its loader, and the run's settings."""
 
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:
@@ -51,8 +51,8 @@ class PruningTools:
         self.device = device
         self._data = config.data.path  # what trials train and are judged on
         self._imgsz = config.model.imgsz
-        self._own: PruningTools = self  # those of the run's size
-        self._sized: PruningTools | None = None  # the last ones of another
+        self._own: PruningOperations = self  # those of the run's size
+        self._sized: PruningOperations | None = None  # the last ones of another
         self._bench = Workbench(
             config.model.path,
             config.data.path,
@@ -95,7 +95,7 @@ class PruningTools:
         batch, workers = self._config.data.val_batch, self._config.trial.workers
         return Evaluator(data, self._imgsz, self.device, batch, gate=self._gate, workers=workers)
 
-    def at(self, imgsz: ImageSize | None) -> PruningTools:
+    def at(self, imgsz: ImageSize | None) -> PruningOperations:
         """The tools for networks of another input size; None: the run's.
 
         Images, refit targets and the loader of the run's size and of one other are kept: they fill memory.
@@ -330,7 +330,7 @@ class PruningTools:
         Between the unpruned network and a pruned, refitted copy, since two pruned networks differ about as much. Where
         a lighter cut removes dead channels only, and so changes nothing, a heavier one.
         """
-        from paretoprune.pruning.evaluation.bootstrap import paired_noise
+        from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
         from paretoprune.pruning.yolo.tasks import kind_of
 
         if kind_of(self.baseline) == "classify":  # a share of images: their number gives a bound
@@ -348,7 +348,7 @@ class PruningTools:
             seen = self._evaluator.run_by_image(model)[1]
             turn, seed = self._bench.turn, self._config.search.seed
             with turn:
-                noise = paired_noise(reference, seen, NOISE_RESAMPLES, seed, pause=turn.pause)
+                noise = paired_bootstrap(reference, seen, NOISE_RESAMPLES, seed, pause=turn.pause)
             self.release()
             if noise.std > 0:
                 how = f"{noise.images} validation images, {noise.resamples} resamples"

@@ -17,7 +17,7 @@ from paretoprune.base.device_gate import DeviceGate
 from paretoprune.pruning.names import SEQUENTIAL
 from paretoprune.results.store.accuracy import accuracy_of
 from paretoprune.search.trial.context import OnEpoch, PlanLike, Tuned
-from paretoprune.search.trial.operations import PruningTools, Say
+from paretoprune.search.trial.operations import PruningOperations, Say
 
 if TYPE_CHECKING:
     from paretoprune.pruning.plan import Plan
@@ -27,7 +27,7 @@ STRATEGY_FOLDER = "strategy"
 """In a trial's folder: the sessions of a sequence, with which an interrupted trial goes on, and training logs."""
 
 
-class StrategyTrialTools(PruningTools):
+class StrategyTrialOperations(PruningOperations):
     """A trial's tools around one of ``pruning.strategies``."""
 
     def __init__(self, config: RunConfig, device: str, gate: DeviceGate) -> None:

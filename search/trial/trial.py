@@ -32,10 +32,10 @@ from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.objectives import device_of
 from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
 from paretoprune.search.errors import TrialError
-from paretoprune.search.stopping.rungs import Course, Everyone, Judge
+from paretoprune.search.stopping.rungs import Course, EarlyStopper, NeverStop
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.storage.request import TrialRequest, plan_of
-from paretoprune.search.trial.context import Measured, Measurement, PlanLike, TrialTools, Tuned
+from paretoprune.search.trial.context import Measured, Measurement, PlanLike, TrialOperations, Tuned
 
 ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unpruned network, over itself: by definition
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
@@ -76,12 +76,12 @@ class TrialSettings:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class TrialContext:
     """Where a trial is worked on: its request, the tools, the device's gate, its folder and clock."""
 
     request: TrialRequest
     settings: TrialSettings
-    tools: TrialTools
+    tools: TrialOperations
     gate: DeviceGate
     folder: Path
     clock: PhaseClock
@@ -90,10 +90,10 @@ class Workplace:
 def run_trial(
     request: TrialRequest,
     settings: TrialSettings,
-    tools: TrialTools,
+    tools: TrialOperations,
     gate: DeviceGate,
     folder: Path,
-    judge: Judge | None = None,
+    judge: EarlyStopper | None = None,
 ) -> TrialRecord:
     """Evaluate one plan in ``folder`` and return its record, which then also lies there as ``record.json``.
 
@@ -105,7 +105,7 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
         with tools.logging(folder / TRIAL_LOG):
             its = tools.at(request.imgsz)
-            record = _attempted(Workplace(request, settings, its, gate, folder, clock), judge or Everyone())
+            record = _attempted(TrialContext(request, settings, its, gate, folder, clock), judge or NeverStop())
     except Exception as error:  # noqa: BLE001  contained: see above
         with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
             traceback.print_exc(file=log)
@@ -144,7 +144,7 @@ def failed_record(
     )
 
 
-def measured_everywhere(tools: TrialTools, model: Any, devices: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+def measured_everywhere(tools: TrialOperations, model: Any, devices: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """Kind of device -> what is measured there, on all of them at the same time; "" is the main one."""
     pending = {device: tools.start_measure(model, device=device) for device in ("", *devices)}
     return {device: measurement.result() for device, measurement in pending.items()}
@@ -181,7 +181,7 @@ class Latency:
     the trial's folder as soon as it is there, so that a trial that is begun again is not measured again.
     """
 
-    def __init__(self, work: Workplace, model: Any, plan_hash: str) -> None:
+    def __init__(self, work: TrialContext, model: Any, plan_hash: str) -> None:
         self._work, self._model, self._plan_hash = work, model, plan_hash
         settings = work.settings
         self._unpruned_ms = {"": settings.baseline_latency_ms, **settings.devices_ms}  # by kind of device
@@ -249,7 +249,7 @@ class Latency:
         return {**figures, PI95: [1 / high, 1 / low], SOURCE: FORETOLD}
 
 
-def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
+def _attempted(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
     """The trial; from its beginning once more where the device had no memory for it, with all of ours given back."""
     try:
         return _evaluate(work, judge)
@@ -265,7 +265,7 @@ def _attempted(work: Workplace, judge: Judge) -> TrialRecord:
     return record.changed(retries=[*record.retries, retry])
 
 
-def _evaluate(work: Workplace, judge: Judge) -> TrialRecord:
+def _evaluate(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
     """The whole trial; what its parts raise is contained by :func:`run_trial`."""
     settings, clock = work.settings, work.clock
     model, plan = _pruned(work)
@@ -331,7 +331,7 @@ def _refitted(start: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}_refit": value for name, value in accuracies(start).items()}
 
 
-def _pruned(work: Workplace) -> tuple[Any, PlanLike]:
+def _pruned(work: TrialContext) -> tuple[Any, PlanLike]:
     """The network of the plan, recovered without a gradient step."""
     with work.clock.phase("prune"):
         model, plan = work.tools.prune(plan_of(work.request))

@@ -30,7 +30,7 @@ def is_joined(config: RunConfig) -> bool:
     return config.resources.address not in (None, "local")
 
 
-def with_model_brought_along(config: RunConfig, folder: RunFolder, copy: bool) -> RunConfig:
+def with_model_copied(config: RunConfig, folder: RunFolder, copy: bool) -> RunConfig:
     """``config`` with the model in the run folder, which every node sees and which outlives a submitted job's files.
 
     ``copy`` False: only where an earlier start left the same file there, so that a second start counts as the same run.
@@ -73,7 +73,7 @@ def data_paths(config: RunConfig) -> list[str]:
     return dataset_places(config.data.path) if Path(config.data.path).exists() else []
 
 
-def newcomers_of(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:
+def watch_joining_nodes(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:
     """The check of nodes that join from now on; ``folder`` as for ``check_cluster``. None on a local Ray."""
     if not is_joined(config):
         return None
@@ -84,7 +84,7 @@ def newcomers_of(config: RunConfig, folder: RunFolder | None, resources: TrialRe
     return Newcomers(present, resources, data_paths(config), folder.path if folder else None, note)
 
 
-class FollowingSlots:
+class DynamicSlots:
     """How many trials fit at this moment: nodes may join and leave during a sweep. Call it for the number."""
 
     def __init__(self, config: RunConfig, resources: TrialResources, newcomers: Newcomers | None = None) -> None:

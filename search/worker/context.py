@@ -10,9 +10,9 @@ from typing import Any
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig, build_config
-from paretoprune.search.trial.context import TrialTools
+from paretoprune.search.trial.context import TrialOperations
 
-ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialTools]
+ToolsFactory = Callable[[RunConfig, str, DeviceGate], TrialOperations]
 
 
 @dataclass(frozen=True)

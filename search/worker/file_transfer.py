@@ -31,7 +31,7 @@ LAST = (RECORD, TUNED, METRICS, SESSION)
 """What says that something is done."""
 
 
-class Courier:
+class FileTransferActor:
     """The actor on the driver's machine; ``root`` is the run folder there."""
 
     def __init__(self, root: str) -> None:
@@ -62,7 +62,7 @@ def start_courier(root: Path) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote
-    return remote(num_cpus=0, max_concurrency=4, scheduling_strategy=here)(Courier).remote(str(root))
+    return remote(num_cpus=0, max_concurrency=4, scheduling_strategy=here)(FileTransferActor).remote(str(root))
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def carried(context: WorkerContext, needs: Sequence[str], gives: Sequence[str]) 
     lasting = (MODEL_FOLDER, SCORES_NAME, SAMPLE)
     missing = [name for name in needs if name not in lasting or not (scratch / name).exists()]
     fetched: dict[str, bytes] = ray.get(context.courier.fetch.remote([*missing, *gives]))
-    Courier(str(scratch)).deliver(fetched)
+    FileTransferActor(str(scratch)).deliver(fetched)
     parcels = _Parcels(context.courier, scratch, gives)
     try:
         yield context.at(scratch)
@@ -123,7 +123,7 @@ class _Parcels:
 
         # The state was taken before the content is read: what changes in between is sent once more.
         changed = [name for name, state in now.items() if self._sent.get(name) != state]
-        made = Courier(str(self._scratch)).fetch(changed)
+        made = FileTransferActor(str(self._scratch)).fetch(changed)
         gone = [name for name in self._sent if name not in now and PurePosixPath(name).name not in LAST]
         gone += [
             name for name in self._sent if PurePosixPath(name).name in LAST and not (self._scratch / name).exists()

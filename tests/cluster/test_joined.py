@@ -181,12 +181,12 @@ def test_no_driver_hangs_on_a_clients_entry() -> None:
 
 
 def test_what_is_wrong_with_a_node_comes_with_a_remedy() -> None:
-    question = looking.Question({"/data": 3}, "/runs/a", "token")
-    well = looking.look(looking.Question(), "here")
-    assert looking.faults(well, looking.Question()) == []
+    question = looking.Probe({"/data": 3}, "/runs/a", "token")
+    well = looking.look(looking.Probe(), "here")
+    assert looking.faults(well, looking.Probe()) == []
     there = {"code": {**well.code, "results": "other"}, "versions": {**well.versions, "torch": "1.0"},
              "data": {"/data": 2}, "run": "is another folder there", "lock": "the lock is gone"}  # fmt: skip
-    bad = looking.Answer(**{**vars(well), **there})
+    bad = looking.NodeReport(**{**vars(well), **there})
     said = looking.faults(bad, question)
     assert [condition for condition, _ in said] == [
         "it has other code of paretoprune: results",
@@ -202,12 +202,12 @@ def test_what_is_wrong_with_a_node_comes_with_a_remedy() -> None:
 
 def test_the_run_folder_is_recognised_by_its_token(tmp_path: Path) -> None:
     with looking.token_in(tmp_path) as token:
-        assert looking.look(looking.Question({}, str(tmp_path), token), "here").run == ""
+        assert looking.look(looking.Probe({}, str(tmp_path), token), "here").run == ""
         assert len(list(tmp_path.iterdir())) == 2
-        elsewhere = looking.Question({}, str(tmp_path / "other"), token)
+        elsewhere = looking.Probe({}, str(tmp_path / "other"), token)
         assert looking.look(elsewhere, "here").run == "is another folder there or none"
         (tmp_path / token).write_text("somebody else's")
-        assert looking.look(looking.Question({}, str(tmp_path), token), "here").run == "is another folder there"
+        assert looking.look(looking.Probe({}, str(tmp_path), token), "here").run == "is another folder there"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from paretoprune.cluster.device_lock import DeviceLock
-from paretoprune.pruning.device import GatedLoader, Turn, gated_dataset
+from paretoprune.pruning.device import DeviceSlot, GatedLoader, gated_dataset
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.saving import save_checkpoint
@@ -109,7 +109,7 @@ def test_the_datasets_of_a_validation_are_gated(tmp_path: Path) -> None:
 def test_a_turn_lets_a_measurement_in_between_two_parts_only(tmp_path: Path) -> None:
     """Real threads, a real lock; nested as a strategy's work around a workbench's is."""
     lock = DeviceLock("cpu", tmp_path)
-    turn, parts = Turn(lock), list[tuple[float, float]]()
+    turn, parts = DeviceSlot(lock), list[tuple[float, float]]()
     measurer = Measurer(lock)
     turn.pause()  # outside of it: nothing to give up
     with turn, turn:
@@ -133,7 +133,7 @@ def test_a_failed_part_gives_the_device_back() -> None:
     gate = CountingGate()
 
     def work() -> None:
-        with Turn(gate) as turn:
+        with DeviceSlot(gate) as turn:
             turn.pause()
             raise ZeroDivisionError
 

@@ -18,7 +18,7 @@ from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.space.space import Space, build_space
-from paretoprune.search.sweep.preflight import Prepared
+from paretoprune.search.sweep.preflight import ValidatedRun
 from paretoprune.search.trial.context import Measured, Tuned
 
 
@@ -197,10 +197,10 @@ def make_config(**settings: Any) -> RunConfig:
     return build_config(nest({"model.path": "model.pt", "data.path": "data.yaml", **settings}))
 
 
-def make_prepared(run: Path, **settings: Any) -> Prepared:
+def make_prepared(run: Path, **settings: Any) -> ValidatedRun:
     """A run over the fake table that may start."""
     config = make_config(**{"search.sampler": "random", "trial.epochs": 0, **settings})
-    return Prepared(RunFolder(run), config, make_space())
+    return ValidatedRun(RunFolder(run), config, make_space())
 
 
 def make_space() -> Space:
@@ -259,7 +259,7 @@ def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 def meet(node: str) -> None:
     """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
-    place = Path(os.environ["MEETING"])
+    place = Path(os.environ["RENDEZVOUS"])
     (place / f"{node}-{os.getpid()}").touch()
     end = time.monotonic() + 300
     while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paretoprune.pruning.importance.elimination import Reader, removal_losses
+from paretoprune.pruning.importance.elimination import Reader, removal_errors
 
 RIDGE = 1e-6
 
@@ -62,7 +62,7 @@ def test_removals_one_after_the_other_add_up_to_the_joint_one() -> None:
 def test_the_order_is_the_greedy_one_of_new_regressions(seed: int) -> None:
     """Two readers, each input a class of its own; every step compared with all alternatives solved anew."""
     problems = [problem(seed=seed), problem(seed=seed + 100)]
-    losses = removal_losses([reader(h, w, {c: [c] for c in range(6)}) for h, w in problems], [np.arange(6)], rounds=6)
+    losses = removal_errors([reader(h, w, {c: [c] for c in range(6)}) for h, w in problems], [np.arange(6)], rounds=6)
     gone: tuple[int, ...] = ()
     for name in losses:
         left = [c for c in range(6) if c not in gone]
@@ -80,7 +80,7 @@ def test_a_copy_of_another_channel_is_free_but_not_both() -> None:
     weights = weights[twice]
     single = reader(moments, weights, {c: [c] for c in range(5)}).costs()
     assert max(single[3], single[4]) < 1e-6 < min(single[c] for c in range(3))
-    order = list(losses := removal_losses([reader(moments, weights, {c: [c] for c in range(5)})], [np.arange(5)], 5))
+    order = list(losses := removal_errors([reader(moments, weights, {c: [c] for c in range(5)})], [np.arange(5)], 5))
     assert order[0] in (3, 4)
     assert losses[order[0]] < 1e-6
     other = 7 - order[0]
@@ -91,7 +91,7 @@ def test_parts_keep_the_same_proportion() -> None:
     moments, weights = problem(12)
     weights[:8] *= 1e-3  # the first part is worthless; the second still loses its share
     parts = [np.arange(8), np.arange(8, 12)]
-    losses = removal_losses([reader(moments, weights, {c: [c] for c in range(12)})], parts, rounds=4)
+    losses = removal_errors([reader(moments, weights, {c: [c] for c in range(12)})], parts, rounds=4)
     order = list(losses)
     for k in range(4):
         step = order[3 * k : 3 * k + 3]
@@ -100,6 +100,6 @@ def test_parts_keep_the_same_proportion() -> None:
 
 def test_a_class_nobody_reads_costs_nothing_and_goes_first() -> None:
     moments, weights = problem()
-    losses = removal_losses([reader(moments, weights, {c: [c] for c in range(6)})], [np.arange(8)], rounds=8)
+    losses = removal_errors([reader(moments, weights, {c: [c] for c in range(6)})], [np.arange(8)], rounds=8)
     assert set(itertools.islice(losses, 2)) == {6, 7}
     assert losses[6] == losses[7] == 0.0

@@ -21,13 +21,13 @@ from paretoprune.pruning.latency.statistics import (
     SESSION_SD,
     Quad,
     Speedup,
-    across_sessions,
     agree,
     block_length_ms,
     inferences_per_block,
-    is_settled,
+    is_steady,
     neighbours_correlation,
     speedup,
+    with_session_variance,
 )
 from tests.pruning.recovery_material import fresh_yolov8n, same_weights, weights
 from tests.pruning.tiny import tiny_model
@@ -104,13 +104,13 @@ class TestStatistics:
         assert halfwidths[1] > 2 * halfwidths[0]
 
     def test_sessions_differ_by_more_than_one_session_shows(self) -> None:
-        narrow = across_sessions(Speedup(2.0, 2.0, 2.0))
+        narrow = with_session_variance(Speedup(2.0, 2.0, 2.0))
         assert math.log(narrow.high / 2.0) == pytest.approx(1.96 * SESSION_SD, rel=1e-3)
         assert math.log(2.0 / narrow.low) == pytest.approx(1.96 * SESSION_SD, rel=1e-3)
-        wide = across_sessions(Speedup(2.0, 1.0, 4.0))
+        wide = with_session_variance(Speedup(2.0, 1.0, 4.0))
         assert (wide.low, wide.high) == pytest.approx((1.0, 4.0), rel=1e-3)
         unknown = Speedup(2.0, 0.0, math.inf)
-        assert across_sessions(unknown) == unknown
+        assert with_session_variance(unknown) == unknown
 
     def test_two_measurements_agree_or_not(self) -> None:
         assert agree(Speedup(1.50, 1.48, 1.52), Speedup(1.52, 1.50, 1.54))
@@ -153,11 +153,11 @@ class TestStatistics:
             speedup([])
 
     def test_settled(self) -> None:
-        assert not is_settled([10.0] * 9)
-        assert is_settled([10.0] * 10)
-        assert not is_settled([30 - i for i in range(10)])
-        assert is_settled([100.0, 60.0, 30.0] + [10.0] * 10)
-        assert is_settled([10.0] * 5 + [11.0] * 5)  # slower is not a warm-up
+        assert not is_steady([10.0] * 9)
+        assert is_steady([10.0] * 10)
+        assert not is_steady([30 - i for i in range(10)])
+        assert is_steady([100.0, 60.0, 30.0] + [10.0] * 10)
+        assert is_steady([10.0] * 5 + [11.0] * 5)  # slower is not a warm-up
 
     def test_block_length(self) -> None:
         assert [inferences_per_block([ms]) for ms in (500.0, 20.0, 5.0, 0.001)] == [1, 1, 4, 200]
@@ -270,9 +270,9 @@ class TestMeasuring:
         (_, calm_s), (busy, busy_s), (wild, wild_s) = of(0.02, 4), of(0.15, 4), of(2.0, 4)
         assert 2 <= calm_s < 3  # one look past the time: three quads at most
         assert calm_s + 0.5 < busy_s < 8
-        assert across_sessions(busy.speedup).halfwidth <= USEFUL_HALFWIDTH
+        assert with_session_variance(busy.speedup).halfwidth <= USEFUL_HALFWIDTH
         assert 8 <= wild_s < 9
-        assert across_sessions(wild.speedup).halfwidth > USEFUL_HALFWIDTH
+        assert with_session_variance(wild.speedup).halfwidth > USEFUL_HALFWIDTH
         assert 2 <= of(0.15, 1)[1] < 2.4
 
     @pytest.mark.parametrize("patience", [1, 4])
@@ -286,7 +286,7 @@ class TestMeasuring:
         times = time_pair(of("A", 3e3), of("B", 6e3), 0.1, 0.01, clock=world.clock, patience=patience)
         assert not times.converged
         assert len(times.quads) == 4
-        found = across_sessions(times.speedup)
+        found = with_session_variance(times.speedup)
         logs = np.array([quad.log_speedup for quad in times.quads])
         # t(3) = 3.18 and 6.2 (the most that correlated neighbours add) on a spread of at most the whole range
         bound = 3.18 / 1.96 * math.sqrt(4 / 3) * 6.25 * np.ptp(logs) + 1.96 * SESSION_SD

@@ -14,7 +14,7 @@ from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
 from paretoprune.pruning.errors import NonFiniteError
 from paretoprune.pruning.training.finetune import finetune
-from paretoprune.pruning.training.retries import LOWER_RATE, Remedies, is_out_of_memory
+from paretoprune.pruning.training.retries import LOWER_RATE, RetryPolicy, is_out_of_memory
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.yolo.loading import load_model
 from tests.pruning.recovery_material import (
@@ -218,13 +218,13 @@ def test_which_errors_mean_that_memory_ran_out() -> None:
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("out of memory"))
-    both = Remedies().against(MemoryError())
+    both = RetryPolicy().against(MemoryError())
     assert both is not None
     assert both.against(MemoryError()) is None
     again = both.against(NonFiniteError("the loss; lower it"))
     assert again is not None
     assert (again.parts, again.lr_scale, len(again.notes)) == (2, LOWER_RATE, 2)
-    assert Remedies.from_state(again.to_state()) == again
+    assert RetryPolicy.from_state(again.to_state()) == again
 
 
 def count_losses(monkeypatch: pytest.MonkeyPatch) -> list[int]:

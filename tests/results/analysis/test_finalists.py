@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from paretoprune.results.analysis.figures import MOST_DOMINATED, Point, thinned
-from paretoprune.results.analysis.finalists import Rivalry, rivalries
+from paretoprune.results.analysis.finalists import PairwiseComparison, rivalries
 from paretoprune.results.analysis.sensitivity import sensitivity_figure
 from paretoprune.results.analysis.summary import summarise
 from paretoprune.results.report.model_card import CARD
@@ -44,14 +44,14 @@ def test_baseline_picks_and_natives_stand_side_by_side(finished_run: RunFolder) 
 def test_the_verdict_follows_the_intervals(
     accuracy: tuple[float, float], speed: tuple[float, float], words: str
 ) -> None:
-    assert Rivalry("t", "n", 0.0, accuracy, 1.0, speed).verdict == words
+    assert PairwiseComparison("t", "n", 0.0, accuracy, 1.0, speed).verdict == words
 
 
 def test_rivalries_need_both_comparisons() -> None:
     session: dict[str, Any] = {"map50_95_over": {"t1": {"native:n": [0.1, 0.0, 0.2]}}, "speedup_over": {}}
     assert rivalries(session) == ()
     session["speedup_over"] = {"t1": {"native:n": [1.5, 1.4, 1.6]}}
-    assert rivalries(session) == (Rivalry("t1", "n", 0.1, (0.0, 0.2), 1.5, (1.4, 1.6)),)
+    assert rivalries(session) == (PairwiseComparison("t1", "n", 0.1, (0.0, 0.2), 1.5, (1.4, 1.6)),)
     assert rivalries({}) == ()
 
 

@@ -20,10 +20,10 @@ from paretoprune.pruning.workbench import Workbench
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.pruning.yolo.saving import pickled_classes, save_checkpoint
 from paretoprune.search.config.run_config import RunConfig, build_config, nest
-from paretoprune.search.finalists.final_evaluation import Finished
+from paretoprune.search.finalists.final_evaluation import Finalist
 from paretoprune.search.finalists.finetune_picks import Job
 from paretoprune.search.sweep.preflight import check_natives, trusts_native
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.trial.remote_latency import MeasuringJob, measure_there
 from tests.pruning.recovery_material import shapes_dataset
 from tests.pruning.tiny import tiny_model
@@ -96,7 +96,7 @@ def test_a_class_that_cannot_be_imported_is_one_line(place: Path, monkeypatch: p
 @pytest.mark.slow
 def test_the_whole_way_of_a_run(place: Path, tmp_path: Path) -> None:
     """What a trial, a pick, a native rival, the last session and a measuring elsewhere do, each from the files."""
-    tools = PruningTools(config_of(place), "cpu", DeviceLock("cpu"))
+    tools = PruningOperations(config_of(place), "cpu", DeviceLock("cpu"))
     pruned, plan = tools.prune({"model.2.m.0.cv1.conv": 0.5, "model.1": 0.5})
     tools.recover(pruned, plan)
     before = {name: [*value.shape] for name, value in pruned.state_dict().items()}
@@ -151,7 +151,7 @@ def test_a_native_rival_is_trusted_by_its_own_option_or_as_the_runs_model(place:
 
 
 def test_the_last_session_loads_each_network_as_it_was_loaded_before() -> None:
-    assert Finished("t0001", Path("a"), {}).trust is None
-    assert Finished("native:a", Path("a"), {}).trust is False
-    assert Finished("native:a", Path("a"), {"trust_checkpoint": True}).trust is True
+    assert Finalist("t0001", Path("a"), {}).trust is None
+    assert Finalist("native:a", Path("a"), {}).trust is False
+    assert Finalist("native:a", Path("a"), {"trust_checkpoint": True}).trust is True
     assert not Job("native:a", native="a.pt").trust

@@ -16,7 +16,7 @@ import pytest
 from paretoprune.results.analysis.strategy_comparison import Comparison, ComparisonFolder
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.cli import run
-from paretoprune.search.comparison.compare import Prepared, check_names, compare
+from paretoprune.search.comparison.compare import ValidatedRun, check_names, compare
 from paretoprune.search.comparison.operations import StrategyJob, StrategyTools, measure_strategies
 from paretoprune.search.errors import RunFolderError, SearchError
 from paretoprune.search.storage.driver_lock import DriverLock
@@ -33,8 +33,10 @@ PROMISED = {
 THREE = ("structural", "sequential", "mask")
 
 
-def make_prepared(run_dir: Path, strategies: tuple[str, ...] = THREE, epochs: int = 2, ratio: float = 0.25) -> Prepared:
-    return Prepared(ComparisonFolder(run_dir), make_config(), strategies, {"*": ratio}, epochs, "0123456789abcdef")
+def make_prepared(
+    run_dir: Path, strategies: tuple[str, ...] = THREE, epochs: int = 2, ratio: float = 0.25
+) -> ValidatedRun:
+    return ValidatedRun(ComparisonFolder(run_dir), make_config(), strategies, {"*": ratio}, epochs, "0123456789abcdef")
 
 
 def ran(folder: ComparisonFolder) -> list[str]:
@@ -46,7 +48,7 @@ def ran(folder: ComparisonFolder) -> list[str]:
 
 
 @pytest.fixture
-def compared(tmp_path: Path, ray_session: object) -> tuple[Prepared, Comparison]:
+def compared(tmp_path: Path, ray_session: object) -> tuple[ValidatedRun, Comparison]:
     prepared = make_prepared(tmp_path / "run")
     return prepared, compare(prepared, fake_strategies)
 
@@ -78,7 +80,7 @@ def test_every_strategy_is_run_and_measured_beside_the_unpruned_network(
     assert "mask: done after 2 epochs" in captured.err
 
 
-def test_the_same_comparison_is_not_repeated(compared: tuple[Prepared, Comparison], capsys: Captured) -> None:
+def test_the_same_comparison_is_not_repeated(compared: tuple[ValidatedRun, Comparison], capsys: Captured) -> None:
     prepared, comparison = compared
     ran(prepared.folder)
     before = prepared.folder.json.stat().st_mtime_ns
@@ -88,7 +90,7 @@ def test_the_same_comparison_is_not_repeated(compared: tuple[Prepared, Compariso
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_one_more_strategy_is_run_alone_and_all_are_measured_again(compared: tuple[Prepared, Comparison]) -> None:
+def test_one_more_strategy_is_run_alone_and_all_are_measured_again(compared: tuple[ValidatedRun, Comparison]) -> None:
     prepared, _ = compared
     ran(prepared.folder)
     comparison = compare(replace(prepared, strategies=(*THREE, "skip")), fake_strategies)
@@ -96,7 +98,7 @@ def test_one_more_strategy_is_run_alone_and_all_are_measured_again(compared: tup
     assert [row.strategy for row in comparison.rows] == [*THREE, "skip"]
 
 
-def test_other_settings_or_a_missing_checkpoint_make_a_strategy_anew(compared: tuple[Prepared, Comparison]) -> None:
+def test_other_settings_or_a_missing_checkpoint_make_a_strategy_anew(compared: tuple[ValidatedRun, Comparison]) -> None:
     prepared, _ = compared
     ran(prepared.folder)
     prepared.folder.checkpoint("mask").unlink()
@@ -235,7 +237,7 @@ def test_names_are_taken_once_and_in_order() -> None:
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, compared: tuple[Prepared, Comparison]) -> Comparison:
+def printed(monkeypatch: pytest.MonkeyPatch, compared: tuple[ValidatedRun, Comparison]) -> Comparison:
     """The command prints this comparison instead of making one."""
     prepared, comparison = compared
     monkeypatch.setattr("paretoprune.search.comparison.compare.prepare", lambda *arguments: prepared)

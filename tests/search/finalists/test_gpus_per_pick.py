@@ -12,7 +12,7 @@ import torch
 from paretoprune.search.config.run_config import build_config
 from paretoprune.search.errors import SearchError
 from paretoprune.search.finalists.finetune_picks import _recipe, _with_gpus
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.worker.context import WorkerContext
 from tests.search.fakes import FakeTools, NoGate
 
@@ -53,7 +53,7 @@ def test_the_fine_tuning_is_told_all_of_them(
     (tmp_path / "d.yaml").touch()
     data = {"data": {"path": str(tmp_path / "d.yaml")}}
     config = build_config({**MODEL, **data, "finetune": {"gpus_per_pick": 2}}, "test")
-    tools = PruningTools(config, worker, NoGate())
+    tools = PruningOperations(config, worker, NoGate())
     seen: dict[str, Any] = {}
     monkeypatch.setattr(tools, "_tune", lambda *_, **named: seen.update(named))
     tools.finetune_fully(object(), Path("folder"))

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.synthetic import accuracy_of, exact_front, make_problem, volume
 from paretoprune.results.selection.pareto import non_dominated
 from paretoprune.search.samplers import candidates as module
-from paretoprune.search.samplers.candidates import Evidence, Proposer, reference_of
+from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence, reference_of
 from paretoprune.search.samplers.features import PlanFeatures
 
 FEATURES = PlanFeatures.of_widths([(tuple(range(64, 16, -8)), 64)] * 4)
@@ -26,7 +26,9 @@ def evidence(count: int = 12, seed: int = 0, bounds: int = 0) -> Evidence:
 
 
 def test_equal_evidence_and_seed_give_the_equal_plan() -> None:
-    assert Proposer(FEATURES, 3).propose(evidence(), set()) == Proposer(FEATURES, 3).propose(evidence(), set())
+    assert CandidateGenerator(FEATURES, 3).propose(evidence(), set()) == CandidateGenerator(FEATURES, 3).propose(
+        evidence(), set()
+    )
 
 
 def test_a_taken_plan_is_never_proposed_again() -> None:
@@ -36,12 +38,12 @@ def test_a_taken_plan_is_never_proposed_again() -> None:
     levels = np.array([(0, 0, 0), (1, 1, 1), (2, 2, 2)])
     losses = levels[:, :2] * [1.0, -1.0]
     known = Evidence(levels, losses, np.zeros((3, 2)), np.zeros((3, 0)), levels[:0])
-    assert Proposer(features, 0).propose(known, everything - {last}) == last
+    assert CandidateGenerator(features, 0).propose(known, everything - {last}) == last
 
 
 def test_a_plan_under_way_is_not_the_best_idea_once_more() -> None:
-    first = Proposer(FEATURES, 0).propose(evidence(), set())
-    again = Proposer(FEATURES, 0).propose(replace(evidence(), pending=np.array([first])), {first})
+    first = CandidateGenerator(FEATURES, 0).propose(evidence(), set())
+    again = CandidateGenerator(FEATURES, 0).propose(replace(evidence(), pending=np.array([first])), {first})
     assert sum(abs(a - b) for a, b in zip(first, again, strict=True)) > 1
 
 
@@ -49,14 +51,14 @@ def test_bounds_turn_the_search_to_where_they_are_kept() -> None:
     free = evidence(20)
     slack = 14.0 - (20.0 - free.losses[:, 1])  # violated above 0: latency must fall by 14 or more
     bounded = replace(free, violations=slack[:, None])
-    plan = Proposer(FEATURES, 0).propose(bounded, set())
+    plan = CandidateGenerator(FEATURES, 0).propose(bounded, set())
     assert sum(plan) >= 13
 
 
 def test_many_trials_are_thinned_and_the_front_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_POINTS", 10)
     known = evidence(40)
-    thin = Proposer(FEATURES, 0)._thinned(known)
+    thin = CandidateGenerator(FEATURES, 0)._thinned(known)
     assert len(thin.levels) == 10
     front = {tuple(row) for row in known.losses[non_dominated(known.losses)]}
     kept = {tuple(row) for row in thin.losses}
@@ -66,7 +68,9 @@ def test_many_trials_are_thinned_and_the_front_stays(monkeypatch: pytest.MonkeyP
 def test_three_objectives() -> None:
     known = evidence()
     losses = np.column_stack([known.losses, known.losses.sum(axis=1)])
-    plan = Proposer(FEATURES, 0).propose(replace(known, losses=losses, variances=np.zeros_like(losses)), set())
+    plan = CandidateGenerator(FEATURES, 0).propose(
+        replace(known, losses=losses, variances=np.zeros_like(losses)), set()
+    )
     assert all(0 <= level < 6 for level in plan)
 
 
@@ -91,7 +95,7 @@ def test_it_beats_chance_by_far_on_the_synthetic_problem() -> None:
     tops = np.array(features.sizes)
     drawn = [tuple(int(x) for x in random.integers(0, tops)) for _ in range(40)]
     tried = drawn[:6]
-    proposer = Proposer(features, 0)
+    proposer = CandidateGenerator(features, 0)
     while len(tried) < 40:
         seen = [problem.observe(plan, random) for plan in tried]
         losses = np.array([[-metrics["map50_95"], metrics["latency_ms"]] for metrics in seen])

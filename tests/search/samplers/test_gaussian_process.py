@@ -9,7 +9,7 @@ from scipy.optimize import check_grad
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.gaussian_process import (
-    Design,
+    FeatureMatrix,
     Surrogate,
     _kernel,
     _objective,
@@ -28,7 +28,7 @@ def plans(count: int, seed: int = 0) -> np.ndarray:
     return np.stack([random.integers(0, size, count) for size in FEATURES.sizes], axis=1)
 
 
-def some_hyper(design: Design, seed: int = 0) -> np.ndarray:
+def some_hyper(design: FeatureMatrix, seed: int = 0) -> np.ndarray:
     means, spreads, _ = _priors(design)
     return means + 0.3 * spreads * np.random.default_rng(seed).normal(size=len(means))
 

@@ -18,8 +18,8 @@ from paretoprune.search.samplers.initial_plans import (
     changed_plans,
     check_other_run,
     check_plans,
+    initial_plans_of,
     read_other_run,
-    starts_of,
 )
 from tests.search.fakes import make_config, make_space
 
@@ -33,11 +33,11 @@ def saved(path: Path, ratios: dict[str, float]) -> str:
 
 def test_the_users_plans_come_first_and_every_start_once(tmp_path: Path) -> None:
     space = make_space()
-    ladder = starts_of(make_config(**{"search.trials": 12}), space, {})
+    ladder = initial_plans_of(make_config(**{"search.trials": 12}), space, {})
     mine = space.plan((space.axes[0].size - 1, *[0] * (len(space.axes) - 1))).ratios
     also_uniform = space.plan(ladder[1].levels).ratios
     files = [saved(tmp_path / "a.json", mine), saved(tmp_path / "b.json", also_uniform)]
-    starts = starts_of(make_config(**{"search.trials": 12, "search.initial_plans": files}), space, {})
+    starts = initial_plans_of(make_config(**{"search.trials": 12, "search.initial_plans": files}), space, {})
     assert [start.provenance for start in starts[:3]] == [PLAN, PLAN, ladder[0].provenance]
     assert [space.plan(start.levels).ratios for start in starts[:2]] == [mine, also_uniform]
     assert len({start.levels for start in starts}) == len(starts) == len(ladder) + 1
@@ -47,7 +47,7 @@ def test_without_the_warm_start_only_the_users_plans_are_left(tmp_path: Path) ->
     space = make_space()
     file = saved(tmp_path / "a.json", space.plan(space.uniform(0.5)).ratios)
     config = make_config(**{"search.initial_plans": [file], "search.warm_start": False})
-    assert [start.provenance for start in starts_of(config, space, {})] == [PLAN]
+    assert [start.provenance for start in initial_plans_of(config, space, {})] == [PLAN]
 
 
 def test_a_plan_of_another_model_is_refused_by_its_layer(tmp_path: Path) -> None:
@@ -69,7 +69,9 @@ def test_a_plan_outside_the_space_is_said_to_be_changed_and_into_what(tmp_path: 
     assert "out.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625, " in lines[0]
     assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.imgsz, space.max_ratio" in lines[0]
     assert "is tried with model.9.head 0.5 -> 0;" in lines[1]
-    tried = starts_of(make_config(**{"search.initial_plans": [beyond], "search.warm_start": False}), space, {})[0]
+    tried = initial_plans_of(make_config(**{"search.initial_plans": [beyond], "search.warm_start": False}), space, {})[
+        0
+    ]
     assert space.plan(tried.levels).ratios["model.0.d0"] == 0.625
 
 

@@ -12,8 +12,8 @@ from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.bounds import Bounds
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.samplers.extrapolation import FEWEST, Estimate, LearningCurves
-from paretoprune.search.samplers.observations import Teller
-from paretoprune.search.space.constraints import Screen
+from paretoprune.search.samplers.observations import ObservationBuilder
+from paretoprune.search.space.constraints import ConstraintFilter
 from paretoprune.search.space.prediction import NoPredictor, Prediction
 from paretoprune.search.sweep.budget import Budget
 
@@ -91,7 +91,7 @@ def test_it_is_never_below_what_was_reached_and_silent_where_little_is_known() -
 
 
 def test_the_low_figure_is_never_told_as_final() -> None:
-    teller, others = Teller(OBJECTIVES), completed(10)
+    teller, others = ObservationBuilder(OBJECTIVES), completed(10)
     stopped = record("s", 0.25)
     assert teller.told(stopped) is None
     for other in (*others, stopped):
@@ -109,7 +109,7 @@ def test_the_low_figure_is_never_told_as_final() -> None:
 
 
 def test_bounds_are_told_in_optunas_way() -> None:
-    teller = Teller(OBJECTIVES, Bounds(max_latency_ms=4.0, min_map=0.2))
+    teller = ObservationBuilder(OBJECTIVES, Bounds(max_latency_ms=4.0, min_map=0.2))
     told = teller.told(record("c", 0.3, 0.5))
     assert told is not None
     assert told.constraints == pytest.approx({"max_latency_ms": 1.0, "min_map": -0.3})
@@ -125,12 +125,14 @@ class Foretold:
 
 
 def test_a_plan_is_refused_only_where_even_the_best_case_is_too_slow() -> None:
-    assert Screen(Bounds(max_latency_ms=3.9), 10.0, Foretold()).refusal({}) == "beyond max_latency_ms"
-    assert Screen(Bounds(max_latency_ms=4.1), 10.0, Foretold()).refusal({}) == ""
-    assert Screen(Bounds(max_latency_ms=0.1), 10.0, NoPredictor()).refusal({}) == ""
-    assert Screen(Bounds(max_latency_ratio=0.39), 10.0, Foretold()).refusal({}) == "beyond max_latency_ratio"
-    assert Screen(Bounds(min_speedup=2.6), 10.0, Foretold()).refusal({}) == "beyond min_speedup"  # 0.4 at best
-    assert Screen(Bounds(min_speedup=2.5, max_latency_ratio=0.4), 10.0, Foretold()).refusal({}) == ""
+    assert ConstraintFilter(Bounds(max_latency_ms=3.9), 10.0, Foretold()).refusal({}) == "beyond max_latency_ms"
+    assert ConstraintFilter(Bounds(max_latency_ms=4.1), 10.0, Foretold()).refusal({}) == ""
+    assert ConstraintFilter(Bounds(max_latency_ms=0.1), 10.0, NoPredictor()).refusal({}) == ""
+    assert ConstraintFilter(Bounds(max_latency_ratio=0.39), 10.0, Foretold()).refusal({}) == "beyond max_latency_ratio"
+    assert (
+        ConstraintFilter(Bounds(min_speedup=2.6), 10.0, Foretold()).refusal({}) == "beyond min_speedup"
+    )  # 0.4 at best
+    assert ConstraintFilter(Bounds(min_speedup=2.5, max_latency_ratio=0.4), 10.0, Foretold()).refusal({}) == ""
 
 
 def test_parameters_and_work_are_computed() -> None:
@@ -145,11 +147,11 @@ def test_parameters_and_work_are_computed() -> None:
             return [3.0 - plan.ratios["a"] for plan in plans], [8.0 - plan.ratios["a"] for plan in plans]
 
     geometry: Any = Geometry()
-    screen = Screen(Bounds(max_params_m=2.5, max_gflops=7.0), 10.0, NoPredictor(), geometry)
+    screen = ConstraintFilter(Bounds(max_params_m=2.5, max_gflops=7.0), 10.0, NoPredictor(), geometry)
     assert screen.refusal(Plan({"a": 0.4})) == "beyond max_params_m, max_gflops"
     assert screen.refusal(Plan({"a": 0.6})) == "beyond max_gflops"
     assert screen.refusal(Plan({"a": 0.9})) == "beyond max_gflops"
-    assert Screen(Bounds(max_params_m=2.5), 10.0, NoPredictor(), geometry).refusal(Plan({"a": 0.5})) == ""
+    assert ConstraintFilter(Bounds(max_params_m=2.5), 10.0, NoPredictor(), geometry).refusal(Plan({"a": 0.5})) == ""
 
 
 def test_budgets_in_hours_and_gpu_hours() -> None:

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import TrialError
-from paretoprune.search.samplers.observations import VARIANCES, Told
+from paretoprune.search.samplers.observations import VARIANCES, Observation
 from paretoprune.search.samplers.study import MOST_REFUSALS, STUDY_NAME, SearchStudy
-from paretoprune.search.samplers.warm_start import Start, ladder_plans, warm_start
+from paretoprune.search.samplers.warm_start import InitialPlan, ladder_plans, warm_start
 from paretoprune.search.space.space import Levels, Space, build_space
 from tests.search.fakes import accuracy_of, make_space, make_table
 
@@ -36,7 +36,7 @@ def explore(study: SearchStudy, space: Space, count: int) -> list[tuple[Levels, 
         suggestion = study.ask()
         if suggestion is None:
             break
-        study.tell(suggestion.number, Told(metrics_of(space, suggestion.levels)))
+        study.tell(suggestion.number, Observation(metrics_of(space, suggestion.levels)))
         seen.append((suggestion.levels, suggestion.provenance))
     return seen
 
@@ -46,7 +46,7 @@ def test_ladder_first_then_the_sampler_and_no_plan_twice(sampler: str) -> None:
     space = make_space()
     ladder = ladder_plans(space, 16)
     seen = explore(
-        SearchStudy(space, OBJECTIVES, sampler, seed=3, starts=[Start(levels, "ladder") for levels in ladder]),
+        SearchStudy(space, OBJECTIVES, sampler, seed=3, starts=[InitialPlan(levels, "ladder") for levels in ladder]),
         space,
         16,
     )
@@ -91,7 +91,7 @@ def test_failed_and_unfinished_trials_end_as_fail(tmp_path: Path) -> None:
     assert first
     assert second
     assert third
-    study.tell(first.number, Told(metrics_of(space, first.levels)))
+    study.tell(first.number, Observation(metrics_of(space, first.levels)))
     study.fail(second.number, "no luck")
     study.close()
     reopened = optuna.load_study(
@@ -110,15 +110,15 @@ def test_what_is_not_finite_is_never_told(value: object) -> None:
     suggestion = study.ask()
     assert suggestion
     with pytest.raises(TrialError, match="the objective latency_ms must be a finite number"):
-        study.tell(suggestion.number, Told({"map50_95": 0.5, "latency_ms": value}))
+        study.tell(suggestion.number, Observation({"map50_95": 0.5, "latency_ms": value}))
     assert [trial.state for trial in study.study.trials] == [TrialState.FAIL]
 
 
 def test_replayed_trials_are_known_to_the_sampler_and_not_asked_again() -> None:
     space = make_space()
     ladder = ladder_plans(space, 12)
-    study = SearchStudy(space, OBJECTIVES, "gp", starts=[Start(levels, "ladder") for levels in ladder])
-    study.replay(ladder[0], Told(metrics_of(space, ladder[0])), "t0000")
+    study = SearchStudy(space, OBJECTIVES, "gp", starts=[InitialPlan(levels, "ladder") for levels in ladder])
+    study.replay(ladder[0], Observation(metrics_of(space, ladder[0])), "t0000")
     study.replay(ladder[1], None, "t0001")
     assert [trial.state for trial in study.study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
     assert study.study.best_trials[0].values == pytest.approx(list(metrics_of(space, ladder[0]).values()))
@@ -163,7 +163,7 @@ def test_what_is_refused_is_never_asked_for_but_the_users_own_plans_are() -> Non
         return "too light" if sum(plan.ratios.values()) < 2.0 else ""
 
     light, heavy = space.uniform(0.1), space.uniform(0.5)
-    starts = [Start(light, "ladder"), Start(heavy, "ladder"), Start(space.uniform(0.2), "plan")]
+    starts = [InitialPlan(light, "ladder"), InitialPlan(heavy, "ladder"), InitialPlan(space.uniform(0.2), "plan")]
     study = SearchStudy(space, OBJECTIVES, "gp", starts=starts, refusal=refusal)
     seen = explore(study, space, 15)
     assert [levels for levels, _ in seen[:2]] == [heavy, space.uniform(0.2)]
@@ -181,7 +181,7 @@ def test_where_everything_is_refused_plans_come_all_the_same() -> None:
 def test_bounds_and_estimates_reach_the_study() -> None:
     space = make_space()
     study = SearchStudy(space, OBJECTIVES, "gp")
-    told = Told({"map50_95": 0.5, "latency_ms": 8.0}, {"map50_95": 0.01}, {"max_latency_ms": 0.25})
+    told = Observation({"map50_95": 0.5, "latency_ms": 8.0}, {"map50_95": 0.01}, {"max_latency_ms": 0.25})
     suggestion = study.ask()
     assert suggestion
     study.tell(suggestion.number, told)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paretoprune.search.stopping.early_stopper import FolderJudge, rung_reports
+from paretoprune.search.stopping.early_stopper import LocalEarlyStopper, rung_reports
 from paretoprune.search.stopping.rule import StoppingRule, rungs_of
 from paretoprune.search.stopping.rungs import Course, RungReport
 from paretoprune.search.storage.event_log import PhaseClock
@@ -180,8 +180,9 @@ def test_rungs(epochs: int, rungs: tuple[int, ...]) -> None:
 def write(folder: Path, one: RungReport, finished: bool = True) -> None:
     clock = PhaseClock(folder / "events.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
-    Course(one.trial_id, (one.epochs,), FolderJudge(folder.parent, StoppingRule(neighbours=999)), "map50_95", one.costs,
-           clock).reached(one.epochs, {"map50_95": one.accuracy})  # fmt: skip
+    stopper = LocalEarlyStopper(folder.parent, StoppingRule(neighbours=999))
+    course = Course(one.trial_id, (one.epochs,), stopper, "map50_95", one.costs, clock)
+    course.reached(one.epochs, {"map50_95": one.accuracy})
     if finished:
         (folder / "record.json").write_text("{}")
 
@@ -190,15 +191,15 @@ def test_the_judge_decides_by_what_trials_wrote_whether_they_run_or_have_ended(t
     others = crowd(3)
     for index, one in enumerate(others):
         write(tmp_path / one.trial_id, one, finished=index % 2 == 0)
-    judge = FolderJudge(tmp_path, RULE)
+    judge = LocalEarlyStopper(tmp_path, RULE)
     assert sorted(judge.reports(), key=lambda r: r.trial_id) == others
     for new in crowd(4):
         one = report("new", new.accuracy, new.costs["latency_ms"])
-        assert judge.stops(one) == RULE.stops(one, others) == FolderJudge(tmp_path, RULE).stops(one)
+        assert judge.stops(one) == RULE.stops(one, others) == LocalEarlyStopper(tmp_path, RULE).stops(one)
 
 
 def test_a_running_trials_next_rung_is_seen(tmp_path: Path) -> None:
-    judge = FolderJudge(tmp_path, RULE)
+    judge = LocalEarlyStopper(tmp_path, RULE)
     write(tmp_path / "t00", report("t00", 0.3, 9.0), finished=False)
     assert [one.epochs for one in judge.reports()] == [0]
     write(tmp_path / "t00", report("t00", 0.4, 9.0, epochs=1))
@@ -217,4 +218,4 @@ def test_a_trial_begun_again_counts_once_and_a_torn_line_not_at_all(tmp_path: Pa
 
 
 def test_a_folder_that_is_gone_stops_nobody(tmp_path: Path) -> None:
-    assert not FolderJudge(tmp_path / "gone", RULE).stops(report("new", 0.0, 99.0))
+    assert not LocalEarlyStopper(tmp_path / "gone", RULE).stops(report("new", 0.0, 99.0))

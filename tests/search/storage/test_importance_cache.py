@@ -14,7 +14,7 @@ from paretoprune.pruning.errors import PruningError
 from paretoprune.search.config.run_config import build_config, nest
 from paretoprune.search.storage.importance_cache import SCORES_NAME, keep_scores, kept_scores
 from paretoprune.search.storage.request import TrialRequest
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.worker import worker
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried, start_courier
@@ -41,12 +41,12 @@ def test_a_torn_file_is_as_good_as_none(tmp_path: Path, kept: float) -> None:
     assert kept_scores(tmp_path, MADE_FROM) is None
 
 
-def make_tools(data: Path, importance: str, seed: int = 0) -> PruningTools:
+def make_tools(data: Path, importance: str, seed: int = 0) -> PruningOperations:
     settings = {
         "model.path": str(BASELINE), "model.imgsz": IMGSZ, "data.path": str(data), "recover.importance": importance,
         "recover.calibration_images": 4, "search.seed": seed,
     }  # fmt: skip
-    return PruningTools(build_config(nest(settings)), "cpu", NoGate())
+    return PruningOperations(build_config(nest(settings)), "cpu", NoGate())
 
 
 @pytest.fixture

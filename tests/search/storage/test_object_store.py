@@ -19,12 +19,12 @@ from paretoprune.search.cli import cli
 from paretoprune.search.config.run_config import RunConfig
 from paretoprune.search.errors import RunFolderError
 from paretoprune.search.monitoring.command_line import command_line
-from paretoprune.search.storage.object_store import CACHE_VARIABLE, LEASE, RemoteRun, is_uri, published, remote_of
-from paretoprune.search.sweep.preflight import Prepared, check_run_folder, existing_run
+from paretoprune.search.storage.object_store import CACHE_VARIABLE, LEASE, ObjectStoreRun, is_uri, published, remote_of
+from paretoprune.search.sweep.preflight import ValidatedRun, check_run_folder, existing_run
 from paretoprune.search.sweep.sweep import run_sweep
-from paretoprune.search.worker.cluster import with_model_brought_along
+from paretoprune.search.worker.cluster import with_model_copied
 from paretoprune.search.worker.context import WorkerContext
-from paretoprune.search.worker.file_transfer import Courier, carried, start_courier
+from paretoprune.search.worker.file_transfer import FileTransferActor, carried, start_courier
 from tests.search.fakes import make_config, make_prepared, make_space, quick_tools
 
 
@@ -43,26 +43,26 @@ def test_what_is_sent_comes_back_elsewhere(
     store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, there = store
-    mirror = RemoteRun(address).pull()
+    mirror = ObjectStoreRun(address).pull()
     (mirror / "trials" / "t0").mkdir(parents=True)
     (mirror / "trials" / "t0" / "pruned.pt").write_bytes(b"weights")
     (mirror / "trials.jsonl").write_text("{}\n")
     (mirror / "ray").mkdir()
     (mirror / "ray" / "scratch").write_text("x")
-    remote = RemoteRun(address)
+    remote = ObjectStoreRun(address)
     assert remote.push() == 2
     assert remote.push() == 0
     assert sorted(files(there)) == ["trials.jsonl", "trials/t0/pruned.pt"]
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
-    again = RemoteRun(address)
+    again = ObjectStoreRun(address)
     here = again.pull()
     assert here != mirror
     assert (here / "trials" / "t0" / "pruned.pt").read_bytes() == b"weights"
     assert again.push() == 0  # nothing changed
     (here / "trials.jsonl").write_text("{}\n{}\n")
-    assert RemoteRun(address).pull() == here
+    assert ObjectStoreRun(address).pull() == here
     assert (here / "trials.jsonl").read_text() == "{}\n{}\n", "what was not sent yet is kept"
-    assert RemoteRun(address).push() == 1
+    assert ObjectStoreRun(address).push() == 1
     assert remote_of(here).uri == address  # type: ignore[union-attr]
     assert command_line("resume", here, 7) == f"paretoprune resume {address} 7"  # not the mirror: any machine may
     assert remote_of(tmp_path) is None
@@ -72,29 +72,29 @@ def test_a_file_that_changed_elsewhere_and_kept_its_length_is_fetched_again(stor
     address, there = store
     there.mkdir(parents=True)
     (there / "config.yaml").write_text("search: {trials: 2}")
-    here = RemoteRun(address).pull() / "config.yaml"
+    here = ObjectStoreRun(address).pull() / "config.yaml"
     (there / "config.yaml").write_text("search: {trials: 5}")
     os.utime(there / "config.yaml", (time.time() + 5, time.time() + 5))
-    RemoteRun(address).pull()
+    ObjectStoreRun(address).pull()
     assert here.read_text() == "search: {trials: 5}"
     here.write_text("search: {trials: 7}")
     os.utime(here, (time.time() + 9, time.time() + 9))
-    RemoteRun(address).pull()
+    ObjectStoreRun(address).pull()
     assert here.read_text() == "search: {trials: 7}", "what was not sent yet is kept"
 
 
 def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(store: tuple[str, Path]) -> None:
     address, there = store
-    mirror = RemoteRun(address).pull()
+    mirror = ObjectStoreRun(address).pull()
     with published(mirror) as is_published:
         assert is_published
         held = json.loads((there / LEASE).read_text())
         (there / LEASE).write_text(json.dumps({**held, "host": "elsewhere", "pid": 7}))
         with pytest.raises(RunFolderError, match=r"another driver \(host elsewhere, pid 7\)") as caught:
-            RemoteRun(address).take()
+            ObjectStoreRun(address).take()
         assert (caught.value.host, caught.value.pid) == ("elsewhere", 7)
         (there / LEASE).write_text(json.dumps({**held, "host": "elsewhere", "time": held["time"] - 1000}))
-        RemoteRun(address).take()  # it died
+        ObjectStoreRun(address).take()  # it died
     assert not (there / LEASE).exists()
 
 
@@ -108,7 +108,7 @@ def test_a_second_driver_is_refused_with_the_first_ones_host_and_pid(store: tupl
 def test_an_address_that_cannot_be_is_one_line(address: str, said: str) -> None:
     assert is_uri(address)
     with pytest.raises(RunFolderError, match=said) as caught:
-        RemoteRun(address)
+        ObjectStoreRun(address)
     assert "secret" not in str(caught.value)
     result = CliRunner().invoke(cli, ["status", address])
     assert isinstance(result.exception, RunFolderError)
@@ -127,13 +127,13 @@ def test_a_store_that_does_not_answer_is_not_called_an_unknown_address(
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(RunFolderError, match=r"must be readable, but .*NETWORK_CONNECTION.*; check the network"):
-        RemoteRun(address).pull()
+        ObjectStoreRun(address).pull()
 
 
 def test_a_store_cannot_write_outside_the_mirror(
     store: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote = RemoteRun(store[0])
+    remote = ObjectStoreRun(store[0])
 
     class Listing:
         def get_file_info(self, selector: Any) -> list[Any]:
@@ -148,7 +148,7 @@ def test_a_store_cannot_write_outside_the_mirror(
 
 def test_the_courier_stays_in_the_run_folder(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    courier = Courier(str(root))
+    courier = FileTransferActor(str(root))
     courier.deliver({"trials/a/record.json": b"{}", "trials/a/pruned.pt": b"w"})
     assert courier.fetch(["trials/a", "nothing"]) == {"trials/a/pruned.pt": b"w", "trials/a/record.json": b"{}"}
     for name in ("../x", "/x", "a/../../x"):
@@ -166,7 +166,7 @@ def test_a_sweep_into_a_store_goes_on_from_another_machine(
 ) -> None:
     """The model given there lies at another path; the run's own copy has no path that names a machine."""
     address, there = store
-    mirror = RemoteRun(address).pull()
+    mirror = ObjectStoreRun(address).pull()
     model = tmp_path / "here" / "my.pt"
     model.parent.mkdir()
     model.write_bytes(b"weights")
@@ -177,15 +177,15 @@ def test_a_sweep_into_a_store_goes_on_from_another_machine(
     assert len(RunFolder(there).read_records()) == 3
     assert {f"trials/t000{i}/{name}" for i in range(3) for name in ("pruned.pt", "record.json")} <= files(there).keys()
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
-    other = RemoteRun(address).pull()
+    other = ObjectStoreRun(address).pull()
     folder, config = existing_run(other)
     assert config.model.path == str(other / "model" / "my.pt")
     assert folder.read_config()["model"]["path"] == config.model.path
     elsewhere = model.rename(tmp_path / "my.pt")
     for given in (config, make_config(**{**_flat(config), "model.path": str(elsewhere)})):
-        check_run_folder(folder, with_model_brought_along(given, folder, copy=False))
+        check_run_folder(folder, with_model_copied(given, folder, copy=False))
     config = make_config(**{**_flat(config), "search.trials": 5})
-    assert run_sweep(Prepared(folder, config, make_space()), quick_tools).finished == 5
+    assert run_sweep(ValidatedRun(folder, config, make_space()), quick_tools).finished == 5
     records = RunFolder(there).read_records()
     assert len({record.plan_hash for record in records}) == len(records) == 5
 
@@ -208,7 +208,7 @@ def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(mo
     monkeypatch.setattr(ray_connection, "describe_cluster", lambda address: here[0])
     monkeypatch.setattr(cluster, "LOOK_AGAIN_SECONDS", 0.0)
     config = make_config(**{"resources.address": "auto", "resources.max_concurrent_trials": 5})
-    slots = cluster.FollowingSlots(config, TrialResources(1, 0.5, 4))
+    slots = cluster.DynamicSlots(config, TrialResources(1, 0.5, 4))
     assert asked == [[{"CPU": 1, "GPU": 0.5}] * 5]
     assert slots() == 4
     here[0] = ClusterInfo((Node("a", 4, 2), Node("b", 8, 2)), 12, 4, "auto")
@@ -217,7 +217,7 @@ def test_slots_follow_the_nodes_and_an_autoscaler_is_asked_for_what_is_wanted(mo
     assert slots() == 0
     slots.close()
     assert asked[-1] == []
-    alone = cluster.FollowingSlots(make_config(**{"resources.max_concurrent_trials": 9}), TrialResources(1, 0.5, 4))
+    alone = cluster.DynamicSlots(make_config(**{"resources.max_concurrent_trials": 9}), TrialResources(1, 0.5, 4))
     alone.close()
     assert len(asked) == 2
 

@@ -20,7 +20,7 @@ from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig
 from paretoprune.search.errors import SearchError
-from paretoprune.search.finalists.final_evaluation import compare_finished
+from paretoprune.search.finalists.final_evaluation import compare_finalists
 from paretoprune.search.finalists.finetune_picks import Job, choose_free_moves, finetune_job
 from paretoprune.search.sweep.free_moves import missing_sizes
 from paretoprune.search.sweep.sweep import run_sweep
@@ -143,7 +143,7 @@ def test_a_fine_tuned_free_move_is_judged_beside_the_picks_and_marks_those_that_
     (folder.path / jobs[1].start).write_text("{}")
     for job in jobs:
         finetune_job(context, job)
-    compare_finished(context, [job.place for job in jobs])
+    compare_finalists(context, [job.place for job in jobs])
 
     (tuned,), (picked,) = folder.read_tuned_moves(), folder.read_selected()
     assert (tuned.name, tuned.recipe) == ("unpruned@448", "unpruned at 448 px, as pretended at 448 px")

@@ -14,7 +14,7 @@ from paretoprune.cluster.agent.client import AgentPool
 from paretoprune.cluster.errors import AgentAwayError, AgentError
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.latency.runtimes import ExportCache, OnnxFile
-from paretoprune.pruning.latency.statistics import Quad, across_sessions, speedup
+from paretoprune.pruning.latency.statistics import Quad, speedup, with_session_variance
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.records import FORETOLD, SOURCE
 from paretoprune.search.cli import run
@@ -89,12 +89,12 @@ class Samples:
 
 
 def test_the_statistics_are_those_of_a_local_measurement() -> None:
-    """Oracle: the same quads given to `speedup` and `across_sessions`, as `measure_pair` does."""
+    """Oracle: the same quads given to `speedup` and `with_session_variance`, as `measure_pair` does."""
     rounds = [([[1.0 + k / 50], [1.1]], [[2.0], [2.2 + k / 70]]) for k in range(9)]
     job = AgentJob("onnx", 32, max_seconds=100.0)
     result = agent_latency._measured(Samples(rounds), MODELS, job)  # type: ignore[arg-type]
     quads = [Quad(tuple(map(tuple, ours)), tuple(map(tuple, theirs))) for ours, theirs in rounds]  # type: ignore[arg-type]
-    expected = across_sessions(speedup(quads))
+    expected = with_session_variance(speedup(quads))
     assert (result.speedup, *result.speedup_ci95) == (expected.value, expected.low, expected.high)
     assert (result.blocks, result.iterations, result.warmup_iterations) == (36, 18, 7)
     assert (result.host, result.conditions.device_name, result.conditions.throttled) == ("pi", "Raspberry Pi", True)

@@ -21,7 +21,7 @@ from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.sweep.preflight import check_deployment, check_runtime_here
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.trial.trial import run_trial
 from paretoprune.search.worker.worker import trial_settings
 from tests.cluster.agents import TOKEN, agent_process
@@ -49,7 +49,7 @@ def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
     wanted = config(data, format="onnx", precision="int8", calibration_images=2)
     check_deployment(wanted)
-    tools = PruningTools(wanted, "cpu", NullGate())
+    tools = PruningOperations(wanted, "cpu", NullGate())
     request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
     record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
     assert record.state is TrialState.COMPLETED, record.error
@@ -68,7 +68,7 @@ def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
 
 
 def test_finalists_are_evaluated_together_as_files(data: str) -> None:
-    tools = PruningTools(config(data, format="torchscript", when="picks"), "cpu", NullGate())
+    tools = PruningOperations(config(data, format="torchscript", when="picks"), "cpu", NullGate())
     assert tools.deployed(tools.baseline, {"map50_95": 0.5}) == {"map50_95": 0.5}  # no trial is a file
     models = {"baseline": tools.baseline, "t0001": tools.prune(Plan({"model.4.m.0.cv1": 0.25}))[0]}
     found = tools.evaluate_together(models, {}, lambda line: None)
@@ -81,7 +81,7 @@ def test_finalists_are_evaluated_together_as_files(data: str) -> None:
 
 def test_files_are_made_and_judged_at_height_and_width(data: str) -> None:
     wide = (96, IMGSZ)
-    tools = PruningTools(config(data, format="torchscript"), "cpu", NullGate()).at(wide)
+    tools = PruningOperations(config(data, format="torchscript"), "cpu", NullGate()).at(wide)
     model = tools.prune(Plan({"model.4.m.0.cv1": 0.25}, imgsz=wide))[0]
     found = tools.deployed(model, tools.evaluate(model))
     assert found["map50_95"] == pytest.approx(found["map50_95_fp32"], abs=1e-3)  # the same arithmetic, the same images
@@ -122,7 +122,7 @@ def test_what_ships_goes_to_the_agent(tmp_path: Path, data: str, monkeypatch: py
         latency = {"max_seconds": 0.2, "threads": 1, "target": device.address}
         wanted = build_config({**config(data).model_dump(), "deploy": deploy, "latency": latency})
         check_runtime_here(wanted)
-        tools = PruningTools(wanted, "cpu", NullGate())
+        tools = PruningOperations(wanted, "cpu", NullGate())
         request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
         record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
         assert record.state is TrialState.COMPLETED, record.error

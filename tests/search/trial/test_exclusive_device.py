@@ -15,7 +15,7 @@ from paretoprune.pruning.builtin import BASELINE, IMGSZ
 from paretoprune.search.config.run_config import build_config, nest
 from paretoprune.search.trial import exclusive_device
 from paretoprune.search.trial.exclusive_device import alone_on
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.trial.remote_latency import MeasuringJob, measure_there
 from tests.pruning.recovery_material import shapes_dataset
 
@@ -61,7 +61,7 @@ def test_a_trial_makes_networks_ready_beside_others_and_times_alone(
         "model.path": str(BASELINE), "model.imgsz": IMGSZ, "latency.max_seconds": 0.2, "latency.threads": 1,
         "data.path": str(shapes_dataset(tmp_path / "shapes")), "search.objectives": ["map50_95", "energy_j"],
     }  # fmt: skip
-    tools = PruningTools(build_config(nest(settings)), "cpu", DeviceLock("cpu"))
+    tools = PruningOperations(build_config(nest(settings)), "cpu", DeviceLock("cpu"))
     tools.start_measure(tools.baseline)
     assert set(states["open_session"]) == {"shared"}
     assert set(states["time_pair"]) == set(states["energy_per_inference"]) == {"alone"}

@@ -15,7 +15,7 @@ from paretoprune.pruning.yolo.saving import save_checkpoint
 from paretoprune.results.store.records import TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.run_config import RunConfig
-from paretoprune.search.samplers.observations import Teller
+from paretoprune.search.samplers.observations import ObservationBuilder
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.space.latency_predictor import make_predictor
 from paretoprune.search.space.prediction import NoPredictor
@@ -23,7 +23,7 @@ from paretoprune.search.storage.request import TrialRequest
 from paretoprune.search.sweep.preflight import prepare
 from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.factory import make_tools
-from paretoprune.search.trial.operations import PruningTools
+from paretoprune.search.trial.operations import PruningOperations
 from paretoprune.search.trial.strategy_trial import STRATEGY_FOLDER
 from paretoprune.search.trial.trial import TrialSettings, run_trial
 from tests.pruning.recovery_material import shapes_dataset, widths
@@ -181,7 +181,7 @@ def test_a_trial_that_left_layers_whole_is_replayed_as_it_was_asked(
     record = run_trial(request, TrialSettings(0, True, 2.0), tools, NoGate(), folder.trial_dir("t0000"))
     assert record.ratios != request.ratios
     study = SearchStudy(space, {"map50_95": "max", "latency_ms": "min"}, "random")
-    SweepState(folder, space, study, [record], 2, Teller(["map50_95", "latency_ms"]))
+    SweepState(folder, space, study, [record], 2, ObservationBuilder(["map50_95", "latency_ms"]))
     assert study._seen == {levels}
 
 
@@ -194,4 +194,4 @@ def test_latency_is_foretold_only_where_widths_follow_from_ratios(name: str, mat
 
 
 def test_the_structural_way_has_the_tools_it_always_had(material: dict[str, Any]) -> None:
-    assert type(make_tools(config_of(material, "structural"), "cpu", NoGate())) is PruningTools
+    assert type(make_tools(config_of(material, "structural"), "cpu", NoGate())) is PruningOperations

@@ -133,7 +133,7 @@ def test_an_exception_becomes_a_failed_record(phase: str, tmp_path: Path) -> Non
     assert tools.calls[-1] == "release"
 
 
-class Judge:
+class EarlyStopper:
     """Stops at one rung, and keeps what it was told."""
 
     def __init__(self, at: int) -> None:
@@ -146,7 +146,7 @@ class Judge:
 
 
 def test_a_judge_that_lets_it_pass_is_asked_at_every_rung_and_only_there(tmp_path: Path) -> None:
-    judge = Judge(at=99)
+    judge = EarlyStopper(at=99)
     settings = TrialSettings(4, True, 10.0, rungs=(0, 1, 3))
     record = run_trial(REQUEST, settings, FakeTools(epochs=4), NoGate(), tmp_path / "t0001", judge)
     start = accuracy_of(REQUEST.ratios)
@@ -161,7 +161,7 @@ def test_a_judge_that_lets_it_pass_is_asked_at_every_rung_and_only_there(tmp_pat
 
 def test_a_trial_stopped_before_training_keeps_its_figures_and_its_network(tmp_path: Path) -> None:
     tools = FakeTools()
-    record = run_trial(REQUEST, replace(SETTINGS, rungs=(0,)), tools, NoGate(), tmp_path / "t0001", Judge(at=0))
+    record = run_trial(REQUEST, replace(SETTINGS, rungs=(0,)), tools, NoGate(), tmp_path / "t0001", EarlyStopper(at=0))
     assert "finetune" not in tools.calls
     assert (record.state, record.epochs, record.fidelity) == (TrialState.STOPPED, 0, "refit")
     assert record.metrics["map50_95"] == pytest.approx(accuracy_of(REQUEST.ratios))
@@ -173,7 +173,7 @@ FORETOLD_REQUEST = REQUEST.changed(foretold={"ratio": 0.8, "low": 0.78, "high": 
 
 
 def test_a_foretold_trial_that_is_stopped_at_the_first_rung_is_never_timed(tmp_path: Path) -> None:
-    tools, judge = FakeTools(), Judge(at=0)
+    tools, judge = FakeTools(), EarlyStopper(at=0)
     settings = replace(SETTINGS, rungs=(0,), foretells=True)
     record = run_trial(FORETOLD_REQUEST, settings, tools, NoGate(), tmp_path / "t0001", judge)
     assert "measure" not in tools.calls
@@ -186,7 +186,7 @@ def test_a_foretold_trial_that_is_stopped_at_the_first_rung_is_never_timed(tmp_p
 
 
 def test_a_foretold_trial_that_goes_on_is_timed_before_it_is_trained(tmp_path: Path) -> None:
-    tools, judge = FakeTools(), Judge(at=99)
+    tools, judge = FakeTools(), EarlyStopper(at=99)
     settings = replace(SETTINGS, rungs=(0, 1), foretells=True)
     record = run_trial(FORETOLD_REQUEST, settings, tools, NoGate(), tmp_path / "t0001", judge)
     assert tools.calls == "prune recover evaluate measure finetune save release".split()
@@ -202,13 +202,13 @@ def test_a_foretold_trial_that_goes_on_is_timed_before_it_is_trained(tmp_path: P
 )
 def test_what_is_compared_in_the_end_is_timed_first(change: dict[str, Any], tmp_path: Path) -> None:
     tools = FakeTools()
-    run_trial(FORETOLD_REQUEST, replace(SETTINGS, **change), tools, NoGate(), tmp_path / "t0001", Judge(at=0))
+    run_trial(FORETOLD_REQUEST, replace(SETTINGS, **change), tools, NoGate(), tmp_path / "t0001", EarlyStopper(at=0))
     assert tools.calls[:4] == "prune recover measure evaluate".split()
 
 
 def test_a_trial_stopped_in_training_names_its_fidelity(tmp_path: Path) -> None:
     settings = TrialSettings(9, True, 10.0, rungs=(0, 1, 3))
-    record = run_trial(REQUEST, settings, FakeTools(epochs=9), NoGate(), tmp_path / "t0001", Judge(at=3))
+    record = run_trial(REQUEST, settings, FakeTools(epochs=9), NoGate(), tmp_path / "t0001", EarlyStopper(at=3))
     assert (record.state, record.epochs, record.fidelity_label) == (TrialState.STOPPED, 3, "3 epochs")
     assert record.metrics["map50_95"] == pytest.approx(accuracy_of(REQUEST.ratios) + 0.15)
 
@@ -216,7 +216,7 @@ def test_a_trial_stopped_in_training_names_its_fidelity(tmp_path: Path) -> None:
 def test_a_rung_is_on_disk_before_the_judge_is_asked(tmp_path: Path) -> None:
     events = tmp_path / "t0001" / "events.jsonl"
 
-    class Reader(Judge):
+    class Reader(EarlyStopper):
         def stops(self, report: RungReport) -> bool:
             last = json.loads(events.read_text().splitlines()[-1])
             assert (last["event"], last["epochs"], last["accuracy"]) == ("rung", report.epochs, report.accuracy)
@@ -244,7 +244,7 @@ def test_latency_measured_elsewhere_is_waited_for_after_training(tmp_path: Path)
 
             return Pending()
 
-    tools, judge = Remote(), Judge(at=99)
+    tools, judge = Remote(), EarlyStopper(at=99)
     record = run_trial(REQUEST, replace(SETTINGS, rungs=(0,)), tools, NoGate(), tmp_path / "t0001", judge)
     assert tools.calls[-4:] == ["finetune", "collect", "save", "release"]
     assert "latency_ms" not in judge.reports[0].costs
