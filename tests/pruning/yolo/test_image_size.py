@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.export.check import EXACT, check_export, measure_export, real_images
@@ -218,3 +218,10 @@ def test_a_network_is_pruned_for_a_rectangle(tmp_path: Path) -> None:
     stock.model.model[0].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
     stock.predict(np.zeros((64, 96, 3), np.uint8), verbose=False, save=False, device="cpu")
     assert seen[-1] == size
+
+
+def test_a_classifier_takes_squares_only(tmp_path: Path) -> None:
+    save_checkpoint(ClassificationModel("yolov8n-cls.yaml", nc=2, verbose=False), tmp_path / "classes.pt")
+    assert Workbench(str(tmp_path / "classes.pt"), imgsz=64).model is not None
+    with pytest.raises(PruningError, match="a classifier's images are squares, but got 64,96: give one side"):
+        assert Workbench(str(tmp_path / "classes.pt"), imgsz=(64, 96)).model
