@@ -259,7 +259,7 @@ def node_tools(config: RunConfig, device: str, gate: DeviceGate) -> FakeTools:
 
 def meet(node: str) -> None:
     """Wait until $MEETING_SIZE processes have come by: where workers start slowly, the first would do all."""
-    place = Path(os.environ["RENDEZVOUS"])
+    place = Path(os.environ["MEETING"])
     (place / f"{node}-{os.getpid()}").touch()
     end = time.monotonic() + 300
     while len(list(place.iterdir())) < int(os.environ["MEETING_SIZE"]) and time.monotonic() < end:
