@@ -27,7 +27,7 @@ from paretoprune.cluster import doctor, nodes
 from paretoprune.cluster.ray_connection import connect
 try:
     connect(sys.argv[1])
-    answers = nodes.ask_nodes(nodes.Question())
+    answers = nodes.ask_nodes(nodes.Probe())
     print(json.dumps({name: asdict(answer) for name, answer in answers.items()}))
     print(json.dumps([asdict(check) for check in doctor.check_nodes(sys.argv[3:], Path(sys.argv[2]))]))
     print(nodes.check_nodes(sys.argv[3:], Path(sys.argv[2])))

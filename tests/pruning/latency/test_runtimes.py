@@ -243,7 +243,7 @@ def test_half_precision_needs_a_cpu_that_does_it(monkeypatch: pytest.MonkeyPatch
 
 def test_the_settings_know_the_same_runtimes() -> None:
     field = LatencySection.model_json_schema()["properties"]["runtime"]
-    named, _ = field["anyOf"]  # the second is an agent's own command
+    named, *_ = field["anyOf"]  # the others are an agent's own
     assert tuple(named["enum"]) == RUNTIMES == tuple(runtimes._SESSIONS)
 
 
