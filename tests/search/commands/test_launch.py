@@ -55,7 +55,11 @@ def test_a_job_goes_on_without_us_and_is_said_to(config: Path, monkeypatch: pyte
         "http://head:1/?a=b",
         *(() if follow else ("--no-follow",)),
     )
-    result = invoke(config, *words)
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process begins without it
+    try:
+        result = invoke(config, *words)
+    finally:
+        signal.signal(signal.SIGINT, own)
     commands = (
         "`RAY_AUTH_MODE=token ray job logs --follow --address 'http://head:1/?a=b' 'job 7'` shows it, "
         "`RAY_AUTH_MODE=token ray job stop --address 'http://head:1/?a=b' 'job 7'` stops it"
