@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paretoprune.base import formatting
 from paretoprune.base.atomic import write_text
 from paretoprune.results.analysis.finalists import FinishedRow
 from paretoprune.results.analysis.summary import Summary
@@ -40,7 +41,10 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> 
         ("Trial", f"{selected.trial_id} of run {run.title}, chosen as: {selected.chosen_as or 'by id'}"),
         ("Trained on", run.data),
         ("In the trial", row.before.fidelity if row.before else ""),
-        ("Full fine-tuning", f"{selected.epochs} epochs, of which epoch {selected.best_epoch} was kept"),
+        (
+            "Full fine-tuning",
+            f"{formatting.count(selected.epochs, 'epoch')}, of which epoch {selected.best_epoch} was kept",
+        ),
         ("Input", run.input_of(row.name) if run.imgsz else ""),
         ("Measured on", run.device),
     ]

@@ -314,6 +314,8 @@ def _first_line(error: ValidationError, source: str) -> str:
         return f"{source}: `{key}` is missing; give it a value"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if first["type"] == "value_error" and not key:
+        return f"{source}: {message}"  # which names its settings
     if first["type"] == "value_error":
         return f"{source}: `{key}`: {message}; correct it"
     return f"{source}: `{key}`: {message}, got {first['input']!r}; correct it or leave it out"
