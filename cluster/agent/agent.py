@@ -115,7 +115,7 @@ def _images(shape: Sequence[int], kind: str = "float32") -> Any:
 
 
 def _precision_of(path: str, otherwise: str) -> str:
-    """ "int8" of a file of ONNX or OpenVINO that says where values are quantised."""
+    """What a file of ONNX or OpenVINO is in: int8 where it says how values are quantised."""
     content = Path(path).read_bytes()
     return "int8" if b"QuantizeLinear" in content or b'type="FakeQuantize"' in content else otherwise
 

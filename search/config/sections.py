@@ -126,7 +126,7 @@ class SearchSection(Section):
     """Seed of everything random in the run."""
     objectives: list[str] = Field(default=["map50_95", "latency_ms"], json_schema_extra=_describe_objectives)
     """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
-    and latency_ms."""
+    and latency_ms, with ``latency.targets`` theirs, too (theirs alone where ``latency.target`` is "own")."""
     warm_start: bool = True
     """Begin with plans by sensitivity, whose cut is shared between input size and widths: the first 8 trials, and one
     uniform plan, for comparison, of 12 trials or more."""

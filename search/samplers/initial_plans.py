@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.base.image_size import ImageSize, size_text
 from paretoprune.base.messages import note
 from paretoprune.pruning.plan import Plan
+from paretoprune.results.store.objectives import device_of
 from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import (
@@ -177,8 +178,7 @@ def read_other_run(config: RunConfig, baseline: Mapping[str, Any]) -> OtherRun |
     their_baseline = folder.read_baseline()
     same_data = IDENTITY in baseline and IDENTITY in their_baseline  # then it was compared, wherever it lies
     if same_settings(config, theirs, same_data) and _hardware(their_baseline) == _hardware(baseline):
-        base_ms = float(baseline["metrics"]["latency_ms"])
-        rebased = [_rebased(record, base_ms) for record in records]
+        rebased = [_rebased(record, baseline["metrics"]) for record in records]
         return OtherRun(tuple(record for record in rebased if _ends_here_too(record, config, theirs)), ())
     return OtherRun((), tuple(front(records, folder.objectives())))
 
@@ -210,7 +210,9 @@ def _hardware(baseline: Mapping[str, Any]) -> tuple[Any, ...]:
     return (baseline.get("device"), environment.get("cpu_model"), environment.get("gpu0_name"))
 
 
-def _rebased(record: TrialRecord, base_ms: float) -> TrialRecord:
-    """The record with its latency over our own baseline: the ratio survives another day's clock."""
-    ratio = record.number("latency_ratio")
-    return record if ratio is None else record.changed(metrics={**record.metrics, "latency_ms": ratio * base_ms})
+def _rebased(record: TrialRecord, unpruned: Mapping[str, Any]) -> TrialRecord:
+    """The record with its latency on every device over our own baseline's: the ratio survives another day's clock."""
+    names = [name for name in unpruned if name == "latency_ms" or device_of(name)]
+    ratios = {name: record.number(name.replace("latency_ms", "latency_ratio")) for name in names}
+    ours = {name: ratio * float(unpruned[name]) for name, ratio in ratios.items() if ratio is not None}
+    return record.changed(metrics={**record.metrics, **ours})

@@ -329,7 +329,10 @@ def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:
     wanted = list(config.search.objectives)
     if "objectives" not in config.search.model_fields_set:
         wanted = [accuracies[0] if name == DEFAULT else name for name in wanted]
-        wanted += [f"latency_ms_{device}" for device in config.latency.targets]
+        devices = [f"latency_ms_{device}" for device in config.latency.targets]
+        if devices and config.latency.target == "own":  # named devices are what counts, not the one that searches
+            wanted.remove("latency_ms")
+        wanted += devices
         if len(wanted) > 3:
             raise ConfigError(
                 f"a front has at most three objectives, but there would be {', '.join(wanted)}; "

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from paretoprune.pruning.plan import Plan
-from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.results.store.records import TrialRecord, TrialState, as_record
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.run_config import RunConfig
 from paretoprune.search.errors import ConfigError
+from paretoprune.search.samplers import initial_plans
 from paretoprune.search.samplers.initial_plans import (
     PLAN,
     changed_plans,
@@ -147,3 +148,11 @@ def test_a_run_at_another_size_and_what_is_no_run_are_refused(tmp_path: Path) ->
         check_other_run(config)
     with pytest.raises(ConfigError, match="must be a run folder with its baseline"):
         check_other_run(make_config(**{"search.warm_start_run": str(tmp_path)}))
+
+
+def test_another_run_s_latencies_are_those_of_its_ratios_here() -> None:
+    """On every kind of device: this run's unpruned network may be timed at another clock."""
+    metrics = {"map50_95": 0.5, "latency_ms": 6.0, "latency_ratio": 0.6, "latency_ms_pi": 90.0, "latency_ratio_pi": 0.9}
+    ours = {"map50_95": 0.6, "latency_ms": 11.0, "latency_ms_pi": 80.0}
+    found = initial_plans._rebased(as_record("t0001", metrics), ours).metrics
+    assert (found["latency_ms"], found["latency_ms_pi"]) == pytest.approx((6.6, 72.0))

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from paretoprune.cluster.agent.client import AgentPool
 from paretoprune.cluster.errors import AgentAwayError, AgentError
 from paretoprune.pruning.builtin import BASELINE
-from paretoprune.pruning.latency.runtimes import ExportCache, OnnxFile
+from paretoprune.pruning.data.calibration import Calibration
+from paretoprune.pruning.export.engine import make_engine
+from paretoprune.pruning.latency.runtimes import EngineFile, ExportCache, OnnxFile
 from paretoprune.pruning.latency.statistics import Quad, speedup, with_session_variance
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.records import FORETOLD, SOURCE
@@ -54,6 +57,17 @@ def test_a_network_is_compared_with_the_baseline_on_the_device(device: RunningAg
     assert result["runtime_version"].startswith("onnxruntime ")
     assert result["memory_free_mb"] > 0
     assert json.loads(json.dumps(result)) == result
+
+
+def test_a_folder_of_openvino_runs_in_what_it_was_quantised_to(device: RunningAgent) -> None:
+    pytest.importorskip("openvino", reason="the openvino extra is not installed: nothing was exported")
+    network = load_model(BASELINE)
+    images = Calibration({"img": torch.rand(2, 3, 64, 64)})
+    whole, quantised = (make_engine(network, "openvino", 64, "cpu", kind, images) for kind in ("fp32", "int8"))
+    job = AgentJob("openvino", 64, threads=1, max_seconds=0.3)
+    unsaid = EngineFile(quantised.name, quantised.files, "")  # as a file that was made elsewhere
+    result = measure_on_agents(AgentPool([device.address], TOKEN), unsaid, whole, job, ExportCache())
+    assert (result.precision, result.runtime_version.split()[0]) == ("int8", "openvino")
 
 
 MODELS = SentModel({"model": b"a"}, [1, 3, 32, 32]), SentModel({"model": b"b"}, [1, 3, 64, 64])

@@ -16,7 +16,7 @@ from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.export.exporter import export_model
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.loading import load_model
-from paretoprune.results.store.records import TrialState
+from paretoprune.results.store.records import TrialRecord, TrialState
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.storage.request import TrialRequest
@@ -45,16 +45,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(build_dataset(tmp_path_factory.mktemp("data") / "digits", train=4, val=4))
 
 
+def int8_trial(wanted: RunConfig, folder: Path) -> TrialRecord:
+    tools = PruningOperations(wanted, "cpu", NullGate())
+    request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
+    record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), folder)
+    assert record.state is TrialState.COMPLETED, record.error
+    conditions = record.metrics["latency_conditions"]
+    assert (conditions["runtime"], conditions["precision"]) == ("onnx", "int8")
+    return record
+
+
 def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
     wanted = config(data, format="onnx", precision="int8", calibration_images=2)
     check_deployment(wanted)
-    tools = PruningOperations(wanted, "cpu", NullGate())
-    request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
-    record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
-    assert record.state is TrialState.COMPLETED, record.error
-    conditions = record.metrics["latency_conditions"]
-    assert (conditions["runtime"], conditions["precision"]) == ("onnx", "int8")
+    record = int8_trial(wanted, tmp_path / "t0001")
     assert record.metrics["latency_ms"] == pytest.approx(10.0 / record.metrics["speedup"])
     # The same by hand, from the checkpoint that the trial left
     pruned = tmp_path / "t0001" / "pruned.pt"
@@ -122,13 +127,8 @@ def test_what_ships_goes_to_the_agent(tmp_path: Path, data: str, monkeypatch: py
         latency = {"max_seconds": 0.2, "threads": 1, "target": device.address}
         wanted = build_config({**config(data).model_dump(), "deploy": deploy, "latency": latency})
         check_runtime_here(wanted)
-        tools = PruningOperations(wanted, "cpu", NullGate())
-        request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test")
-        record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
-        assert record.state is TrialState.COMPLETED, record.error
-        conditions = record.metrics["latency_conditions"]
-        assert (conditions["runtime"], conditions["precision"]) == ("onnx", "int8")
-        assert conditions["runtime_version"].startswith("onnxruntime ")
+        record = int8_trial(wanted, tmp_path / "t0001")
+        assert record.metrics["latency_conditions"]["runtime_version"].startswith("onnxruntime ")
         sent = [path.read_bytes() for path in device.store.iterdir() if path.is_file() and len(path.name) == 64]
         assert len(sent) == 2
         assert all(b"QuantizeLinear" in content for content in sent)

@@ -85,12 +85,15 @@ def test_settings_of_each_kind() -> None:
 
 
 def test_their_latencies_are_objectives() -> None:
-    one = config(latency={"runtime": "onnx", "targets": {"pi": "http://pi:8765"}})
+    assert objectives_of(config(), ["map50_95"]) == ["map50_95", "latency_ms_pi", "latency_ms_jetson"]
+    main = {"target": "http://nano:8765", "runtime": "onnx"}
+    one = config(latency={**main, "targets": {"pi": "http://pi:8765"}})
     assert objectives_of(one, ["map50_95"]) == ["map50_95", "latency_ms", "latency_ms_pi"]
     chosen = ["map50_95", "latency_ms_pi", "latency_ms_jetson"]
     assert objectives_of(config(search={"objectives": chosen}), ["map50_95"]) == chosen
-    with pytest.raises(ConfigError, match=r"at most three objectives, but there would be .*latency_ms_jetson"):
-        objectives_of(config(), ["map50_95"])
+    two = {"pi": "http://pi:8765", "box": "http://box:8765"}
+    with pytest.raises(ConfigError, match=r"at most three objectives, but there would be .*latency_ms_box"):
+        objectives_of(config(latency={**main, "targets": two}), ["map50_95"])
     assert title("latency_ms_pi") == "latency on pi, ms"
 
 
