@@ -91,6 +91,7 @@ class Runner:
     package = ""
     roles: ClassVar[Sequence[Dict[str, str]]] = ()
     starts_a_process = False  # a run is not one inference but a program with its own warm-up
+    placed_by_chance = False  # where its memory happens to lie decides a few per cent of its time, load for load
     version = ""
     precision = "fp32"
     device = "cpu"
@@ -267,6 +268,7 @@ class Ncnn(Runner):
     """ncnn on the CPU, or on a GPU by Vulkan where it is asked for."""
 
     package, roles = "ncnn", [{"param": ".param", "bin": ".bin"}]
+    placed_by_chance = True  # on x86-64 two copies of yolov8n differed by up to 3 % for as long as they were loaded
 
     def __init__(self, files: Dict[str, str], spec: Dict[str, Any]) -> None:
         import ncnn
@@ -440,11 +442,20 @@ def warm_up(
             return ours, theirs
 
 
-def rounds(candidate: Runner, baseline: Runner, warm: Sequence[Sequence[float]], block_ms: float) -> Iterator[Any]:
+def rounds(
+    candidate: Runner,
+    baseline: Runner,
+    warm: Sequence[Sequence[float]],
+    block_ms: float,
+    load: Optional[Callable[[bool], Tuple[Runner, Runner]]] = None,
+) -> Iterator[Any]:
     """Rounds A B B A without end: (candidate's two blocks, baseline's two blocks), each a list of milliseconds.
 
     The first inference after a change of model is run but not counted: the caches hold the other's.
+    `load`, called with whether the baseline is loaded first, gives both anew before every round but the first: what a
+    place in memory costs or saves then falls on either as often, and shows in the interval instead of in the figure.
     """
+    baseline_first = False
     if candidate.starts_a_process:
         counts = [1, 1]
     else:
@@ -458,6 +469,10 @@ def rounds(candidate: Runner, baseline: Runner, warm: Sequence[Sequence[float]],
         if not candidate.starts_a_process:
             candidate.time_ms()
         yield [first, _block(candidate, counts[0])], [second, third]
+        if load is not None:
+            baseline_first = not baseline_first
+            del candidate, baseline  # two of each at once may be more than the device holds
+            candidate, baseline = load(baseline_first)
 
 
 def _inferences(warm_ms: Sequence[float], block_ms: float) -> int:
@@ -606,14 +621,20 @@ def work() -> None:
 
 def _measure(job: Dict[str, Any], tell: Callable[..., None]) -> None:
     kind = Command if job["command"] else RUNNERS[job["runner"]]
+
+    def load(baseline_first: bool = False) -> Tuple[Runner, Runner]:
+        loaded = {}
+        for which in ("baseline", "candidate") if baseline_first else ("candidate", "baseline"):
+            loaded[which] = kind(job[which]["files"], {**job, **job[which]})
+        for which in ("baseline", "candidate"):  # a round begins with the candidate
+            for _ in range(1 if kind.starts_a_process else LAZY):
+                loaded[which].time_ms()
+        return loaded["candidate"], loaded["baseline"]
+
     try:
-        models = (job["candidate"], job["baseline"])
-        candidate, baseline = [kind(model["files"], {**job, **model}) for model in models]
+        candidate, baseline = load()
     except ImportError as error:
         raise RefusedError(400, f"the device has no {kind.package} ({_line(error)}); install it there") from error
-    for runner in (candidate, baseline):
-        for _ in range(1 if kind.starts_a_process else LAZY):
-            runner.time_ms()
     said = {name: getattr(candidate, name) for name in ("version", "precision", "device", "threads")}
     tell("prepared", **said)
     if sys.stdin.readline().strip() != "go":
@@ -628,7 +649,9 @@ def _measure(job: Dict[str, Any], tell: Callable[..., None]) -> None:
     tell("warm", iterations=len(warm[0]))
     held: List[Any] = []
     sent, count = time.perf_counter(), 0
-    for pair in rounds(candidate, baseline, warm, job["block_ms"]):
+    timed = rounds(candidate, baseline, warm, job["block_ms"], load if kind.placed_by_chance else None)
+    del candidate, baseline  # where they are loaded anew, the first ones go
+    for pair in timed:
         held.append([[[round(ms, 6) for ms in block] for block in blocks] for blocks in pair])
         count += 1
         now = time.perf_counter()
