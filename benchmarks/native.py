@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from benchmarks.native_table import NATIVE, PARENT, PRUNED, SESSION, TWICE, markdown
-from benchmarks.recovery_store import Store, Task, work
+from benchmarks.store import Store, Task, work
 from paretoprune.cluster.environment import describe_environment
 from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 from paretoprune.pruning.evaluation.evaluator import Evaluator
