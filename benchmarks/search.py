@@ -5,7 +5,8 @@
 
 Synthetic: the problem of :mod:`benchmarks.synthetic`, another one for every seed, eight trials in flight that end in a
 random order. A row says which share of the exact front's hypervolume the plans tried so far have, by their values
-without noise. ``ray-optuna-tpe`` is Ray's own OptunaSearch with Optuna's TPE as people use it, without any of ours.
+without noise. A warm start is what a run knows before its first trial: the unpruned model at every size, six plans by
+sensitivity and, to ``gp`` alone, the estimated losses. ``ray-optuna-tpe`` is Ray's own OptunaSearch with Optuna's TPE as people use it, without any of ours.
 Finished courses in OUT are not run again, so that an interrupted benchmark goes on.
 
 Real: ours and what people do instead, on the demo data: see :mod:`benchmarks.real_search` and its table in
@@ -30,7 +31,7 @@ if not __package__:  # run as a file: its own folder comes first then, where `be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.surgery import commit
-from benchmarks.synthetic import SyntheticProblem, exact_front, make_problem
+from benchmarks.synthetic import SIZES, SyntheticProblem, exact_front, make_problem
 from paretoprune.base.atomic import write_json, write_text
 from paretoprune.search.samplers.observations import Observation
 from paretoprune.search.samplers.study import SearchStudy
@@ -38,9 +39,10 @@ from paretoprune.search.samplers.warm_start import warm_start
 from paretoprune.search.space.space import Levels
 
 IN_FLIGHT = 8
-CHECKPOINTS = (25, 50, 100, 200)
+CHECKPOINTS = (6, 12, 25, 50, 100, 200)
 OBJECTIVES = {"map50_95": "max", "latency_ms": "min"}
-SEARCHERS = ("gp", "tpe", "nsga2", "random", "ray-optuna-tpe")
+PLAIN = "gp-without-estimates"
+SEARCHERS = ("gp", PLAIN, "tpe", "nsga2", "random", "ray-optuna-tpe")
 SLOW = ("optuna-gp",)
 """Named only on demand: some seconds a suggestion."""
 RESULTS = Path(__file__).parent / "results"
@@ -57,14 +59,16 @@ class OurStudy:
     """:class:`search.samplers.study.SearchStudy`, as the sweep uses it."""
 
     def __init__(self, problem: SyntheticProblem, sampler: str, seed: int, trials: int, warm: bool) -> None:
-        starts = warm_start(problem.space, trials) if warm else []
-        self._study = SearchStudy(problem.space, OBJECTIVES, sampler, seed, starts)
+        starts = warm_start(problem.space, trials, problem.sensitivity) if warm else []
+        prior = problem.prior if sampler == "gp" and warm else None
+        name = "gp" if sampler == PLAIN else sampler
+        self._study = SearchStudy(problem.space, OBJECTIVES, name, seed, starts, prior=prior)
         self._numbers: dict[int, int] = {}
         if warm:
-            unpruned = problem.space.uniform(0.0)
-            self._study.replay(
-                unpruned, Observation(problem.observe(unpruned, np.random.default_rng(seed))), "baseline"
-            )
+            whole, random = problem.space.uniform(0.0), np.random.default_rng(seed)
+            for size in range(len(SIZES)):  # the unpruned model and the free moves
+                move = (*whole[:-1], size)
+                self._study.replay(move, Observation(problem.observe(move, random)), f"unpruned@{SIZES[size]}")
 
     def ask(self, number: int) -> Levels:
         """The study's next plan."""

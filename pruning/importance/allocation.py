@@ -180,14 +180,19 @@ def allocate(
 
 
 def _options(group: Group, scores: np.ndarray, round_to: int, floor: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shares a group may keep, and the loss each costs: the sum of the scores of the channels it removes."""
-    widths = [w for w in group.widths(round_to) if w >= floor or w == group.channels]
+    """The shares a group may keep, and the loss each costs."""
+    losses = width_losses(group, scores, round_to)
+    allowed = {w: loss for w, loss in losses.items() if w >= floor or w == group.channels}
+    return np.array(list(allowed)) / group.channels, np.array(list(allowed.values()))
+
+
+def width_losses(group: Group, scores: np.ndarray, round_to: int) -> dict[int, float]:
+    """The widths that a group may have, falling, and what each costs: the sum of the scores of the channels that go."""
     ascending = [np.concatenate([[0.0], np.cumsum(np.sort(scores[part]))]) for part in group.parts]
-    losses = [
-        sum(a[len(p) - k] for a, p, k in zip(ascending, group.parts, group.kept_per_part(w), strict=True))
-        for w in widths
-    ]
-    return np.array(widths) / group.channels, np.array(losses)
+    return {
+        w: float(sum(a[len(p) - k] for a, p, k in zip(ascending, group.parts, group.kept_per_part(w), strict=True)))
+        for w in group.widths(round_to)
+    }
 
 
 def _spend(network: _Network, options: list[tuple[np.ndarray, np.ndarray]], stays: np.ndarray, most: float) -> None:

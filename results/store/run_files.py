@@ -35,9 +35,10 @@ class LayerRow(_Row):
 
 
 class GroupRow(_Row):
-    """Layers whose channels go together."""
+    """Layers whose channels go together. losses: estimated, nats per image, by width."""
 
     layers: list[str]
+    losses: dict[int, Number] | None = None
 
 
 class PlanRow(_Row):

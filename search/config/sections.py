@@ -128,8 +128,7 @@ class SearchSection(Section):
     """Metrics of the front, two or three; none given: the main accuracy of the model's task (a classifier's is top1)
     and latency_ms, with ``latency.targets`` theirs, too (theirs alone where ``latency.target`` is "own")."""
     warm_start: bool = True
-    """Begin with plans by sensitivity, whose cut is shared between input size and widths: the first 8 trials, and one
-    uniform plan, for comparison, of 12 trials or more."""
+    """Begin with plans by sensitivity, whose cut is shared between input size and widths: the first 6 trials."""
     loggers: list[Literal["mlflow", "wandb"]] = []
     """Experiment trackers that log every trial, through Ray's own integrations."""
     initial_plans: list[str] = []

@@ -44,10 +44,14 @@ class Evidence:
 
 @dataclass
 class CandidateGenerator:
-    """Over the plans that ``features`` describes. Equal evidence and seed give equal proposals."""
+    """Over the plans that ``features`` describes. Equal evidence and seed give equal proposals.
+
+    ``path``: plans (n, d) that were good guesses before anything was tried; they and what lies near are candidates.
+    """
 
     features: PlanFeatures
     seed: int
+    path: Whole = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
     _random: np.random.Generator = field(init=False)
     _tops: Whole = field(init=False)
     _hyper: list[Array] = field(init=False, default_factory=list)
@@ -100,7 +104,7 @@ class CandidateGenerator:
         return tuple(int(level) for level in pool[int(np.argmax(values))])
 
     def _candidates(self, front: Whole, taken: set[tuple[int, ...]]) -> Whole:
-        """Mutations and crossings of the front, plans of one ratio, and random ones."""
+        """The path and mutations of it; mutations and crossings of the front, plans of one ratio, and random ones."""
         tops = self._tops
         axes = len(tops)
         parents = front[self._random.integers(len(front), size=(2, _CANDIDATES))]
@@ -113,6 +117,11 @@ class CandidateGenerator:
         shifted = parents[0][:quarter] + self._random.normal(0.0, 0.2, (quarter, 1)) * tops
         anywhere = self._random.random((quarter, axes)) * (tops + 1) - 0.5
         plans = np.vstack([crossed, mutated, shifted, anywhere])
+        if len(self.path):
+            guesses = self.path[self._random.integers(len(self.path), size=quarter)]
+            few = self._random.random((quarter, axes)) < share[:quarter]
+            moved = self._random.normal(0.0, 0.1, (quarter, axes)) * tops
+            plans = np.vstack([plans, self.path, guesses + np.where(few, moved, 0.0)])
         return self._unseen(np.clip(np.rint(plans), 0, tops).astype(np.int64), taken)
 
     def _steps(self, plan: Whole) -> Whole:

@@ -9,16 +9,22 @@ from optuna.distributions import IntDistribution
 
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.gp_sampler import GPHypervolumeSampler
+from paretoprune.search.samplers.prior import Prior
 from paretoprune.search.space.space import Space
 
 
 def make_sampler(
-    name: str, distributions: Mapping[str, IntDistribution], space: Space, seed: int, startup: int
+    name: str,
+    distributions: Mapping[str, IntDistribution],
+    space: Space,
+    seed: int,
+    startup: int,
+    prior: Prior,
 ) -> optuna.samplers.BaseSampler:
     """A sampler by name. ``startup``: finished trials before a model-based one stops drawing randomly."""
     samplers = optuna.samplers
     if name == "gp":
-        return GPHypervolumeSampler(distributions, PlanFeatures.of(space), seed)
+        return GPHypervolumeSampler(distributions, PlanFeatures.of(space, prior), seed, prior.path)
     if name == "optuna-gp":
         return samplers.GPSampler(seed=seed, n_startup_trials=startup)
     if name == "tpe":

@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence
+from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence, Whole
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.observations import VARIANCES
 
@@ -24,9 +24,11 @@ class GPHypervolumeSampler(BaseSampler):
     One belongs to one study.
     """
 
-    def __init__(self, distributions: Mapping[str, IntDistribution], features: PlanFeatures, seed: int) -> None:
+    def __init__(
+        self, distributions: Mapping[str, IntDistribution], features: PlanFeatures, seed: int, path: Whole
+    ) -> None:
         self._distributions = dict(distributions)
-        self._proposer = CandidateGenerator(features, seed)
+        self._proposer = CandidateGenerator(features, seed, path)
         self._fallback = RandomSampler(seed=seed)
         self._known: dict[int, tuple[int, ...]] = {}  # levels by trial: they do not change, and trials become many
 

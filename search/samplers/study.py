@@ -19,6 +19,7 @@ from paretoprune.pruning.plan import Plan
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.initial_plans import PLAN
 from paretoprune.search.samplers.observations import MAXIMIZED, VARIANCES, Observation
+from paretoprune.search.samplers.prior import Prior
 from paretoprune.search.samplers.warm_start import InitialPlan
 from paretoprune.search.space.space import Levels, Space
 
@@ -56,10 +57,11 @@ class SearchStudy:
         starts: Sequence[InitialPlan] = (),
         journal: Path | None = None,
         refusal: Callable[[Plan], str] | None = None,
+        prior: Prior | None = None,
     ) -> None:
         """``objectives``: name -> "max" or "min", in order. ``journal``: file, replaced; None keeps it in memory.
 
-        ``refusal``: why a plan is not worth trying; "" where it is.
+        ``refusal``: why a plan is not worth trying; "" where it is. ``prior``: see there; our sampler begins with it.
         """
         import optuna
 
@@ -82,7 +84,9 @@ class SearchStudy:
             self.study = optuna.create_study(
                 study_name=STUDY_NAME,
                 storage=_journal_storage(journal),
-                sampler=make_sampler(sampler, self._distributions, space, seed, startup=max(2, len(self._starts) + 1)),
+                sampler=make_sampler(
+                    sampler, self._distributions, space, seed, max(2, len(self._starts) + 1), prior or Prior()
+                ),
                 directions=["maximize" if way == MAXIMIZED else "minimize" for way in self._objectives.values()],
             )
 

@@ -35,6 +35,7 @@ from paretoprune.search.monitoring.progress import Reporter, working
 from paretoprune.search.monitoring.trackers import integrations, write_missing
 from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, initial_plans_of, read_other_run
 from paretoprune.search.samplers.observations import ObservationBuilder
+from paretoprune.search.samplers.prior import Prior
 from paretoprune.search.samplers.study import SearchStudy
 from paretoprune.search.space.constraints import bounds_of_search, make_screen
 from paretoprune.search.space.latency_predictor import make_predictor
@@ -220,6 +221,7 @@ def make_state(prepared: ValidatedRun, records: list[Any], budget: Budget | None
         starts=initial_plans_of(config, space, baseline, other),
         journal=prepared.folder.study,
         refusal=screen.refusal if screen else None,
+        prior=Prior.of(space, baseline),
     )
     unpruned = space.uniform(0.0)
     if baseline and not space.plan(unpruned).ratios:

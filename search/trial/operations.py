@@ -311,9 +311,17 @@ class PruningOperations:
             say("reading the labels of the training images")  # here, once for all trials
             read_training_labels(self._data, self.baseline)
         self._score(say)
+        from paretoprune.pruning.importance.allocation import width_losses
+
         table = self._bench.table
         groups = [
-            {"name": group.name, "layers": list(group.layers), "channels": group.channels, "block": group.block}
+            {
+                "name": group.name,
+                "layers": list(group.layers),
+                "channels": group.channels,
+                "block": group.block,
+                "losses": width_losses(group, self._bench.loss_scores, self._bench.round_to),
+            }
             for group in table.groups
         ]
         return {

@@ -127,14 +127,11 @@ def test_ladder_plans_are_different_within_bounds_and_pruned() -> None:
     assert all(any(plan) for plan in plans)
 
 
-def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
+def test_the_first_trials_are_plans_by_sensitivity() -> None:
     space = build_space(make_table(channels=512), SpaceSection())
     rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": 0.1 + k / 60, "model.2.c1": k / 60}} for k in range(30)]
     starts = warm_start(space, 20, rows)
-    kinds = [start.provenance for start in starts]
-    assert kinds.count("sensitivity") == 8
-    assert kinds.count("ladder") == 1  # for comparison
-    assert kinds == sorted(kinds, reverse=True)  # what promises more comes first
+    assert [start.provenance for start in starts] == ["sensitivity"] * 6
     assert len({start.levels for start in starts}) == len(starts)
     assert space.uniform(0.0) not in {start.levels for start in starts}
     levels = {start.levels for start in starts}
@@ -144,7 +141,7 @@ def test_warm_start_mixes_plans_by_sensitivity_with_uniform_ones() -> None:
     }
 
 
-@pytest.mark.parametrize(("trials", "order"), [(12, [4, 6, 2, 7, 5, 3, 1, 0]), (5, [2, 4, 1, 3, 0]), (2, [1, 0])])
+@pytest.mark.parametrize(("trials", "order"), [(12, [3, 5, 1, 4, 2, 0]), (5, [2, 4, 1, 3, 0]), (2, [1, 0])])
 def test_a_warm_start_that_is_cut_off_has_the_front_in_outline(trials: int, order: list[int]) -> None:
     """The middle, then the middles of what it leaves, the heavier half first: `order` counts from the lightest."""
     space = build_space(make_table(channels=512), SpaceSection())
@@ -160,7 +157,7 @@ def test_a_warm_start_shares_the_cut_between_size_and_widths() -> None:
     space = build_space(make_table(channels=512), SpaceSection(), sizes=sizes)
     rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 33)]
     path = [space.plan(start.levels) for start in warm_start(space, 8, rows)]
-    assert len({plan.hash for plan in path}) == 8
+    assert len({plan.hash for plan in path}) == 6
     works = []
     for plan in sorted(path, key=lambda plan: (-(plan.imgsz or 320), sum(plan.ratios.values()))):
         area = ((plan.imgsz or 320) / 320) ** 2
