@@ -24,9 +24,9 @@ from paretoprune.pruning.plan import Plan
 from paretoprune.search.space.space import Levels, Space
 
 LIGHTEST, HEAVIEST = 0.1, 0.6
-# Then the sampler knows more. On the synthetic problem it has 0.71 of the front after 25 trials and 0.82 after 50 with 5
-# uniform plans, 0.68 and 0.80 with 11; with 4, 6, 8 and 16 plans by sensitivity 0.74, 0.82, 0.83 and 0.85 after 6 trials,
-# 0.86, 0.87, 0.87 and 0.88 after 12, 0.93, 0.92, 0.91 and 0.90 after 25.
+# Then the sampler knows more. On the synthetic problem it has 0.71 of the front after 25 trials and 0.82 after 50 with
+# 5 uniform plans, 0.68 and 0.80 with 11; with 4, 6, 8 and 16 plans by sensitivity 0.74, 0.82, 0.83 and 0.85 after 6
+# trials, 0.86, 0.87, 0.87 and 0.88 after 12, 0.93, 0.92, 0.91 and 0.90 after 25.
 MOST_STEPS, MOST_SENSIBLE = 5, 6
 SIZE_SHARE = 0.8  # of the logarithm of the work that is left; the widths take the rest
 UNIFORM, SENSITIVITY = "ladder", "sensitivity"

@@ -105,7 +105,7 @@ def test_estimated_losses_are_a_family_and_the_path_is_tried() -> None:
 
 
 def test_an_estimate_of_the_loss_tells_plans_apart_that_were_not_tried() -> None:
-    """Accuracy falls with the estimated loss: from 6 plans the order of 200 others is known, without estimates it is not."""
+    """Accuracy falls with the estimated loss: from 6 plans the order of 200 others is known, else it is not."""
     problem, random = make_problem(layers=24, seed=0), np.random.default_rng(0)
     sizes = np.array(list(problem.space.sizes.values()))
     plans = random.integers(0, sizes, (206, len(sizes)))

@@ -162,7 +162,7 @@ def test_a_warm_start_shares_the_cut_between_size_and_widths() -> None:
     for plan in sorted(path, key=lambda plan: (-(plan.imgsz or 320), sum(plan.ratios.values()))):
         area = ((plan.imgsz or 320) / 320) ** 2
         works.append(area * (1 - plan.ratios.get("model.0.c0", 0.0)))
-    wanted = [1 - (4 * part + 3) / 40 for part in range(8)]  # the middles of eight equal parts
+    wanted = [rows[int((part + 0.5) * 32 / 6)]["keep"] for part in range(6)]  # the middles of six equal parts
     assert sorted(works, reverse=True) == pytest.approx(wanted, abs=0.02)
     assert {plan.imgsz for plan in path} == {None, 288, 256, 224, 192}
     at_half = min(path, key=lambda plan: abs(((plan.imgsz or 320) / 320) ** 2 * (1 - plan.ratios["model.0.c0"]) - 0.5))
