@@ -141,7 +141,7 @@ def synthetic(
     rows = list(known)
     had = {(row["searcher"], row["warm_start"], row["seed"]) for row in rows}
     for name in searchers:
-        for warm in (False,) if name == "ray-optuna-tpe" else (False, True):
+        for warm in {"ray-optuna-tpe": (False,), PLAIN: (True,)}.get(name, (False, True)):
             for seed in range(seeds):
                 if (name, warm, seed) in had:
                     continue

@@ -98,6 +98,9 @@ def test_baseline_is_described_for_a_report(real_run: RunFolder) -> None:
         "train": 48, "val": 24, "test": 20,
     }  # fmt: skip
     assert {group["name"] for group in baseline["groups"]} <= {row["layer"] for row in baseline["layers"]}
+    for group in baseline["groups"]:  # the sampler's estimate: nothing at the full width, more and more below
+        losses = [loss for _, loss in sorted(group["losses"].items(), key=lambda item: -int(item[0]))]
+        assert (losses[0], losses) == (0.0, sorted(losses))
 
 
 def test_pick_is_never_worse_than_its_trial_and_measured_beside_the_baseline(real_run: RunFolder) -> None:
