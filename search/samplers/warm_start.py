@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from paretoprune.base.image_size import ImageSize, area_of
@@ -49,12 +49,17 @@ def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any
     ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``), each the best plan of widths that leaves so much
     work; it becomes a plan of as much work in all (see `_shared`). With them, the first 8 trials come from them,
     from the middles of equal parts of the path, and one of 12 or more is uniform, for comparison: on VOC and COCO a
-    uniform plan keeps a tenth of the accuracy of the plan by sensitivity with as much work. Without them, a quarter of
+    uniform plan keeps a tenth of the accuracy of the plan by sensitivity with as much work. Precisions take turns along
+    the path, so that each is tried from light to heavy. Without them, a quarter of
     the trials, at most 5, are uniform. A sweep that ends early has the whole front in outline.
     """
     rows = sorted(sensitivity, key=lambda row: -float(row["keep"]))
     path = [_shared(space, rows, float(row["keep"])) for row in rows]
-    sensible = [InitialPlan(space.nearest(plan), SENSITIVITY) for plan in _spread(path, min(MOST_SENSIBLE, trials))]
+    precisions = space.precisions or (None,)
+    sensible = [
+        InitialPlan(space.nearest(replace(plan, precision=precisions[number % len(precisions)])), SENSITIVITY)
+        for number, plan in enumerate(_spread(path, min(MOST_SENSIBLE, trials)))
+    ]
     ladder = ladder_plans(space, trials)
     if rows:
         ladder = ladder[len(ladder) // 2 :][: trials >= UNIFORM_FROM]
