@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def free_moves(self) -> Path:
-        """The unpruned model at smaller inputs."""
+        """The unpruned model at smaller inputs and in other precisions."""
         return self.path / FREE_MOVES
 
     @property

@@ -54,7 +54,8 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
         "no trials",
     )
     if not moves:
-        click.echo("free moves: none, this run did not measure the unpruned model at smaller inputs", err=True)
+        text = "this run did not measure the unpruned model at smaller inputs or in other precisions"
+        click.echo(f"free moves: none, {text}", err=True)
     if judged := sample_text(folder.read_baseline()["metrics"]):
         click.echo(f"accuracy: {judged}", err=True)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)
