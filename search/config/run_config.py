@@ -100,11 +100,12 @@ class RunConfig(Section):
                 f"`space.precision` begins with that of the unpruned model, `deploy.precision` {deploy.precision}, "
                 f"but got {', '.join(given)}: put it first"
             )
-        if len(given) > 1 and not deploy.in_trials:
-            has = f"when={deploy.when}" if deploy.format != "torch" else "format=torch"
+        in_torch = deploy.format == "torch"
+        if (in_torch and given != ["fp32"]) or (len(given) > 1 and not deploy.in_trials):
             raise ValueError(
-                f"`space.precision` of several needs trials that are judged as files, but got deploy.{has}: "
-                "set `deploy.format`, e.g. openvino, and `deploy.when` to trials"
+                f"`space.precision` {', '.join(given)} needs trials that are judged as files, but got "
+                f"deploy.{'format=torch' if in_torch else f'when={deploy.when}'}: set `deploy.format`, e.g. openvino, "
+                "and `deploy.when` to trials"
             )
         agents = any(LatencyTarget.parse(latency.target).agents for latency in self.latency.everywhere().values())
         halves = {name in ("fp16", "bf16") for name in given}

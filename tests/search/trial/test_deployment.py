@@ -150,6 +150,7 @@ def test_picks_alone_may_be_files() -> None:
             "deploy.when=picks",
         ),
         ({"space": {"precision": ["int8", "int8"]}, "deploy": {"format": "onnx"}}, "each once, got int8, int8"),
+        ({"space": {"precision": ["int8"]}}, "`space.precision` int8 needs trials that are judged as files"),
         ({"space": {"precision": []}}, "one precision or more, each once, got none"),
         (
             {"space": {"precision": ["fp32", "int8"]}, "deploy": {"format": "onnx", "precision": "int8"}},
