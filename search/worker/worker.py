@@ -31,7 +31,7 @@ from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, measured_everywhere, run_trial
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
 from paretoprune.search.worker.context import WorkerContext
-from paretoprune.search.worker.file_transfer import carried
+from paretoprune.search.worker.file_transfer import carried, scratch_folder
 
 FREE_MOVES_LOG = "free_moves.log"
 
@@ -167,6 +167,7 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         from paretoprune.cluster.device_lock import DeviceLock, DevicesUsed
         from paretoprune.cluster.devices import device_key
         from paretoprune.cluster.environment import pin_threads
+        from paretoprune.pruning.latency.runtimes.base import keep_engines_in
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         pin_threads(context.cpus)
@@ -175,6 +176,8 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         both = LatencyTarget.parse(context.config.latency.target).shares_cpu_with(device)
         gate: DeviceGate = DevicesUsed(own, DeviceLock("cpu")) if both else own
         _KEPT.clear()  # a worker serves one run at a time
+        if context.config.deploy.format != "torch":
+            keep_engines_in(scratch_folder(context.run))  # Ray ends workers by force
         if context.identity is not None and is_joined(context.config):
             check_node(context.config, context.identity)
         with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds

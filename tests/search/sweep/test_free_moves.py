@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from paretoprune.base.device_gate import DeviceGate
+from paretoprune.pruning.latency.runtimes import EngineFile
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.analysis.frames import front_rows
 from paretoprune.results.analysis.precisions import precision_table
@@ -33,6 +34,7 @@ from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.sweep.sweep import run_sweep
 from paretoprune.search.trial.context import Tuned
 from paretoprune.search.worker.context import WorkerContext
+from paretoprune.search.worker.file_transfer import scratch_folder
 from paretoprune.search.worker.worker import work_on_free_moves
 from tests.search.fakes import FakeTools, make_config, make_prepared, make_table
 
@@ -147,6 +149,8 @@ def test_there_is_one_for_each_size_in_each_precision_named_by_what_is_not_the_r
     assert (both.imgsz, both.precision, both.metrics["deploy_precision"]) == (448, "int8", "int8")
     assert both.metrics["speedup"] == pytest.approx(2 * (640 / 448) ** 2)  # over the run's own size and precision
     assert moves["unpruned@int8"].metrics["map50_95"] == pytest.approx(0.55)
+    with EngineFile("a.onnx", {"": b""}, "fp32").written() as place:  # a worker is ended by force: it goes with it
+        assert place.is_relative_to(scratch_folder(context.run))
     state = SweepState(
         context.folder, space, SearchStudy(space, {"map50_95": "max", "latency_ms": "min"}, "random"), [], 3,
         ObservationBuilder(("map50_95", "latency_ms")),
