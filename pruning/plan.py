@@ -1,4 +1,5 @@
-"""A plan: which fraction of each layer's channels is removed, at which input size, and, once applied, what stayed."""
+"""A plan: which fraction of each layer's channels is removed, at which input size and in which precision, and, once
+applied, what stayed."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from paretoprune.base.atomic import write_json
 from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.base.stored_size import StoredSize
 from paretoprune.pruning.errors import PlanError
+from paretoprune.pruning.names import PrecisionName
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +40,7 @@ class _PlanFile(BaseModel):
     kept: dict[str, Annotated[tuple[Index, ...], AfterValidator(_rising)]] = Field(default_factory=dict)
     imgsz: StoredSize | None = None
     branches_removed: tuple[str, ...] = ()
+    precision: PrecisionName | None = None
     hash: str | None = None
 
 
@@ -53,12 +56,14 @@ class Plan:
         imgsz: size of the input that the network is for, pixels; None: that of whoever applies the plan (a run's own
             size counts as None, so that equal plans are equal).
         branches: names of the branches that are removed whole.
+        precision: that the network's file computes in; None: that of whoever applies the plan, as with the size.
     """
 
     ratios: Mapping[str, float]
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     imgsz: ImageSize | None = None
     branches: tuple[str, ...] = ()
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for layer, ratio in self.ratios.items():
@@ -68,16 +73,18 @@ class Plan:
     def hash(self) -> str:
         """Stable identity of what is asked for, 16 hex digits.
 
-        Ratios are sorted, rounded to 1e-6, layers at ratio 0 left out; a size and branches count where there are any.
+        Ratios are sorted, rounded to 1e-6, layers at ratio 0 left out; a size, branches and a precision count where
+        there are any.
         """
         rows = [[k, f"{v:.6f}"] for k, v in sorted(self.ratios.items()) if f"{v:.6f}" != "0.000000"]
         text = json.dumps([rows, self._beside_ratios()] if self._beside_ratios() else rows)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _beside_ratios(self) -> dict[str, Any]:
-        """Size and branches as JSON has them; {} for a plan of widths alone."""
+        """Size, branches and precision as JSON has them; {} for a plan of widths alone."""
         size = {} if self.imgsz is None else {"imgsz": plain_size(self.imgsz)}
-        return size | ({"branches_removed": sorted(self.branches)} if self.branches else {})
+        branches = {"branches_removed": sorted(self.branches)} if self.branches else {}
+        return size | branches | ({} if self.precision is None else {"precision": self.precision})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,7 +112,7 @@ class Plan:
             condition = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             said = condition if "but got" in condition else f"{place} {condition}, but got {first['input']!r:.60}"
             raise PlanError(f"{where}: {said}.") from None
-        plan = cls(content.ratios, content.kept, content.imgsz, content.branches_removed)
+        plan = cls(content.ratios, content.kept, content.imgsz, content.branches_removed, content.precision)
         if content.hash is not None and content.hash != plan.hash:
             raise PlanError(
                 f"{where} was changed after it was written: its hash is {content.hash:.60}, its "

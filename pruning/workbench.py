@@ -258,7 +258,7 @@ class Workbench:
         """Apply ratios (names or patterns) or a plan; one that records its kept channels gives that very network.
 
         Branches leave besides. Ratios and kept channels go by the names that the unpruned network has. The plan that
-        comes back is for the same input size as the one that was given.
+        comes back is for the same input size and precision as the one that was given.
 
         Raises:
             PlanError: the plan does not fit the model.
@@ -272,7 +272,8 @@ class Workbench:
             else:
                 widths = resolve(self.table, plan.ratios, self.round_to)
                 pruned, applied = prune(self.model, self.table, widths, self.scores)
-            return pruned, replace(self._checked(pruned, applied, branches), imgsz=plan.imgsz)
+            checked = self._checked(pruned, applied, branches)
+            return pruned, replace(checked, imgsz=plan.imgsz, precision=plan.precision)
 
     def _checked(self, pruned: nn.Module, applied: Plan, branches: tuple[str, ...]) -> Plan:
         """Remove the branches from a pruned network, in place, and compare it with the masked baseline."""

@@ -1,4 +1,4 @@
-"""What a convolution's time depends on, counted from widths, branches and input size. No torch here.
+"""What a convolution's time depends on, counted from widths, branches, input size and precision. No torch here.
 
 Everything is a share of the total of the unpruned network at the geometry's own size, so that a coefficient reads as a
 share of its latency.
@@ -13,6 +13,7 @@ import numpy as np
 
 from paretoprune.base.image_size import ImageSize, area_of
 from paretoprune.pruning.graph.geometry import FloatArray, NetworkGeometry
+from paretoprune.pruning.names import PRECISIONS
 from paretoprune.pruning.plan import Plan
 
 _LANES = 16  # channels that a vector unit works on together: 512 bits of float32; a GPU's matrix units take 8 or 16
@@ -25,7 +26,8 @@ class LatencyFeatures:
     `whole`: of the network: a constant (launches), the input's area (decoding, upsampling, all that no width changes),
     multiply-adds by kind of convolution (pointwise, larger kernels, depthwise), the same with the output channels
     padded to full vectors, activations written, activations read, weights read, and where branches can go the number of
-    convolutions; shape (plans, features).
+    convolutions; then for each precision the same once more, of the plans that name it: in another precision than the
+    reference's every kind of work costs something else. Shape (plans, features).
     `macs`, `written`: by convolution, multiply-adds and activations written, shapes (plans, convs). They let single
     layers be slower or faster than their kind.
     """
@@ -36,7 +38,8 @@ class LatencyFeatures:
 
 
 def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> LatencyFeatures:
-    """Features of plans by their realised ratios, branches and sizes (None: the geometry's own).
+    """Features of plans by their realised ratios, branches, sizes (None: the geometry's own) and precisions (None: that
+    of the unpruned network that they are timed beside).
 
     Raises `PlanError` for a layer that is in no group, or a branch that the network does not have.
     """
@@ -61,8 +64,10 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
                 columns.append(ours[name][:, subset].sum(axis=1) / total)
     if geometry.branches:  # a convolution's launch counts for itself
         columns.append(ours["runs"].sum(axis=1) / theirs["runs"].sum())
+    whole = np.stack(columns, axis=1)
+    named = [np.array([[plan.precision == name] for plan in plans]) for name in PRECISIONS]
     by_layer = {name: ours[name] / max(float(theirs[name].sum()), 1.0) for name in ("macs", "written")}
-    return LatencyFeatures(np.stack(columns, axis=1), by_layer["macs"], by_layer["written"])
+    return LatencyFeatures(np.hstack([whole, *(whole * its for its in named)]), by_layer["macs"], by_layer["written"])
 
 
 def _counts(geometry: NetworkGeometry, shares: FloatArray) -> dict[str, FloatArray]:

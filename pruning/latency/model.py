@@ -1,4 +1,4 @@
-"""A plan's latency, predicted from its widths, branches and size: fitted on measured plans, with its own error.
+"""A plan's latency, predicted from its widths, branches, size and precision: fitted on measured plans, with its error.
 
 The latency of a network is the sum of its layers' latencies, and each of those is nearly linear in what the layer does.
 So the model is linear in physical features (`pruning.latency.features`), with Gaussian priors on its coefficients in
@@ -41,8 +41,8 @@ _WIDTH = 2.0
 
 @dataclass(frozen=True)
 class MeasuredPlan:
-    """`plan`: realised ratios by layer, and the size. `latency_ratio`: its network / the unpruned one at the
-    geometry's own size, both measured.
+    """`plan`: realised ratios by layer, size and precision. `latency_ratio`: its network / the unpruned one at the
+    geometry's own size and in the reference precision, both measured.
 
     `halfwidth`: of the ratio's 95 % interval, as a fraction of the ratio; 0 where it is not known.
     """

@@ -53,8 +53,8 @@ class LatencyResult:
     model before the first timed one.
 
     What it was measured on and with: `device` ("cpu" or the GPU's name), `threads` (None on a GPU), `precision`
-    ("fp32", "fp16", "bf16"), `runtime` and its `runtime_version`, `host`, and the device's state (see `Conditions`;
-    None: cannot be read here).
+    ("fp32", "fp16", "bf16", "int8") and `baseline_precision`, `runtime` and its `runtime_version`, `host`, and the
+    device's state (see `Conditions`; None: cannot be read here).
     """
 
     median_ms: float
@@ -72,6 +72,7 @@ class LatencyResult:
     converged: bool
     warmup_iterations: int
     precision: str = "fp32"
+    baseline_precision: str = "fp32"
     runtime_version: str = ""
     host: str = ""
     seconds: float = 0.0
@@ -167,6 +168,7 @@ def measure_pair(
         batch=batch,
         runtime=runtime,
         precision=first.precision,
+        baseline_precision=second.precision,
         runtime_version=first.version,
         host=platform.node(),
         seconds=seconds,

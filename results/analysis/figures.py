@@ -33,7 +33,7 @@ from paretoprune.results.store.records import (
     likely_speedups,
     speedup_interval,
 )
-from paretoprune.results.store.run_files import UNPRUNED_AT, Native, Selected
+from paretoprune.results.store.run_files import Native, Selected, unpruned_words
 
 MOST_DOMINATED = 2000
 _SHOWN = (*LABELS, "latency_ms", "params_m", "gflops")
@@ -92,9 +92,10 @@ class FrontFigure:
     time); left_out: how many more there are. apart: trials that do not compete: stopped,
     beyond the bounds, or of another fidelity.
     natives: smaller stock models that were given a pick's budget and measured in the same session.
-    free_moves: the unpruned model at smaller inputs, the largest first; tuned_moves: those that were fine-tuned like
-    the picks. beaten, beaten_picks: trial -> name of the free move that beats it as the trial left it, and after full
-    fine-tuning. on_all: the baseline on all validation images, where that of the trials is on a sample of them.
+    free_moves: the unpruned model at smaller inputs and in other precisions, the largest first; tuned_moves: those that
+    were fine-tuned like the picks. beaten, beaten_picks: trial -> name of the free move that beats it as the trial left
+    it, and after full fine-tuning. on_all: the baseline on all validation images, where that of the trials is on a
+    sample of them.
     """
 
     baseline: Point
@@ -136,8 +137,9 @@ class FrontFigure:
 
     @property
     def free_line(self) -> tuple[Point, ...]:
-        """What is to be had without pruning, from the baseline down; () without free moves."""
-        return (self.baseline, *self.free_moves) if self.free_moves else ()
+        """What is to be had without pruning, from the slowest down; () without free moves."""
+        moves = (self.baseline, *self.free_moves) if self.free_moves else ()
+        return tuple(sorted(moves, key=lambda item: -item.latency_ms))
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -235,9 +237,7 @@ def _native_point(native: Native, base_ms: float) -> Point | None:
 
 
 def _free_point(move: TrialRecord, base_ms: float) -> Point | None:
-    return point(
-        move.trial_id, move.metrics, base_ms, f"unpruned at {move.trial_id.removeprefix(UNPRUNED_AT)} px", "free move"
-    )
+    return point(move.trial_id, move.metrics, base_ms, f"unpruned {unpruned_words(move.trial_id)}", "free move")
 
 
 def _trial_point(record: TrialRecord, base_ms: float) -> Point | None:

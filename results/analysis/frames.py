@@ -17,7 +17,7 @@ from paretoprune.results.selection.uncertainty import Standing, accuracy_noise, 
 from paretoprune.results.store.accuracy import LABELS
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.objectives import DEFAULT_OBJECTIVES
-from paretoprune.results.store.records import CI95, PI95, SOURCE, TrialRecord, speedup_interval
+from paretoprune.results.store.records import CI95, DEPLOY_PRECISION, PI95, SOURCE, TrialRecord, speedup_interval
 from paretoprune.results.store.run_files import Native, Selected
 from paretoprune.results.store.run_folder import RunFolder
 
@@ -56,7 +56,8 @@ def trials_frame(
     """One row a record, in their order; numbers carry their unit in the column name, missing ones are NaN.
 
     Columns: trial_id, state, fidelity, epochs, imgsz (the trial's own, else the run's: pixels, or text "384,640" in all
-    rows where one is height and width), branches_removed,
+    rows where one is height and width), deploy_precision (of the file, None where trials are judged in PyTorch;
+    `precision` is the accuracy of that name), branches_removed,
     on_front, feasible, violations, the metrics, objectives not among them, speedup_low, speedup_high (95 % interval of
     a measured one), speedup_predicted_low, speedup_predicted_high (of one that was predicted, as for some that were
     stopped), latency_source (measured or foretold), map50_95_drop and
@@ -96,6 +97,7 @@ def _columns(metrics: Sequence[str]) -> tuple[str, ...]:
         "fidelity",
         "epochs",
         "imgsz",
+        DEPLOY_PRECISION,
         "branches_removed",
         "on_front",
         "feasible",
@@ -116,6 +118,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
         "fidelity": record.fidelity_label,
         "epochs": record.epochs,
         "imgsz": record.imgsz or baseline.get("imgsz"),
+        DEPLOY_PRECISION: precision_of(record, baseline),
         "branches_removed": " ".join(record.branches_removed),
         "feasible": record.feasible,
         "violations": ", ".join(record.violations),
@@ -133,6 +136,11 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any], metrics: Sequence[str
     }
 
 
+def precision_of(record: TrialRecord, baseline: Mapping[str, Any]) -> str | None:
+    """What a trial's file computes in: its own precision, else the run's; None where trials are judged in PyTorch."""
+    return record.precision or baseline["metrics"].get(DEPLOY_PRECISION)
+
+
 def _drops(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
     """The loss of each accuracy against the baseline; None where it was not measured."""
     before = baseline["metrics"]
@@ -146,7 +154,8 @@ def front_rows(
     """The front of a run as JSON-ready rows, the most accurate first; numbers that were not measured are None.
 
     Behind the trials (`kind` "trial") come the run's free moves within the bounds (`kind` "free move": the unpruned
-    model at a smaller input, `plan` None, `checkpoint` the unpruned model), the largest input first; not with `picks`.
+    model at a smaller input or in another precision, `plan` None, `checkpoint` the unpruned model), the largest input
+    first; not with `picks`.
     `beaten_by_free_move` names the free move that is clearly better than the row's trial in accuracy or latency and
     clearly worse in neither, or is None.
 
@@ -154,7 +163,8 @@ def front_rows(
     why a row is there ("" without `picks`). `tied_with` names the trials that the measurements do not tell apart from
     the row's, `beaten_by` those that are clearly better in one objective and clearly worse in none: the row then stands
     on the front by luck. `val_images` is on how many validation images the row was judged, None of older runs. `imgsz`
-    is the size of the input, a trial's own or else the run's: pixels, or a list [height, width].
+    is the size of the input, a trial's own or else the run's: pixels, or a list [height, width]; `deploy_precision`
+    what its file computes in, likewise, None where trials are judged in PyTorch.
     `plan` and `checkpoint` are absolute paths that exist, or None.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
@@ -203,6 +213,7 @@ def _front_row(
     row["epochs"] = record.epochs
     size = record.imgsz or baseline.get("imgsz")
     row["imgsz"] = size and plain_size(size)
+    row[DEPLOY_PRECISION] = precision_of(record, baseline)
     row["branches_removed"] = list(record.branches_removed)
     row.update({name: record.number(name) for name in METRIC_COLUMNS})
     for name in (CI95, PI95):

@@ -95,9 +95,11 @@ def insight(
         pairs = [(r, r.number(name)) for r in (trained if direction(name) == "max" else alive)]
         known = [(record, value) for record, value in pairs if value is not None]
         subjects = [record for record, _ in known]
-        # What the input's size does must not be laid on the layers
+        # What the input's size and the precision do must not be laid on the layers
         areas = np.array([[float(area_of(record.imgsz or baseline.get("imgsz") or 0))] for record in subjects])
         beside = areas / max(1.0, float(areas.max())) if np.ptp(areas) else np.empty((len(areas), 0))
+        others = sorted({record.precision for record in subjects if record.precision})
+        beside = np.hstack([beside, *([[float(r.precision == its)] for r in subjects] for its in others)])
         fits[name] = _fit(_ratios(subjects, leaders), np.array([value for _, value in known]), beside)
     blocks = {row["layer"]: row.get("block") for row in baseline.get("layers") or []}
     means = _ratios(alive, leaders).mean(axis=0)

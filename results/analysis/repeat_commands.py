@@ -32,6 +32,11 @@ _LATENCY = {
     "--target-halfwidth": "latency.target_halfwidth",
     "--trust-checkpoint": "model.trust_checkpoint",
 }
+_EXPORT = {
+    "--imgsz": "model.imgsz",
+    "--precision": "deploy.precision",
+    "--calibration-images": "deploy.calibration_images",
+}
 _EXPORTED_AS = {"openvino": "openvino", "tensorrt": "engine"}  # what a runtime reads; ONNX for all others
 SESSION_FACTOR = 8  # times a trial's seconds: what the final session gives a pick and the baseline together
 _ONE_TRIAL = ("--trials", "1", "--set", "search.warm_start=false", "--set", "search.warm_start_run=null")
@@ -58,11 +63,13 @@ class _Run:
     data: str
     device: str
     imgsz: ImageSize | None = None  # of a pick, where it is not the run's
+    precision: str | None = None  # likewise
 
     def get(self, key: str) -> Any:
-        """The value of `section.name` in config.yaml, None where it has none; of a pick its own input size."""
-        if key == "model.imgsz" and self.imgsz is not None:
-            return self.imgsz
+        """The value of `section.name` in config.yaml, None where it has none; of a pick its own size and precision."""
+        own = {"model.imgsz": self.imgsz, "deploy.precision": self.precision}.get(key)
+        if own is not None:
+            return own
         section, name = key.split(".")
         return (self.config.get(section) or {}).get(name)
 
@@ -95,9 +102,11 @@ def commands(
     run = _Run(folder, config, model, data, str(baseline.get("device") or ""))
     finished = {item.trial_id: item for item in selected}
     groups = [Commands("The whole run", (("the same search in a new folder", run.search("again")),))]
-    sizes = {record.trial_id: record.imgsz for record in folder.read_records()}
+    records = {record.trial_id: record for record in folder.read_records()}
     for move in figure.picks:
-        run = replace(run, imgsz=sizes.get(move.trial_id))
+        record = records.get(move.trial_id)
+        if record is not None:
+            run = replace(run, imgsz=record.imgsz, precision=record.precision)
         lines = [_prune(run, move.trial_id)]
         its = finished.get(move.trial_id)
         lines += _waiting(run, move) if its is None else [*_repeat(run, its), *_use(run, its)]
@@ -146,8 +155,10 @@ def _use(run: _Run, pick: Selected) -> list[Line]:
         latency += ["--against-imgsz", size_text(read_size(replace(run, imgsz=None).get("model.imgsz")))]
     if seconds := run.get("latency.max_seconds"):
         latency += ["--max-seconds", f"{SESSION_FACTOR * seconds:g}"]
-    export = ["paretoprune", "export", best, "--format", _EXPORTED_AS.get(run.get("latency.runtime"), "onnx")]
-    export += [*run.options({"--imgsz": "model.imgsz"}), "--data", run.data]
+    shipped = run.get("deploy.format") or "torch"
+    target = _EXPORTED_AS.get(run.get("latency.runtime"), "onnx") if shipped == "torch" else shipped
+    export = ["paretoprune", "export", best, "--format", target]
+    export += [*run.options(_EXPORT if shipped != "torch" else {"--imgsz": "model.imgsz"}), "--data", run.data]
     return [
         *_validate(run, best),
         (f"measure its latency beside the baseline{where}", shlex.join(latency)),

@@ -20,8 +20,10 @@ from paretoprune.results.analysis.figures import (
     time_figure,
 )
 from paretoprune.results.analysis.finalists import FinishedRow, PairwiseComparison, finished_rows, rivalries
+from paretoprune.results.analysis.frames import precision_of
 from paretoprune.results.analysis.latency_places import LatencyPlace, latency_places
 from paretoprune.results.analysis.layer_effects import Insight, insight
+from paretoprune.results.analysis.precisions import PrecisionTable, precision_table
 from paretoprune.results.analysis.repeat_commands import Commands, commands
 from paretoprune.results.analysis.sensitivity import SensitivityFigure, sensitivity_figure
 from paretoprune.results.analysis.trial_outcomes import Course, course
@@ -39,8 +41,8 @@ from paretoprune.results.selection.selection import (
 from paretoprune.results.selection.uncertainty import AccuracyNoise, Standing, accuracy_noise, standings
 from paretoprune.results.store.accuracy import sample_text
 from paretoprune.results.store.bounds import ROUNDING
-from paretoprune.results.store.records import ENDINGS, TrialRecord, TrialState
-from paretoprune.results.store.run_files import UNPRUNED_AT
+from paretoprune.results.store.records import DEPLOY_PRECISION, ENDINGS, TrialRecord, TrialState
+from paretoprune.results.store.run_files import unpruned_words
 from paretoprune.results.store.run_folder import RunFolder
 
 SUGGESTED_PICKS = 3
@@ -67,7 +69,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, ready to be shown. sizes: of the input by trial and free move; {} where all had one.
+    """One run, ready to be shown. sizes: of the input by trial and free move; {} where all had one. precisions: of
+    their files, likewise.
 
     judged: which accuracies are of a sample of the validation images; "" where none is.
     """
@@ -78,6 +81,8 @@ class Summary:
     device: str
     imgsz: ImageSize | None
     sizes: Mapping[str, ImageSize]
+    precision: str
+    precisions: Mapping[str, str]
     headline: Headline
     counts: Mapping[str, int]
     excluded: tuple[str, ...]
@@ -98,6 +103,7 @@ class Summary:
     commands: tuple[Commands, ...]
     environment: Mapping[str, str]
     latency_places: tuple[LatencyPlace, ...]
+    by_precision: PrecisionTable | None = None
 
     @property
     def ends(self) -> str:
@@ -109,10 +115,16 @@ class Summary:
         """Whether finished networks were also evaluated on a test split."""
         return any(row.test is not None for row in self.finished)
 
+    @property
+    def inputs_differ(self) -> bool:
+        """Whether networks differ in the size of the input or in their file's precision."""
+        return bool(self.sizes or self.precisions)
+
     def input_of(self, name: str) -> str:
-        """The size of a network's input in words; of one that is no trial the run's."""
-        size = self.sizes.get(name, self.imgsz)
-        return f"{size_text(size)} px" if size else formatting.DASH
+        """The size of a network's input and its file's precision in words; of one that is no trial the run's."""
+        size, precision = self.sizes.get(name, self.imgsz), self.precisions.get(name, self.precision)
+        words = [*([f"{size_text(size)} px"] if size else []), *([precision] if precision else [])]
+        return ", ".join(words) or formatting.DASH
 
     @property
     def latency_title(self) -> str:
@@ -135,13 +147,16 @@ def summarise(folder: RunFolder) -> Summary:
     ratios = {record.trial_id: record.ratios for record in records}
     layers = baseline.get("layers") or []
     own, varied = baseline.get("imgsz"), any(record.imgsz for record in records)
+    measured, precise = (*records, *moves), {item.precision for item in (*records, *moves)} - {None}
     return Summary(
         title=formatting.readable(folder.path.resolve().name),
         model=Path(model).name,
         data=formatting.readable(str(baseline.get("data") or "")),
         device=str(baseline.get("device") or ""),
         imgsz=own,
-        sizes={item.trial_id: item.imgsz or own for item in (*records, *moves)} if varied and own else {},
+        sizes={item.trial_id: item.imgsz or own for item in measured} if varied and own else {},
+        precision=str(baseline["metrics"].get(DEPLOY_PRECISION, "")),
+        precisions={item.trial_id: precision_of(item, baseline) or "" for item in measured} if precise else {},
         headline=headline(figure, lead.trial_id if lead else None, Path(model).stem, len(records)),
         counts={ending: sum(record.ending == ending for record in records) for ending in ENDINGS},
         excluded=_excluded(figure),
@@ -166,6 +181,7 @@ def summarise(folder: RunFolder) -> Summary:
         commands=commands(folder, baseline, figure, selected),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
         latency_places=latency_places(baseline, records),
+        by_precision=precision_table(baseline, moves, session),
     )
 
 
@@ -191,10 +207,9 @@ def headline(figure: FrontFigure, lead: str | None, model: str, trials: int) -> 
     nobody = f"No {'pick' if done else 'trial'} is {within} {model}'s {label}; {at.name}"
     sentence = f"{f'Pruned, {model}' if close else nobody} is {_compared(at, base)}"
     if better := figure.beaten_by(at.name, after=done):
-        size = better.name.removeprefix(UNPRUNED_AT)
         trained = " after the same fine-tuning" if better in figure.tuned_moves else ""
-        sentence += f"; the unpruned model at {size} px is better: {formatting.times(better.speedup)} at "
-        sentence += f"{better.accuracy:.3f}{trained}"
+        sentence += f"; the unpruned model {unpruned_words(better.name)} is better: "
+        sentence += f"{formatting.times(better.speedup)} at {better.accuracy:.3f}{trained}"
     chosen = f"fastest {within} the unpruned model's {label}" if close else (move.chosen_as if move else KNEE)
     if done:
         how = f"after full fine-tuning of {formatting.count(move.epochs, 'epoch')}" if move and move.epochs else ""

@@ -9,6 +9,7 @@ from paretoprune.results.analysis.figures import Point
 from paretoprune.results.analysis.finalists import FinishedRow
 from paretoprune.results.analysis.latency_places import LatencyPlace
 from paretoprune.results.analysis.layer_effects import Insight
+from paretoprune.results.analysis.precisions import PrecisionCell, PrecisionTable
 from paretoprune.results.analysis.summary import Summary
 from paretoprune.results.store.objectives import title
 
@@ -40,6 +41,8 @@ def markdown(run: Summary, figures: str) -> str:
         ]
     if run.rivalries:
         parts += ["## Against rivals with the same budget", _rivals(run)]
+    if run.by_precision:
+        parts += ["## Precisions", plain_cell(run.by_precision.advice), precisions_table(run.by_precision)]
     if run.front.free_moves:
         parts += ["## Free moves", FREE_MOVES, free_moves_table(run)]
     if run.front.front:
@@ -71,7 +74,34 @@ def _place(place: LatencyPlace) -> str:
     return table((place.name or "main device", ""), rows)
 
 
-FREE_MOVES = "The unpruned model at smaller inputs: what is to be had without pruning or training."
+FREE_MOVES = (
+    "The unpruned model at smaller inputs or in other precisions: what is to be had without pruning or training."
+)
+
+
+def precisions_table(found: PrecisionTable) -> str:
+    """Networks in every precision, one a row."""
+    own, *others = found.precisions
+    head = ["network", f"{found.accuracy_label}, {own}", "latency"]
+    for name in others:
+        head += [f"{found.accuracy_label}, {name}", f"against {own}", "latency", f"speed-up over {own}"]
+    rows = []
+    for network, cells in found.rows.items():
+        row = [network, formatting.plain(cells[own].accuracy), formatting.milliseconds(cells[own].latency_ms)]
+        for name in others:
+            row += _in_precision(cells[name]) if name in cells else [formatting.DASH] * 4
+        rows.append(row)
+    return table(head, rows)
+
+
+def _in_precision(cell: PrecisionCell) -> Sequence[str]:
+    cost = formatting.signed(cell.cost or 0.0)
+    if cell.cost_ci95:
+        cost += f" ({formatting.signed(cell.cost_ci95[0])} to {formatting.signed(cell.cost_ci95[1])})"
+    gain = formatting.factor(cell.gain or 1.0)
+    if cell.gain_ci95:
+        gain += f" ({formatting.interval(cell.gain_ci95)})"
+    return formatting.plain(cell.accuracy), cost, formatting.milliseconds(cell.latency_ms), gain
 
 
 def free_moves_table(run: Summary) -> str:
@@ -109,8 +139,8 @@ def _beaten(run: Summary, cell: str) -> Sequence[str]:
 
 
 def _input(run: Summary, cell: str) -> Sequence[str]:
-    """A cell of the column about the input's size, which is there only where trials differ in it."""
-    return (cell,) if run.sizes else ()
+    """A cell of the column about input size and precision, which is there only where trials differ in them."""
+    return (cell,) if run.inputs_differ else ()
 
 
 def _facts(run: Summary) -> str:

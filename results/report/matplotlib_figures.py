@@ -55,7 +55,7 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
         if figure.free_moves:
             x, y = _columns(figure.free_line)
             look: Any = {"color": palette.FREE_MOVE, "lw": 1.3, "ls": ":", "marker": "v", "ms": 5, "zorder": 3}
-            axes.plot(x, y, label="Free moves (unpruned, smaller input)", **look)
+            axes.plot(x, y, label="Free moves (unpruned)", **look)
         _scatter_front(axes, figure)
         _scatter_picks(axes, figure)
         if figure.natives:

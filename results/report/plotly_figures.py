@@ -105,7 +105,7 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
 
 
 def _free_moves(figure: FrontFigure) -> list[Spec]:
-    """The unpruned model at smaller inputs, joined to the baseline."""
+    """The unpruned model at smaller inputs and in other precisions, joined to the baseline."""
     if not figure.free_moves:
         return []
     texts = [hover(item, item.fidelity, figure, "free move: no pruning, no training") for item in figure.free_line]
@@ -117,7 +117,7 @@ def _free_moves(figure: FrontFigure) -> list[Spec]:
     }
     line = {"color": palette.FREE_MOVE, "width": 1.6, "dash": "dot"}
     look = {"mode": "lines+markers", "line": line, "error_x": _error_x(figure.free_line)}
-    return [_points("Free moves (unpruned, smaller input)", figure.free_line, texts, marker, **look)]
+    return [_points("Free moves (unpruned)", figure.free_line, texts, marker, **look)]
 
 
 def _front(figure: FrontFigure) -> list[Spec]:

@@ -31,15 +31,17 @@ from paretoprune.results.store.persisted import (
 )
 
 SCHEMA_VERSION = 1
-RECORD_VERSION: Literal[3] = 3
-"""Of a trial's record; 1 has no `history` and no `violations`, 2 no `imgsz` and no `branches_removed`. All are read,
-this one is written."""
+RECORD_VERSION: Literal[4] = 4
+"""Of a trial's record; 1 has no `history` and no `violations`, 2 no `imgsz` and no `branches_removed`, 3 no
+`precision`. All are read, this one is written."""
 Fidelity = Literal["refit", "epochs", "full"]
 FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 BEYOND_BOUNDS = "beyond the bounds"
 ACCURACY_BOUNDS = frozenset({"min_map", "max_drop"})
 SOURCE, FORETOLD = "latency_source", "foretold"
 """The metric that says of a latency that it was not measured, and its value."""
+DEPLOY_PRECISION = "deploy_precision"
+"""The metric that says what the file computes in whose accuracy and latency these are; networks in PyTorch lack it."""
 CI95, PI95 = "speedup_ci95", "speedup_pi95"
 """Metrics, [low, high] each: a measured speed-up's 95 % interval, which another measurement at another time meets as
 often; and the one that a prediction gives in place of a measurement. A trial has one of the two."""
@@ -50,6 +52,7 @@ PHASES = {
     "latency": "timing",
     "evaluate": "validation without epochs",
     "finetune": "short fine-tuning",
+    "deploy": "exporting and validating the file",
     "wait_for_latency": "waiting for a remote timing",
     "wait_for_device": "waiting for device",
     "save": "saving",
@@ -103,6 +106,7 @@ class TrialRecord(Persisted):
     state: completed trials have at least an accuracy (see `accuracy`) and `latency_ms`; failed ones have an `error`.
     ratios: layer -> fraction of its channels removed, in [0, 1).
     imgsz: size of the trial's input; None: the run's. branches_removed: branches that were removed whole.
+    precision: that the trial's file computes in; None: the run's.
     metrics: name -> finite number, text, or list of those, or a mapping of such (in it None, too). NaN and infinity are
         refused.
     epochs: epochs of fine-tuning done. fidelity: "refit" (no epoch), "epochs" or "full".
@@ -112,7 +116,7 @@ class TrialRecord(Persisted):
     violations: bound of the run -> by how much the trial is beyond it (above 0); {}: it keeps to all, it is feasible.
     """
 
-    schema_version: Literal[3] = RECORD_VERSION
+    schema_version: Literal[4] = RECORD_VERSION
     trial_id: Annotated[str, PlainValidator(_trial_id)]
     state: TrialState
     plan_hash: str
@@ -131,6 +135,7 @@ class TrialRecord(Persisted):
     violations: dict[str, Number] = Field(default_factory=dict)
     imgsz: StoredSize | None = None
     branches_removed: list[str] = Field(default_factory=list)
+    precision: str | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> TrialRecord:
@@ -179,7 +184,7 @@ class TrialRecord(Persisted):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
         """Raises SchemaVersionError for another schema, RecordError for missing or unknown fields."""
-        if content.get("schema_version") not in (1, 2, RECORD_VERSION):
+        if content.get("schema_version") not in (1, 2, 3, RECORD_VERSION):
             raise SchemaVersionError("a trial record", content.get("schema_version"), RECORD_VERSION)
         content = {**content, "schema_version": RECORD_VERSION}  # what older ones lack has its default
         if isinstance(content.get("metrics"), Mapping):
@@ -187,11 +192,13 @@ class TrialRecord(Persisted):
         return cls(**content)
 
 
-def as_record(name: str, metrics: Mapping[str, Any], imgsz: ImageSize | None = None) -> TrialRecord:
+def as_record(
+    name: str, metrics: Mapping[str, Any], imgsz: ImageSize | None = None, precision: str | None = None
+) -> TrialRecord:
     """A network that is no trial, measured as trials are, in the form in which they are compared."""
     values: dict[str, Any] = {"state": TrialState.COMPLETED, "plan_hash": "", "ratios": {}, "epochs": 0}
-    values |= {"fidelity": "refit", "finished_at": 0.0, "metrics": dict(metrics), "imgsz": imgsz}
-    return TrialRecord(trial_id=name, **values)
+    values |= {"fidelity": "refit", "finished_at": 0.0, "metrics": dict(metrics)}
+    return TrialRecord(trial_id=name, imgsz=imgsz, precision=precision, **values)
 
 
 def present_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

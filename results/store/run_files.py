@@ -60,22 +60,31 @@ class Noise(_Row):
     top1_std: Number | None = None
 
 
-def free_move_name(imgsz: ImageSize) -> str:
-    """What the unpruned model at an input size is called: unpruned@256, unpruned@224,384."""
-    return f"{UNPRUNED_AT}{size_text(imgsz)}"
+def free_move_name(imgsz: ImageSize | None, precision: str | None = None) -> str:
+    """What the unpruned model at an input size, or in a precision, is called: unpruned@256, unpruned@224,384,
+    unpruned@int8, unpruned@256-int8."""
+    return UNPRUNED_AT + "-".join([*([size_text(imgsz)] if imgsz else []), *([precision] if precision else [])])
+
+
+def unpruned_words(name: str) -> str:
+    """What such a name says: at 256 px, in int8, at 256 px in int8."""
+    parts = name.removeprefix(UNPRUNED_AT).split("-")
+    return " ".join(f"at {part} px" if part[:1].isdigit() else f"in {part}" for part in parts)
 
 
 class FreeMove(_Row):
-    """The unpruned model at a smaller input. imgsz: its size. metrics: as a trial's, latency against that of
-    the unpruned model at the run's own size."""
+    """The unpruned model at a smaller input or in another precision. imgsz: its size, precision: that of its file;
+    None: the run's. metrics: as a trial's, latency against that of the unpruned model at the run's own."""
 
-    imgsz: StoredSize
+    imgsz: StoredSize | None = None
+    precision: str | None = None
     metrics: Metrics
 
     @model_validator(mode="after")
     def _check_metrics(self) -> FreeMove:
         if missing := missing_metric(self.metrics):
-            raise RecordError("metrics", f"the metrics at {size_text(self.imgsz)} px must hold {missing}")
+            where = unpruned_words(free_move_name(self.imgsz, self.precision))
+            raise RecordError("metrics", f"the metrics {where} must hold {missing}")
         return self
 
 
@@ -159,7 +168,8 @@ class Selected(_Finished):
 
 class Native(_Finished):
     """A rival that was given a pick's budget and measured beside the picks: a smaller stock model, in
-    native/<name>/metrics.json, or the unpruned model at a smaller input, in free_moves/unpruned@<imgsz>/metrics.json.
+    native/<name>/metrics.json, or the unpruned model at a smaller input or in another precision, in
+    free_moves/unpruned@<imgsz>-<precision>/metrics.json.
 
     model: the checkpoint it began as. recipe: how it was trained, in words.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,7 @@ class RunFolder:
 
     @property
     def free_moves(self) -> Path:
-        """The unpruned model at smaller inputs."""
+        """The unpruned model at smaller inputs and in other precisions."""
         return self.path / FREE_MOVES
 
     @property
@@ -176,18 +177,29 @@ class RunFolder:
         content, known = checked(self.baseline, Baseline)
         return {**content, "metrics": known.metrics} | ({"imgsz": known.imgsz} if "imgsz" in content else {})
 
-    def write_free_move(self, imgsz: ImageSize, metrics: Mapping[str, Any]) -> Path:
-        """Add the unpruned model at an input of `imgsz` to free_moves.json, atomically."""
-        known = {move.imgsz: move.metrics for move in self.read_free_moves() if move.imgsz}
-        rows = [{"imgsz": size, "metrics": found} for size, found in {**known, imgsz: dict(metrics)}.items()]
+    def write_free_move(
+        self, imgsz: ImageSize | None, metrics: Mapping[str, Any], precision: str | None = None
+    ) -> Path:
+        """Add the unpruned model at an input of `imgsz`, in `precision`, to free_moves.json, atomically."""
+        known = {(move.imgsz, move.precision): move.metrics for move in self.read_free_moves()}
+        known[imgsz, precision] = dict(metrics)
+        rows = [
+            {**({"imgsz": size} if size else {}), **({"precision": its} if its else {}), "metrics": found}
+            for (size, its), found in known.items()
+        ]
         return write_json(self.free_moves, {"schema_version": SCHEMA_VERSION, "moves": rows})
 
     def read_free_moves(self) -> list[TrialRecord]:
-        """The free moves in the form of trials, largest input first; [] where none was measured."""
+        """The free moves in the form of trials, largest input first, those in the run's precision before others; []
+        where none was measured."""
         if not self.free_moves.is_file():
             return []
-        moves = sorted(checked(self.free_moves, FreeMoves)[1].moves, key=lambda move: -area_of(move.imgsz))
-        return [as_record(free_move_name(move.imgsz), move.metrics, move.imgsz) for move in moves]
+        moves = checked(self.free_moves, FreeMoves)[1].moves
+        moves.sort(key=lambda move: (move.precision or "", -area_of(move.imgsz) if move.imgsz else -math.inf))
+        return [
+            as_record(free_move_name(move.imgsz, move.precision), move.metrics, move.imgsz, move.precision)
+            for move in moves
+        ]
 
     def inside(self, path: str) -> str:
         """`path` as config.yaml names it: relative to the run folder where it lies in it, so that this may be moved."""

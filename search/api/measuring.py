@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
+from paretoprune.base.file_names import PLAN
 from paretoprune.base.image_size import ImageSize
-from paretoprune.base.messages import speaking
+from paretoprune.base.messages import note, speaking
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
 from paretoprune.pruning.yolo.image_size import check_image_size
+from paretoprune.results.store.records import DEPLOY_PRECISION
+from paretoprune.results.store.run_files import read_object
 from paretoprune.search.api.overwriting import check_output
 from paretoprune.search.config.latency_target import AGENT_RUNTIMES, LatencyTarget, runtime_of_file
 from paretoprune.search.errors import ArgumentError, ConfigError
@@ -186,7 +189,7 @@ def export(
     model: str | Path,
     format: str = "onnx",  # noqa: A002  Ultralytics' word for it
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     imgsz: ImageSize | None = None,
     output: str | Path | None = None,
     data: str | Path | None = None,
@@ -203,7 +206,8 @@ def export(
 ) -> Exported:
     """Export a checkpoint through Ultralytics' exporter, to a file or folder ``output`` (None: beside it).
 
-    ``precision``: fp32, fp16, bf16 (OpenVINO) or int8, which is calibrated on so many training images of ``data``.
+    ``precision``: fp32, fp16, bf16 (OpenVINO) or int8, which is calibrated on so many training images of ``data``;
+    None: that in which the plan beside the checkpoint says that it was judged, else fp32.
     ``options``: further export options of Ultralytics. Then its answers on real images (of ``data``, else two that
     Ultralytics brings along) are compared with the checkpoint's, with ``data`` its accuracy, too, see ``.ok``; and its
     latency is measured in turn with the checkpoint's in PyTorch, or with the same export of ``against``, for at most
@@ -227,6 +231,7 @@ def export(
             n: True for n, on in (("dynamic", dynamic), ("nms", nms)) if on
         }
         check_options(format, further)
+        precision = precision or _judged_in(Path(model))
         check_precision(format, precision, place, run=check, remedy="; --no-check only writes the file")
         if dataset is None and (precision == "int8" or (nms and check)):
             why = (
@@ -255,6 +260,15 @@ def export(
         if images is None:
             return Exported(written, None)
         return Exported(written, _checked(written, network, str(model), job, images, dataset, against, seconds, say))
+
+
+def _judged_in(model: Path) -> str:
+    """The precision in which a run judged the network; "fp32" of one of another origin."""
+    plan = model.with_name(PLAN)
+    said = (read_object(plan).get("made_with") or {}).get(DEPLOY_PRECISION, "fp32") if plan.is_file() else "fp32"
+    if said != "fp32":
+        note(f"exporting it in {said}, in which its run judged it (--precision for another)")
+    return str(said)
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ class Run:
         """Fine-tune picks fully and measure them again together; a data frame with a row for each finished network.
 
         ``pick`` and bounds as :meth:`front` takes them (none: three picks), or ``trial``: ids. Options, as the
-        command's: ``native`` (smaller stock models, trained with the same budget), ``free_moves`` (so many sizes at
-        which the unpruned model is trained with that budget, too), ``epochs``, ``distill``, ``gpus_per_pick``,
+        command's: ``native`` (smaller stock models, trained with the same budget), ``free_moves`` (as so many
+        of which the unpruned model is trained with that budget, too), ``epochs``, ``distill``, ``gpus_per_pick``,
         ``trust_checkpoint``, ``address``, ``model``, ``data``.
 
         Raises after all ended where some failed; the others are kept, and the same call takes up what is left.
@@ -259,8 +259,8 @@ def finetune_picks(
         check_batches(config, "finetune")
         check_teachable(config)
         check_natives(config, natives)
-    sizes = choose_free_moves(folder, chosen, free_moves)
-    return promote(folder, config, chosen, natives=natives, free_moves=sizes)
+    moves = choose_free_moves(folder, chosen, free_moves)
+    return promote(folder, config, chosen, natives=natives, free_moves=moves)
 
 
 def report(*runs: str | Path, model: str | Path | None = None, data: str | Path | None = None) -> Path:

@@ -36,7 +36,9 @@ def _parsed(_: Any, __: Any, assignments: tuple[str, ...]) -> dict[str, Any]:
     "-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for it.  [default: beside MODEL]"
 )
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="bf16: for OpenVINO alone."
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="bf16: for OpenVINO alone.  [default: that of the trial, else fp32]",
 )
 @click.option(
     "--data",

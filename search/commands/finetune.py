@@ -49,7 +49,7 @@ SELECTED_COLUMNS = (
     is_flag=False,
     flag_value=1,
     metavar="[N]",
-    help="Fine-tune the unpruned model, too, at the N (1) smaller inputs whose latency is nearest to the picks'.",
+    help="Fine-tune the unpruned model, too, as the N (1) free moves whose latency is nearest to the picks'.",
 )
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Maximum number of epochs.  [default: the run's finetune.epochs]"

@@ -12,7 +12,8 @@ from paretoprune.search.commands.output import print_rows, with_objectives
 
 COLUMNS = (
     "trial_id", "kind", "map50_95", "latency_ms", "speedup", "speedup_ci95", "params_m", "gflops", "imgsz",
-    "branches_removed", "fidelity", "tied_with", "beaten_by", "beaten_by_free_move", "chosen_as", "checkpoint",
+    "deploy_precision", "branches_removed", "fidelity", "tied_with", "beaten_by", "beaten_by_free_move", "chosen_as",
+    "checkpoint",
 )  # fmt: skip
 
 SHORTENED = ("tied_with", "beaten_by", "branches_removed")
@@ -24,7 +25,8 @@ IDS_IN_A_CELL = 3
 @format_option
 @selector
 def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -> None:
-    """Print RUN's front, the most accurate trial first, then its free moves: the unpruned model at smaller inputs.
+    """Print RUN's front, the most accurate trial first, then its free moves: the unpruned model at smaller inputs
+    and in other precisions.
 
     tied_with: trials statistically indistinguishable from this one (overlapping intervals of latency and of accuracy).
     beaten_by: trials that are significantly better in one objective and significantly worse in none.
@@ -42,6 +44,7 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
         return
     moves = folder.read_free_moves()
     unused = {"chosen_as": not pick, "branches_removed": not any(row["branches_removed"] for row in rows)}
+    unused["deploy_precision"] = len({row["deploy_precision"] for row in rows}) < 2
     unused |= dict.fromkeys(("kind", "beaten_by_free_move"), not moves)
     columns = with_objectives([name for name in COLUMNS if not unused.get(name)], folder.objectives())
     print_rows(
@@ -51,7 +54,8 @@ def front(run: Path, form: str, pick: tuple[str, ...], **bounds: float | None) -
         "no trials",
     )
     if not moves:
-        click.echo("free moves: none, this run did not measure the unpruned model at smaller inputs", err=True)
+        text = "this run did not measure the unpruned model at smaller inputs or in other precisions"
+        click.echo(f"free moves: none, {text}", err=True)
     if judged := sample_text(folder.read_baseline()["metrics"]):
         click.echo(f"accuracy: {judged}", err=True)
     click.echo(f"accuracy noise: {accuracy_noise(folder.read_baseline()).text}", err=True)

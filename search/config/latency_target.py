@@ -11,6 +11,8 @@ FILE_RUNTIMES = {".onnx": AGENT_RUNTIMES[:3], ".tflite": ("litert",), ".rknn": (
 """End of a file that was made elsewhere -> what an agent's device runs it by, the first where nothing else is said."""
 FORMAT_RUNTIMES = {"onnx": AGENT_RUNTIMES[:3], "openvino": ("openvino",), "ncnn": ("ncnn",)}
 """The same of the formats that ship."""
+TOLD_TO_HALVE = ("openvino", "ncnn")
+"""Agents' runtimes that are told to compute in 16 bits, a pair together; others compute in what their file holds."""
 
 _CPU = re.compile(r"cpu:([1-9]\d*)")
 _AGENT = re.compile(r"https?://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/?")

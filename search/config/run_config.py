@@ -17,7 +17,7 @@ from paretoprune.base.atomic import write_text
 from paretoprune.base.errors import one_line
 from paretoprune.base.messages import note
 from paretoprune.base.setting_names import RENAMED, with_present_names
-from paretoprune.search.config.latency_target import COMMAND, FORMAT_RUNTIMES, LatencyTarget
+from paretoprune.search.config.latency_target import COMMAND, FORMAT_RUNTIMES, TOLD_TO_HALVE, LatencyTarget
 from paretoprune.search.config.sections import (
     DataSection,
     DeploySection,
@@ -64,7 +64,7 @@ class RunConfig(Section):
     data: DataSection
     """The dataset."""
     space: SpaceSection = SpaceSection()
-    """Which widths, branches and input sizes may be chosen."""
+    """Which widths, branches, input sizes and precisions may be chosen."""
     search: SearchSection = SearchSection()
     """How they are explored."""
     recover: RecoverSection = RecoverSection()
@@ -87,6 +87,32 @@ class RunConfig(Section):
         if self.deploy.in_trials and "energy_j" in self.search.objectives:
             raise ValueError(
                 "energy_j is counted in PyTorch and its runtimes: take it out, or set `deploy.when` to picks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precisions_of_files(self) -> RunConfig:
+        given, deploy = self.space.precision, self.deploy
+        if given is None:
+            return self
+        if "precision" in deploy.model_fields_set and deploy.precision != given[0]:
+            raise ValueError(
+                f"`space.precision` begins with that of the unpruned model, `deploy.precision` {deploy.precision}, "
+                f"but got {', '.join(given)}: put it first"
+            )
+        in_torch = deploy.format == "torch"
+        if (in_torch and given != ["fp32"]) or (len(given) > 1 and not deploy.in_trials):
+            raise ValueError(
+                f"`space.precision` {', '.join(given)} needs trials that are judged as files, but got "
+                f"deploy.{'format=torch' if in_torch else f'when={deploy.when}'}: set `deploy.format`, e.g. openvino, "
+                "and `deploy.when` to trials"
+            )
+        agents = any(LatencyTarget.parse(latency.target).agents for latency in self.latency.everywhere().values())
+        halves = {name in ("fp16", "bf16") for name in given}
+        if agents and len(halves) > 1 and deploy.format in TOLD_TO_HALVE:
+            raise ValueError(
+                f"an agent runs both files of a pair in 16 bits or neither with {deploy.format}, but `space.precision` "
+                f"has {', '.join(given)}: leave out those of 16 bits, or all others"
             )
         return self
 

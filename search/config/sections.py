@@ -59,13 +59,17 @@ class DataSection(Section):
 
 
 class SpaceSection(Section):
-    """Which widths, branches and input sizes the search may choose."""
+    """Which widths, branches, input sizes and precisions the search may choose."""
 
     imgsz: list[GivenSize] | None = None
     """Sizes of the input at which trials may work besides ``model.imgsz``, which is always one of them: sides of
     squares, pixels, or pairs [height, width]; none given: the sizes below it and of its shape down to 0.6 of it in
     steps of the model's largest stride, at most 5 in all. A list of ``model.imgsz`` alone (or of nothing) leaves the
     size as it is."""
+    precision: list[PrecisionName] | None = None
+    """Precisions that the files of trials may compute in (``deploy.format`` says in which format); none given:
+    ``deploy.precision`` alone. The first is that of the unpruned model beside which all latencies are measured:
+    ``deploy.precision``, where that is given."""
     depth: bool = True
     """Whether trials may also remove repeated units of a block (bottlenecks, attention blocks) whole; ``paretoprune
     layers`` lists them as branches."""
@@ -92,6 +96,13 @@ class SpaceSection(Section):
             check_image_size(size)
         if value and len(set(value)) != len(value):
             raise ValueError(f"every size must be given once, got {sizes_text(value)}")
+        return value
+
+    @field_validator("precision")
+    @classmethod
+    def _each_once(cls, value: list[PrecisionName] | None) -> list[PrecisionName] | None:
+        if value is not None and (not value or len(set(value)) != len(value)):
+            raise ValueError(f"one precision or more, each once, got {', '.join(value) or 'none'}")
         return value
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
-from paretoprune.base.image_size import ImageSize, plain_size, size_text
+from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.base.messages import note, showing
 from paretoprune.pruning.plan import Plan
 from paretoprune.results.analysis.summary import summarise
@@ -26,8 +26,8 @@ from paretoprune.results.selection.selection import Pick
 from paretoprune.results.selection.uncertainty import accuracy_noise, beaten_picks
 from paretoprune.results.store.accuracy import LABELS, accuracies, accuracy_text
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
-from paretoprune.results.store.records import TrialRecord
-from paretoprune.results.store.run_files import free_move_name, read_json
+from paretoprune.results.store.records import DEPLOY_PRECISION, TrialRecord
+from paretoprune.results.store.run_files import read_json, unpruned_words
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import IDENTITY
 from paretoprune.search.errors import SearchError
@@ -66,7 +66,7 @@ START = "start.pt"
 class Job:
     """One network to fine-tune: a pick by its trial id, or a ``native`` checkpoint and whether that is trusted.
 
-    With an ``imgsz`` that is the unpruned model, as a free move.
+    With an ``imgsz`` or a ``precision`` that is the unpruned model, as a free move.
     """
 
     name: str
@@ -74,11 +74,17 @@ class Job:
     native: str = ""
     trust: bool = False
     imgsz: ImageSize | None = None
+    precision: str | None = None
+
+    @property
+    def is_free_move(self) -> bool:
+        """Whether it is the unpruned model."""
+        return bool(self.imgsz or self.precision)
 
     @property
     def place(self) -> str:
         """Its folder below the run's."""
-        if self.imgsz:
+        if self.is_free_move:
             return f"free_moves/{self.name}"
         return f"native/{self.name.removeprefix(NATIVE)}" if self.native else f"selected/{self.name}"
 
@@ -121,10 +127,10 @@ def promote(
     picks: Sequence[Pick],
     factory: ToolsFactory = make_tools,
     natives: Sequence[str] = (),
-    free_moves: Sequence[ImageSize] = (),
+    free_moves: Sequence[TrialRecord] = (),
 ) -> FinetunedPicks:
-    """Fine-tune ``picks`` fully, and with the same budget ``natives`` (stock checkpoints) and the unpruned model at
-    ``free_moves`` (sizes), all in parallel; then judge every finished network of the run together. One that fails does
+    """Fine-tune ``picks`` fully, and with the same budget ``natives`` (stock checkpoints) and the unpruned model as in
+    ``free_moves``, all in parallel; then judge every finished network of the run together. One that fails does
     not hold up the others.
     """
     from paretoprune.search.sweep.sweep import start_workers
@@ -134,7 +140,10 @@ def promote(
     jobs = [Job(pick.trial_id, pick.chosen_as) for pick in picks]
     jobs += [Job(NATIVE + Path(path).stem, native=path, trust=trusts_native(config, path)) for path in natives]
     model = config.model
-    jobs += [Job(free_move_name(s), native=model.path, trust=model.trust_checkpoint, imgsz=s) for s in free_moves]
+    jobs += [
+        Job(m.trial_id, native=model.path, trust=model.trust_checkpoint, imgsz=m.imgsz, precision=m.precision)
+        for m in free_moves
+    ]
     remedy = "what is done is kept: the same command goes on after the last epoch"
     with (
         DriverLock(folder.path) as lock,
@@ -163,8 +172,8 @@ def promote(
     return FinetunedPicks(rows, failed)
 
 
-def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[ImageSize]:
-    """The ``count`` sizes at which the unpruned model's latency is nearest to that of one of the ``picks``.
+def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> list[TrialRecord]:
+    """The ``count`` free moves whose latency is nearest to that of one of the ``picks``.
 
     :class:`SearchError` where the run measured fewer.
     """
@@ -172,14 +181,14 @@ def choose_free_moves(folder: RunFolder, picks: Sequence[Pick], count: int) -> l
     if len(moves) < count:
         raise SearchError(
             f"--free-moves {count} needs as many free moves, but {folder.path} measured {len(moves)}; "
-            "a search over several sizes (space.imgsz) measures them"
+            "a search over several sizes or precisions (space.imgsz, space.precision) measures them"
         )
 
     def apart(move: TrialRecord) -> float:
         own = float(move.metrics["latency_ms"])
         return min(abs(math.log(own / float(pick.record.metrics["latency_ms"]))) for pick in picks)
 
-    return [move.imgsz for move in sorted(moves, key=apart)[:count] if move.imgsz]
+    return sorted(moves, key=apart)[:count]
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,11 +247,10 @@ def _finetune(context: WorkerContext, job: Job) -> None:
             if job.native:
                 tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
                 extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
-                if job.imgsz:
-                    extra |= {
-                        "imgsz": plain_size(job.imgsz),
-                        "recipe": f"unpruned at {size_text(job.imgsz)} px, {recipe}",
-                    }
+                if job.is_free_move:
+                    extra["recipe"] = f"unpruned {unpruned_words(job.name)}, {recipe}"
+                    extra |= {"imgsz": plain_size(job.imgsz)} if job.imgsz else {}
+                    extra |= {DEPLOY_PRECISION: job.precision} if job.precision else {}
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
                 tuned = tools.finetune_fully(model, target, on_epoch)
@@ -368,7 +376,7 @@ def _row(folder: RunFolder, job: Job, beaten: Mapping[str, str]) -> dict[str, An
     wanted += ["latency_ms", "latency_ratio", "speedup", "speedup_ci95", "params_m", "gflops"]
     return {
         "trial_id": job.name,
-        "kind": "free move" if job.imgsz else "native" if job.native else "pick",
+        "kind": "free move" if job.is_free_move else "native" if job.native else "pick",
         "chosen_as": content.get("chosen_as") or content.get("recipe", ""),
         **{name: content["after"].get(name) for name in wanted},
         "epochs": content.get("epochs"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.file_names import EVENTS
+from paretoprune.base.image_size import size_text
 from paretoprune.base.messages import is_live, line, showing, speaking
 from paretoprune.results.selection.selection import DEFAULT_MAX_DROP, fastest_within_drop, front
 from paretoprune.results.store.accuracy import accuracy_of, accuracy_text, missing_metric, trade_off_text
@@ -116,6 +117,8 @@ def trial_line(record: TrialRecord) -> str:
         cells.append(f"({metrics['speedup']:.2f}x{', predicted' if metrics.get(SOURCE) == FORETOLD else ''})")
     if "params_m" in metrics:
         cells.append(f"parameters {metrics['params_m']:6.2f} M")
+    cells += [f"at {size_text(record.imgsz)} px"] if record.imgsz else []
+    cells += [f"in {record.precision}"] if record.precision else []
     if record.ending == TrialState.STOPPED.value:
         cells.append(f"stopped: {record.fidelity_label}")
     if record.violations:

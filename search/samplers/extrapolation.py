@@ -53,7 +53,7 @@ class LearningCurves:
 
     def __init__(self, metrics: Iterable[str]) -> None:
         self._metrics = tuple(metrics)
-        self._pairs: dict[tuple[str, int], _Moments] = {}
+        self._pairs: dict[tuple[str, int, str | None], _Moments] = {}  # a file loses by its precision
 
     def learn(self, record: TrialRecord) -> None:
         """Take a trial in; only completed ones show how accuracy goes on."""
@@ -65,16 +65,16 @@ class LearningCurves:
                 continue
             for rung, best in _best_so_far(record, metric).items():
                 if rung < record.epochs:
-                    self._pairs.setdefault((metric, rung), _Moments()).add(best, final)
+                    self._pairs.setdefault((metric, rung, record.precision), _Moments()).add(best, final)
 
     def final_accuracy(self, record: TrialRecord, metric: str) -> Estimate | None:
         """The final ``metric`` of the stopped ``record``, extrapolated; None with too few trials to fit.
 
-        Ridge regression towards a slope of 1 over the completed trials that have the same rung in their history. Never
-        below the rung's own accuracy: a trial keeps its best network.
+        Ridge regression towards a slope of 1 over the completed trials of the same precision that have the same
+        rung in their history. Never below the accuracy that the trial has: it keeps its best network.
         """
         reached = _best_so_far(record, metric).get(record.epochs)
-        pairs = self._pairs.get((metric, record.epochs))
+        pairs = self._pairs.get((metric, record.epochs, record.precision))
         if reached is None or pairs is None or pairs.count < FEWEST:
             return None
         prior = _PRIOR_WEIGHT * max(pairs.start_start / pairs.count, 1e-8)
@@ -84,7 +84,8 @@ class LearningCurves:
         squared = pairs.final_final - slope * (2 * pairs.start_final - slope * pairs.start_start)
         noise = max(squared, 0.0) / max(1, pairs.count - 2)
         leverage = 1.0 / pairs.count + offset**2 / (pairs.start_start + prior)
-        return Estimate(max(expected, reached), noise * (1.0 + leverage))
+        own = record.number(metric)  # of its file, which may be less than the network's at the rung
+        return Estimate(max(expected, reached if own is None else own), noise * (1.0 + leverage))
 
 
 def _best_so_far(record: TrialRecord, metric: str) -> dict[int, float]:

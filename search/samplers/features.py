@@ -25,25 +25,26 @@ class PlanFeatures:
     """``kept[i]``: fraction of channels left at every level of axis i; ``tiled[i]``: the same in whole tiles.
 
     ``depths[i]``: how much is left at every level of the next axes, those of branches, on the scale of ``kept``.
-    ``areas``: the input's area at every level of the last axis, as a fraction of the run's; empty where there is no
-    such axis. ``losses[i]``: what the removal's scores estimate that every level of width axis i loses, in units of a
-    usual plan's sum; empty where there are no such scores.
+    ``areas``: the input's area at every level of the next axis, as a fraction of the run's; empty where there is no
+    such axis. ``precisions``: how many there are, of the last axis; 0 without one. ``losses[i]``: what the removal's
+    scores estimate that every level of width axis i loses, in units of a usual plan's sum; empty without such scores.
     """
 
     kept: tuple[Array, ...]
     tiled: tuple[Array, ...]
     depths: tuple[Array, ...] = ()
     areas: Array = field(default_factory=lambda: np.empty(0))
+    precisions: int = 0
     losses: tuple[Array, ...] = ()
 
     @classmethod
     def of(cls, space: Space, prior: Prior | None = None) -> PlanFeatures:
-        """By the widths of each axis's leading group, the branches, the size of the input, and the estimated loss."""
+        """By the widths of each axis's leading group, the branches, the input's size, the precision, the estimates."""
         widths = [(axis.groups[0].widths, axis.groups[0].channels) for axis in space.width_axes]
         areas = np.array([area_of(size) for size in space.image_sizes], dtype=np.float64)
         depths = tuple(np.linspace(1.0, SHALLOWEST, axis.size) for axis in space.depth_axes)
-        losses = prior.in_usual_units() if prior else ()
-        return replace(cls.of_widths(widths), depths=depths, areas=areas / areas.max(initial=1.0), losses=losses)
+        more = {"depths": depths, "areas": areas / areas.max(initial=1.0), "precisions": len(space.precisions)}
+        return replace(cls.of_widths(widths), losses=prior.in_usual_units() if prior else (), **more)
 
     @classmethod
     def of_widths(cls, axes: Sequence[tuple[Sequence[int], int]]) -> PlanFeatures:
@@ -55,7 +56,7 @@ class PlanFeatures:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of levels of each axis."""
-        return tuple(len(values) for values in self._columns)
+        return (*map(len, self._columns), *([self.precisions] if self.precisions else []))
 
     @property
     def _columns(self) -> tuple[Array, ...]:
@@ -69,7 +70,8 @@ class PlanFeatures:
         the last two raise the share of the front after 100 trials from 0.90 to 0.93; products of the fractions
         themselves, as well as tiled ones, take a hundredth away again. What a convolution costs grows with the input's
         area, so the last two are multiplied by it. Where the loss of widths is estimated, two more columns are a
-        family: accuracy falls with it, fast at first or only later, which two trials are enough to tell.
+        family: accuracy falls with it, fast at first or only later, which two trials are enough to tell. In each
+        further precision everything costs something else: the costs once more, of the plans in it.
         """
         levels = levels.reshape(-1, len(self.sizes))
         columns = self._columns
@@ -78,11 +80,17 @@ class PlanFeatures:
         tiled = self._looked_up(self.tiled, levels)
         low = np.array([values.min() for values in columns])
         span = np.array([np.ptp(values) or 1.0 for values in columns])
-        families = [kept, kept**2, area * tiled, area * tiled[:, 1:] * tiled[:, :-1]]
+        costs = [area * tiled, area * tiled[:, 1:] * tiled[:, :-1]]
+        families = [kept, kept**2, *costs]
         if self.losses:
             lost = self._looked_up(self.losses, levels).sum(axis=1, keepdims=True)
             families.append(np.hstack([np.sqrt(lost), lost]))
-        return FeatureMatrix((kept - low) / span, tuple(_scaled(family) for family in families))
+        points, scaled = (kept - low) / span, tuple(_scaled(family) for family in families)
+        if not self.precisions:
+            return FeatureMatrix(points, scaled)
+        other = (levels[:, -1:] == np.arange(1, self.precisions)).astype(np.float64)  # (n, precisions - 1)
+        again = [other[:, [index]] * np.hstack([_scaled(cost) for cost in costs]) for index in range(other.shape[1])]
+        return FeatureMatrix(np.hstack([points, other]), (*scaled, np.hstack([other, *again])))
 
     @staticmethod
     def _looked_up(table: tuple[Array, ...], levels: Whole) -> Array:

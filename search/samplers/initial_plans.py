@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PLAN, OTHER_RUN = "plan", "from-run"
 # What a trial's figures depend on, beside its plan and the model: equal settings, equal figures.
-_DECISIVE = ("model.imgsz", "data.", "recover.", "trial.", "latency.", "space.round_to")
+_DECISIVE = ("model.imgsz", "data.", "recover.", "trial.", "latency.", "deploy.", "space.round_to")
 _WITHOUT_EFFECT = ("trial.workers",)
 _SAME_RATIO = 1e-4  # ratios in plan files are rounded
 
@@ -78,9 +78,9 @@ def check_plans(paths: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def changed_plans(paths: Sequence[str], space: Space, imgsz: ImageSize) -> list[str]:
-    """A line for each plan that the space does not hold as it is: what it is tried with in place of it. ``imgsz``: the
-    run's."""
+def changed_plans(paths: Sequence[str], space: Space, imgsz: ImageSize, precision: str = "fp32") -> list[str]:
+    """A line for each plan that the space does not hold as it is: what it is tried with in place of it. ``imgsz`` and
+    ``precision``: the run's."""
     lines = []
     for path, plan in zip(paths, read_plans(paths), strict=True):
         tried = space.plan(space.nearest(plan))
@@ -88,14 +88,16 @@ def changed_plans(paths: Sequence[str], space: Space, imgsz: ImageSize) -> list[
         old, new = plan.imgsz or imgsz, tried.imgsz or imgsz
         if old != new:
             changed.insert(0, f"imgsz {size_text(old)} -> {size_text(new)}")
+        if plan.precision not in (None, tried.precision or precision):
+            changed.insert(0, f"precision {plan.precision} -> {tried.precision or precision}")
         if lost := sorted(set(plan.branches) ^ set(tried.branches)):
             changed.insert(0, f"{'without removing' if lost[0] in plan.branches else 'removing'} {lost[0]}")
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             lines.append(
                 f"search.initial_plans: {path} lies outside the search space and is tried with "
-                f"{', '.join(changed[:3])}{more}; to try it as it is, widen space.imgsz, space.max_ratio, "
-                "space.exclude, space.blocks, space.depth, or lower space.round_to"
+                f"{', '.join(changed[:3])}{more}; to try it as it is, widen space.imgsz, space.precision, "
+                "space.max_ratio, space.exclude, space.blocks, space.depth, or lower space.round_to"
             )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ class Prior:
     """Empty where channels are chosen by a criterion without a common scale, and in runs of older versions.
 
     ``losses[i]``: estimated loss at every level of the space's width axis i, nats per image, in all as much as the sum
-    over axes. ``path``: levels (n, d) of the plans by sensitivity, at every size of the input.
+    over axes. ``path``: levels (n, d) of the plans by sensitivity, at every size of the input and in
+    every precision.
     """
 
     losses: tuple[Array, ...] = ()
@@ -60,7 +62,11 @@ class Prior:
 
 
 def path_levels(space: Space, rows: Sequence[Mapping[str, Any]]) -> Whole:
-    """The plans of ``rows`` (``ratios``), each at every size of the input: levels (n, d), each once."""
-    sizes = space.image_sizes or (None,)
-    plans = {space.nearest(Plan(row["ratios"], imgsz=size)): None for row in rows for size in sizes}
+    """The plans of ``rows`` (``ratios``), each at every size of the input and in every precision: levels (n, d)."""
+    choices = list(product(space.image_sizes or (None,), space.precisions or (None,)))
+    plans = {
+        space.nearest(Plan(row["ratios"], imgsz=size, precision=precision)): None
+        for row in rows
+        for size, precision in choices
+    }
     return np.array(list(plans), dtype=np.int64).reshape(-1, len(space.axes))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from paretoprune.base.image_size import ImageSize, area_of
@@ -47,14 +47,16 @@ def warm_start(space: Space, trials: int, sensitivity: Sequence[Mapping[str, Any
 
     ``sensitivity``: rows of ``baseline.json`` (``keep``, ``ratios``), each the best plan of widths that leaves so much
     work; it becomes a plan of as much work in all (see `_shared`). With them, the first 6 trials come from them,
-    from the middles of equal parts of the path. Without them, a quarter of the trials, at most 5, are uniform, which on
-    VOC and COCO keep a tenth of the accuracy of plans by sensitivity with as much work. A sweep that ends early has the
-    whole front in outline.
+    from the middles of equal parts of the path, and precisions take turns along it, so that each is tried from light to
+    heavy. Without them, a quarter of the trials, at most 5, are uniform, which on VOC and COCO keep a tenth of the
+    accuracy of plans by sensitivity with as much work. A sweep that ends early has the whole front in outline.
     """
     rows = sorted(sensitivity, key=lambda row: -float(row["keep"]))
     path = [_shared(space, rows, float(row["keep"])) for row in rows]
+    precisions = space.precisions or (None,)
     if rows:
-        chosen = [space.nearest(plan) for plan in _spread(path, min(MOST_SENSIBLE, trials))]
+        spread = enumerate(_spread(path, min(MOST_SENSIBLE, trials)))
+        chosen = [space.nearest(replace(plan, precision=precisions[n % len(precisions)])) for n, plan in spread]
     else:
         chosen = ladder_plans(space, trials)
     unpruned, provenance = space.uniform(0.0), SENSITIVITY if rows else UNIFORM

@@ -1,10 +1,10 @@
-"""The search space: which widths, branches and input sizes a plan may choose, as a few whole-numbered axes.
+"""The search space: which widths, branches, input sizes and precisions a plan may choose, as whole-numbered axes.
 
-An axis is one prunable group, or one block, or branches that are removed whole, or the size of the input. Its variable
-is a *level*: level 0 is the greatest width (size) allowed, each further level the next one in steps of ``round_to``.
-Widths are thus the real variables (no two levels give the same plan), and an axis with a single width does not exist:
-it would be a dead dimension to the sampler. Only widths inside a removed branch make no difference
-(`Space.canonical`).
+An axis is one prunable group, or one block, or branches that are removed whole, or the size of the input, or the
+precision. Its variable is a *level*: level 0 is the greatest width (size) allowed, each further level the next one in
+steps of ``round_to``. Widths are thus the real variables (no two levels give the same plan), and an axis with a single
+width does not exist: it would be a dead dimension to the sampler. Only widths inside a removed branch make no
+difference (`Space.canonical`).
 """
 
 from __future__ import annotations
@@ -167,10 +167,31 @@ class SizeAxis:
 
 
 @dataclass(frozen=True)
-class Space:
-    """All axes (those of widths, of depth, the size) and the groups that were left out with the reason."""
+class PrecisionAxis:
+    """What the network's file computes in: the run's own precision, then the others in the order that was given."""
 
-    axes: tuple[Axis | DepthAxis | SizeAxis, ...]
+    precisions: tuple[str, ...]
+    name: str = "precision"
+
+    @property
+    def size(self) -> int:
+        """How many levels there are (at least 2)."""
+        return len(self.precisions)
+
+    def uniform(self, ratio: float) -> int:
+        """The run's own precision."""
+        return 0
+
+    def nearest(self, plan: Plan) -> int:
+        """The level of the plan's precision; of one that is not among them the run's own."""
+        return self.precisions.index(plan.precision) if plan.precision in self.precisions else 0
+
+
+@dataclass(frozen=True)
+class Space:
+    """All axes (of widths, of depth, the size, the precision) and the groups that were left out with the reason."""
+
+    axes: tuple[Axis | DepthAxis | SizeAxis | PrecisionAxis, ...]
     left_out: Mapping[str, str]
 
     @property
@@ -189,18 +210,31 @@ class Space:
         return next((axis.sizes for axis in self.axes if isinstance(axis, SizeAxis)), ())
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that plans choose from, the run's own first; () where that is the only one."""
+        return next((axis.precisions for axis in self.axes if isinstance(axis, PrecisionAxis)), ())
+
+    @property
+    def unpruned(self) -> list[Plan]:
+        """The unpruned network at every size and in every precision, the run's own first."""
+        sizes, precisions = (None, *self.image_sizes[1:]), (None, *self.precisions[1:])
+        return [Plan({}, imgsz=size, precision=precision) for precision in precisions for size in sizes]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Axis name -> number of levels."""
         return {axis.name: axis.size for axis in self.axes}
 
     def plan(self, levels: Levels) -> Plan:
         """The plan of ``levels``: ratios by layer, exactly what the widths realise (layers that keep all channels are
-        absent, and those in removed branches), these branches, and the input's size where it is not the run's own."""
+        absent, and those in removed branches), these branches, and size and precision where they are not the run's."""
         ratios: dict[str, float] = {}
-        imgsz, branches = None, list[str]()
+        imgsz, precision, branches = None, None, list[str]()
         for axis, level in zip(self.axes, levels, strict=True):
             if isinstance(axis, SizeAxis):
                 imgsz = axis.sizes[level] if level else None
+            elif isinstance(axis, PrecisionAxis):
+                precision = axis.precisions[level] if level else None
             elif isinstance(axis, DepthAxis):
                 branches += axis.steps[level]
             else:
@@ -208,7 +242,8 @@ class Space:
                 for group in axis.groups:
                     if widths[group.name] < group.channels:
                         ratios.update(dict.fromkeys(group.layers, group.ratio(widths[group.name])))
-        return Plan({layer: ratios[layer] for layer in _left(list(ratios), branches)}, {}, imgsz, tuple(branches))
+        left = {layer: ratios[layer] for layer in _left(list(ratios), branches)}
+        return Plan(left, {}, imgsz, tuple(branches), precision)
 
     def canonical(self, levels: Levels) -> Levels:
         """Of all levels that give the same plan (they differ in widths inside removed branches), one."""
@@ -220,12 +255,13 @@ class Space:
         realised = self.plan(levels)
         cut = {layer: ratio for layer, ratio in plan.ratios.items() if ratio > 0}
         same = realised.ratios.keys() == cut.keys() and all(abs(realised.ratios[n] - cut[n]) < 1e-4 for n in cut)
-        own = self.image_sizes[:1] == (plan.imgsz,)
-        same_size = realised.imgsz == (None if own else plan.imgsz)
-        return levels if same and same_size and set(realised.branches) == set(plan.branches) else None
+        same = same and realised.imgsz == (None if self.image_sizes[:1] == (plan.imgsz,) else plan.imgsz)
+        same = same and realised.precision == (None if self.precisions[:1] == (plan.precision,) else plan.precision)
+        return levels if same and set(realised.branches) == set(plan.branches) else None
 
     def uniform(self, ratio: float) -> Levels:
-        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds, whole and at the run's own size."""
+        """The plan nearest to one ``ratio`` everywhere, within every axis's bounds, whole, at the run's own size and in
+        its own precision."""
         return tuple(axis.uniform(ratio) for axis in self.axes)
 
     def nearest(self, plan: Plan) -> Levels:
@@ -293,11 +329,12 @@ def build_space(
     first_only: bool = False,
     sizes: Sequence[ImageSize] = (),
     branches: Branches | None = None,
+    precisions: Sequence[str] = (),
 ) -> Space:
     """The space of ``section`` over a model's groups; ``first_only``: of each block the first one that is left.
 
     ``branches``: of the model, where plans may remove them. ``sizes``: of the input, the run's own first
-    (see :func:`image_sizes`); an axis where they are several.
+    (see :func:`image_sizes`), ``precisions``: of their files, the run's own first; an axis where they are several.
 
     Raises :class:`SpaceError` where a block or a pattern matches nothing, or where no axis is left.
     """
@@ -321,7 +358,9 @@ def build_space(
             f"({_summary(left_out)}); widen space.blocks, space.exclude, the ratios, or lower space.round_to"
         )
     depth = [] if branches is None else depth_axes(branches, lambda name: _may_leave(name, names, section))
-    return Space((*axes, *depth, *([SizeAxis(tuple(sizes))] if len(sizes) > 1 else [])), left_out)
+    size = [SizeAxis(tuple(sizes))] if len(sizes) > 1 else []
+    precision = [PrecisionAxis(tuple(precisions))] if len(precisions) > 1 else []
+    return Space((*axes, *depth, *size, *precision), left_out)
 
 
 def _may_leave(branch: str, names: Collection[str], section: SpaceSection) -> bool:

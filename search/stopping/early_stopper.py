@@ -89,7 +89,8 @@ def rung_reports(events: Path, trial_id: str) -> list[RungReport]:
         if entry.get("event") != RUNG_EVENT:
             continue
         try:
-            report = RungReport(trial_id, int(entry["epochs"]), float(entry["accuracy"]), dict(entry["costs"]))
+            figures = int(entry["epochs"]), float(entry["accuracy"]), dict(entry["costs"])
+            report = RungReport(trial_id, *figures, str(entry.get("precision", "")))
         except (ValueError, KeyError, TypeError, OverflowError):  # written by another version, or damaged
             continue
         reports[report.epochs] = report

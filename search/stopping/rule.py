@@ -37,8 +37,8 @@ class StoppingRule:
     neighbours: int = 8
 
     def stops(self, report: RungReport, others: Iterable[RungReport]) -> bool:
-        """Whether the trial of ``report`` ends, given the reports of all trials (its own and other rungs' are left
-        out).
+        """Whether the trial of ``report`` ends, given the reports of all trials (its own, other rungs' and other
+        precisions' are left out).
 
         Work stands for a cost that is not known of the trial yet: latency that is measured elsewhere.
         """
@@ -46,7 +46,9 @@ class StoppingRule:
         peers = [
             other
             for other in others
-            if other.epochs == report.epochs and other.trial_id != report.trial_id and other.costs.keys() >= set(costs)
+            if (other.epochs, other.precision) == (report.epochs, report.precision)
+            and other.trial_id != report.trial_id
+            and other.costs.keys() >= set(costs)
         ]
         if len(peers) < self.neighbours:
             return False

@@ -20,13 +20,15 @@ class RungReport:
     """A trial after ``epochs`` epochs: its best ``accuracy`` so far (higher is better) and what it costs.
 
     ``costs``: ``params_m``, ``gflops``, ``size_mb``, and ``latency_ms`` (in a run that counts it ``energy_j``, too)
-    where it is known by now; none changes with epochs.
+    where it is known by now; none changes with epochs. ``precision``: of its file, "" the run's: accuracy on the way
+    is that of the network in PyTorch, so that trials of another precision lose something else in the end.
     """
 
     trial_id: str
     epochs: int
     accuracy: float
     costs: Mapping[str, float]
+    precision: str = ""
 
 
 class EarlyStopper(Protocol):
@@ -59,6 +61,7 @@ class Course:
     accuracy: str
     costs: Mapping[str, float]
     clock: PhaseClock
+    precision: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
 
@@ -71,8 +74,9 @@ class Course:
         if epochs not in self.rungs:
             return False
         # Written before the question is asked: whoever decides next, in any process, finds it.
-        self.clock.event(RUNG_EVENT, epochs=epochs, accuracy=best, costs=dict(self.costs))
-        self.stopped = self.judge.stops(RungReport(self.trial_id, epochs, best, self.costs))
+        said = {"precision": self.precision} if self.precision else {}
+        self.clock.event(RUNG_EVENT, epochs=epochs, accuracy=best, costs=dict(self.costs), **said)
+        self.stopped = self.judge.stops(RungReport(self.trial_id, epochs, best, self.costs, self.precision))
         if self.stopped:
             self.clock.event("stopped", epochs=epochs)
         return self.stopped

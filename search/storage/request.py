@@ -36,7 +36,8 @@ class TrialRequest(Persisted):
 
     ``losses``: why earlier workers of this trial were lost. ``foretold``: its latency as a fraction of the unpruned
     network's, where the driver knows it precisely: ``ratio``, and the 95 % interval ``low`` to ``high``. ``imgsz``:
-    size of the input; None: the run's. ``branches_removed``: branches to remove whole.
+    size of the input; None: the run's. ``branches_removed``: branches to remove whole. ``precision``: that the file
+    computes in; None: the run's.
     """
 
     trial_id: str
@@ -46,6 +47,7 @@ class TrialRequest(Persisted):
     foretold: dict[str, Number] | None = None
     imgsz: StoredSize | None = None
     branches_removed: list[str] = Field(default_factory=list)
+    precision: str | None = None
 
     def again(self, reason: str) -> TrialRequest | None:
         """The request to hand out after a worker was lost for ``reason``; None where the trial has to be given up."""
@@ -72,7 +74,7 @@ class TrialRequest(Persisted):
 
 def plan_of(item: TrialRequest | TrialRecord) -> Plan:
     """The plan that a request asks for, or that a record is of."""
-    return Plan(item.ratios, imgsz=item.imgsz, branches=tuple(item.branches_removed))
+    return Plan(item.ratios, imgsz=item.imgsz, branches=tuple(item.branches_removed), precision=item.precision)
 
 
 def trial_number(trial_id: str) -> int:

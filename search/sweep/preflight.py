@@ -197,7 +197,8 @@ def check_deployment(config: RunConfig) -> None:
     from paretoprune.pruning.export.precision import check_precision
 
     on_cpu = config.model.device == "cpu" or config.resources.gpus_per_trial == 0
-    check_precision(config.deploy.format, config.deploy.precision, "cpu" if on_cpu else default_device())
+    for precision in config.space.precision or [config.deploy.precision]:
+        check_precision(config.deploy.format, precision, "cpu" if on_cpu else default_device())
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig, moved: bool = False) -> None:
@@ -278,7 +279,8 @@ def check_model(config: RunConfig) -> tuple[Space, list[ImageSize], list[str], s
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
     check_plans(config.search.initial_plans, [layer.name for layer in bench.table.layers])
     branches = bench.branches if config.space.depth and config.trial.strategy == STRUCTURAL else None
-    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes, branches)
+    precisions = config.space.precision or ()
+    space = build_space(bench.table, config.space, config.trial.strategy == SEQUENTIAL, sizes, branches, precisions)
     if get_strategy(config.trial.strategy).exact:
         narrower = space.plan(space.random_narrower(random.Random(config.search.seed)))
         bench.check_surgery(narrower)
@@ -403,6 +405,9 @@ def _decided(config: RunConfig) -> RunConfig:
     if config.space.imgsz is not None:
         sizes = list(image_sizes(config.model.imgsz, config.space.imgsz, STRIDE))
         config = config.model_copy(update={"space": config.space.model_copy(update={"imgsz": sizes})})
+    if config.space.precision is not None and config.deploy.precision != config.space.precision[0]:
+        deploy = config.deploy.model_copy(update={"precision": config.space.precision[0]})
+        config = config.model_copy(update={"deploy": deploy})
     target = LatencyTarget.parse(config.latency.target)
     elsewhere = target.resource is not None or target.agents  # which decides by its own cores
     if config.latency.threads is not None or elsewhere:

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from paretoprune.base.errors import typed_line
 from paretoprune.base.file_names import TRIAL_LOG
-from paretoprune.pruning.plan import Plan
 from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.run_files import free_move_name
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import TrialError
 from paretoprune.search.samplers.observations import ObservationBuilder
@@ -71,9 +71,9 @@ class SweepState:
             self._teller.learn(record)
         for record in self.records:
             self._replay(record)
-        # The unpruned model at every size: free moves, which are measured once by others and never asked as trials
-        plans = {imgsz: space.levels_of(Plan({}, imgsz=imgsz)) for imgsz in space.image_sizes}
-        self._unpruned = {imgsz: levels for imgsz, levels in plans.items() if levels is not None}
+        # The unpruned model at every size and precision: free moves, which others measure once, never asked as trials
+        plans = {free_move_name(plan.imgsz, plan.precision): space.levels_of(plan) for plan in space.unpruned}
+        self._unpruned = {name: levels for name, levels in plans.items() if levels is not None}
         for levels in self._unpruned.values():
             self._study.skip(levels)
         self._free_moves: set[str] = set()
@@ -223,11 +223,12 @@ class SweepState:
         return request
 
     def _observe_free_moves(self) -> None:
-        """Add the unpruned model at smaller inputs to the study, as far as it was measured by now."""
+        """Add the unpruned model at smaller inputs and in other precisions to the study, as far as it was measured."""
         for move in self.folder.read_free_moves():
-            levels = self._unpruned.get(move.imgsz or 0)
+            levels = self._unpruned.get(move.trial_id)
             if levels is not None and move.trial_id not in self._free_moves:
                 self._free_moves.add(move.trial_id)
+                self._predictor.learn(move)
                 with suppress(TrialError):  # measured without one of the run's objectives: nothing to learn
                     self._study.replay(levels, self._teller.told(move), move.trial_id)
 
@@ -246,6 +247,7 @@ class SweepState:
             ratios=dict(plan.ratios),
             imgsz=plan.imgsz,
             branches_removed=list(plan.branches),
+            precision=plan.precision,
             provenance=suggestion.provenance,
             foretold=prediction.foretold() if prediction is not None and prediction.is_precise else None,
         )

@@ -45,7 +45,7 @@ from paretoprune.search.storage.request import adopt_records, plan_of
 from paretoprune.search.storage.sample import keep_sample
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
-from paretoprune.search.sweep.free_moves import FreeMoves, missing_sizes
+from paretoprune.search.sweep.free_moves import FreeMoves, missing_moves
 from paretoprune.search.sweep.state import SweepState
 from paretoprune.search.trial.exclusive_device import note_lock_place
 from paretoprune.search.trial.factory import make_tools
@@ -135,13 +135,15 @@ def run_sweep(prepared: ValidatedRun, factory: ToolsFactory = make_tools) -> Swe
         records = adopt_records(folder)
         write_missing(folder, records)
         finished = len(records) >= config.search.trials and folder.baseline.is_file()
-        if finished and not missing_sizes(folder, config):
+        if finished and not missing_moves(folder, prepared.space):
             # The last driver may have died with every record written, but before every record was added to the study.
             make_state(prepared, records).close()
             _refuse_failures_alone(folder, records)
             return outcome_of(records, config.search.trials)
         for line in (
-            changed_plans(config.search.initial_plans, prepared.space, config.model.imgsz) if not records else ()
+            changed_plans(config.search.initial_plans, prepared.space, config.model.imgsz, config.deploy.precision)
+            if not records
+            else ()
         ):
             note(line)
         with interruptible("measuring the unpruned model", remedy):
@@ -156,7 +158,7 @@ def run_sweep(prepared: ValidatedRun, factory: ToolsFactory = make_tools) -> Swe
         budget = Budget(config.search.max_hours, config.search.max_gpu_hours, resources.gpus)
         state = make_state(prepared, records, budget)
         reporter = Reporter(folder, records, config.search.trials, slots, config.search.objectives)
-        free_moves = FreeMoves(context, reporter.note)
+        free_moves = FreeMoves(context, prepared.space, reporter.note)
         try:
             interrupted = bool(state.remaining) and _tune(state, context, resources, following, reporter)
             if not interrupted:

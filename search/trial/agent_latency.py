@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.cluster.agent.client import AgentClient, AgentPool, read_token
 from paretoprune.cluster.errors import AgentAwayError
-from paretoprune.search.config.latency_target import LatencyTarget
+from paretoprune.search.config.latency_target import TOLD_TO_HALVE, LatencyTarget
 from paretoprune.search.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from paretoprune.search.config.sections import LatencySection
 
 _ENDS = ("xml", "bin", "param")  # of the files of a folder that are the network; the ends are an agent's roles
-_TOLD_TO_HALVE = ("openvino", "ncnn")  # others compute in what their file holds
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _measured(client: AgentClient, models: tuple[SentModel, SentModel], job: Age
         {"files": {role: client.send(content) for role, content in model.files.items()}, "shape": model.shape}
         for model in models
     ]
-    told = job.runtime in _TOLD_TO_HALVE and models[0].precision in ("fp16", "bf16")
+    told = job.runtime in TOLD_TO_HALVE and models[0].precision in ("fp16", "bf16")
     request = {
         "candidate": sent[0],
         "baseline": sent[1],
@@ -165,6 +164,7 @@ def _measured(client: AgentClient, models: tuple[SentModel, SentModel], job: Age
         batch=job.batch,
         runtime=job.runtime,
         precision=models[0].precision or prepared["precision"],
+        baseline_precision=models[1].precision or prepared["precision"],
         runtime_version=prepared["version"],
         host=started["host"],
         seconds=seconds,

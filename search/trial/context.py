@@ -28,6 +28,8 @@ class PlanLike(Protocol):
     @property
     def branches(self) -> Sequence[str]: ...
     @property
+    def precision(self) -> str | None: ...
+    @property
     def hash(self) -> str: ...
     def save(self, path: Path, made_with: Mapping[str, Any] | None = None) -> object: ...
 
@@ -85,8 +87,8 @@ class TrialOperations(Protocol):
 
     device: str
 
-    def at(self, imgsz: ImageSize | None) -> TrialOperations:
-        """The tools for networks of another input size, pixels; None: the run's."""
+    def at(self, imgsz: ImageSize | None, precision: str | None = None) -> TrialOperations:
+        """The tools for networks of another input size, pixels, or files in another precision; None: the run's."""
         ...
 
     def use_sample(self, run: Path) -> None:
@@ -126,9 +128,10 @@ class TrialOperations(Protocol):
         ``val_images``: on how many images."""
         ...
 
-    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
         """``metrics`` with the accuracy of the file that ships in place of the network's in PyTorch, which gets a name
-        of its own (``map50_95_fp32``); as they are where the network itself ships. Takes the device by itself."""
+        of its own (``map50_95_fp32``), and what the file computes in (``deploy_precision``); as they are where the
+        network itself ships. Takes the device by itself."""
         ...
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:

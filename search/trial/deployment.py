@@ -29,29 +29,30 @@ class Deployment:
         self._config, self._device, self._gate, self._baseline = config, device, gate, baseline
         self.data = config.data.path  # by whose validation images files are judged
         self._unpruned: EngineFile | None = None  # of the run's size: every trial is timed beside it
-        self._last: tuple[Any, ImageSize, EngineFile] | None = None
+        self._last: tuple[Any, ImageSize, EngineFile] | None = None  # which knows its precision
         self._calibration: tuple[ImageSize, Calibration] | None = None
         self._evaluator: tuple[ImageSize, Evaluator] | None = None
 
-    def engine(self, model: Any, imgsz: ImageSize) -> EngineFile:
-        """The file of ``model`` at this size of its input.
+    def engine(self, model: Any, imgsz: ImageSize, precision: str) -> EngineFile:
+        """The file of ``model`` at this size of its input, in this precision.
 
         That of the unpruned network is made once, that of a trial's until it is trained (see `forget`): what is timed
         before an early end is what is validated after it.
         """
-        if self._last is not None and self._last[0] is model and self._last[1] == imgsz:
-            return self._last[2]
-        is_baseline = model is self._baseline and imgsz == self._config.model.imgsz
+        if self._last is not None and self._last[0] is model:
+            _, size, made = self._last
+            if (size, made.precision) == (imgsz, precision):
+                return made
+        own = self._config.model.imgsz, self._config.deploy.precision
+        is_baseline = model is self._baseline and (imgsz, precision) == own
         if is_baseline and self._unpruned is not None:
             return self._unpruned
         from paretoprune.pruning.export.engine import make_engine
 
-        deploy = self._config.deploy
+        target, batch = self._config.deploy.format, self._config.latency.batch
         with self._gate.using():
-            images = self._images(imgsz) if deploy.precision == "int8" else None
-            made = make_engine(
-                model, deploy.format, imgsz, self._device, deploy.precision, images, self._config.latency.batch
-            )
+            images = self._images(imgsz) if precision == "int8" else None
+            made = make_engine(model, target, imgsz, self._device, precision, images, batch)
         if is_baseline:
             self._unpruned = made
         else:
@@ -66,12 +67,14 @@ class Deployment:
         """Accuracy of the file of ``model`` on the validation split, and what it saw image by image."""
         return run_engine(self._evaluator_at(imgsz), model, engine)
 
-    def judged(self, model: Any, metrics: dict[str, float], imgsz: ImageSize, on_all: bool = False) -> dict[str, float]:
+    def judged(
+        self, model: Any, metrics: dict[str, float], imgsz: ImageSize, precision: str, on_all: bool = False
+    ) -> dict[str, float]:
         """``metrics`` of a network in PyTorch with its file's accuracy in their place, its own as ``map50_95_fp32``.
 
         on_all: on all validation images, also where trials are judged on a sample.
         """
-        engine = self.engine(model, imgsz)
+        engine = self.engine(model, imgsz, precision)
         if not on_all:
             return beside(metrics, self.evaluate(model, engine, imgsz)[0])
         config = self._config

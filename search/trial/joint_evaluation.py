@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BASELINE = "baseline"
 NATIVE = "native:"
 TEST = "test"
+PRECISION_COST = "precision_cost"
 SECONDS_FACTOR = 4.0  # against a trial's measurement: these figures are the ones that are published
 
 
@@ -33,6 +34,7 @@ def evaluate_together(
     gate: DeviceGate,
     say: Callable[[str], None],
     engines: Mapping[str, EngineFile],
+    variants: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Name -> accuracy on the validation split, and on the test split (``test_map50_95`` ...) where there is one
     with labels.
@@ -41,14 +43,17 @@ def evaluate_together(
     are not the run's. Each network but ``baseline`` also gets ``map50_95_change``, against the baseline over
     the same images, with the 95 % interval of a paired bootstrap over them (``map50_95_change_ci95``);
     ``test_map50_95_change`` likewise. ``engines``: the files of the networks where these ship; the accuracy is theirs
-    then, and the network's own ``map50_95_fp32``. Picks have ``map50_95_over`` too: rival (native, free move) ->
-    [difference, low, high].
+    then, and the network's own ``map50_95_fp32``. ``variants``: further files of ``engines`` -> the network that they
+    are of, and its precision; of each network's files those in another precision than the run's have
+    ``precision_cost``, [difference, low, high] against that one. Picks have ``map50_95_over`` too: rival
+    (native, free move) -> [difference, low, high].
     ``say`` is told what is done.
     """
     from paretoprune.pruning.data.dataset import has_split
     from paretoprune.pruning.device import DeviceSlot
     from paretoprune.pruning.evaluation.evaluator import Evaluator
 
+    variants = variants or {}
     turn = DeviceSlot(gate)  # resampling keeps a CPU busy for seconds
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     data, own = config.data, config.model.imgsz
@@ -63,11 +68,14 @@ def evaluate_together(
             for name in members:
                 found[name][VAL_IMAGES] = sized.images
         if engines:
+            files = {name: models[network] for name, (network, _) in variants.items() if network in members}
+            found |= {name: dict(found[variants[name][0]]) for name in files}
             with closing(engine_evaluator(config, data.path, imgsz, "val", device, gate)) as exact:
-                seen |= _evaluate_engines(members, engines, exact, "", found, say)
+                seen |= _evaluate_engines({**members, **files}, engines, exact, "", found, say)
     say("comparing them image by image")
     _compare(seen, "", config.search.seed, found, turn)
-    _compare_with_natives(seen, config.search.seed, found, turn)
+    _compare_with_natives(seen, config.search.seed, found, turn, variants)
+    _compare_precisions(seen, engines, variants, config, found, turn)
     if has_split(data.path, TEST, models[BASELINE]):
         seen = {}
         for imgsz, members in _by_size(models, sizes, own).items():
@@ -147,17 +155,42 @@ def _compare(
 
 
 def _compare_with_natives(
-    seen: Mapping[str, ImageStats], seed: int, found: dict[str, dict[str, Any]], turn: DeviceSlot
+    seen: Mapping[str, ImageStats],
+    seed: int,
+    found: dict[str, dict[str, Any]],
+    turn: DeviceSlot,
+    variants: Mapping[str, tuple[str, str]],
 ) -> None:
     from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
 
     natives = [name for name in seen if name.startswith((NATIVE, UNPRUNED_AT))]
     for name in seen:
-        if name == BASELINE or name in natives or len(seen[name]) < 2:
+        if name == BASELINE or name in natives or name in variants or len(seen[name]) < 2:
             continue
         with turn:
             pairs = {n: paired_bootstrap(seen[n], seen[name], seed=seed, pause=turn.pause) for n in natives}
         found[name]["map50_95_over"] = {key: [noise.difference, *noise.ci95] for key, noise in pairs.items()}
+
+
+def _compare_precisions(
+    seen: Mapping[str, ImageStats],
+    engines: Mapping[str, EngineFile],
+    variants: Mapping[str, tuple[str, str]],
+    config: RunConfig,
+    found: dict[str, dict[str, Any]],
+    turn: DeviceSlot,
+) -> None:
+    """What a network's files lose against that in the run's own precision."""
+    from paretoprune.pruning.evaluation.bootstrap import paired_bootstrap
+
+    for network in dict.fromkeys(network for network, _ in variants.values()):
+        names = [network, *(name for name, (its, _) in variants.items() if its == network)]
+        own = next(name for name in names if engines[name].precision == config.deploy.precision)
+        for name in names:
+            if name != own and name in seen and len(seen[name]) > 1:
+                with turn:
+                    noise = paired_bootstrap(seen[own], seen[name], seed=config.search.seed, pause=turn.pause)
+                found[name][PRECISION_COST] = [noise.difference, *noise.ci95]
 
 
 def measure_together(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.results.store.accuracy import ON_ALL, VAL_IMAGES, accuracies
+from paretoprune.results.store.records import DEPLOY_PRECISION
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.importance_cache import keep_scores, kept_scores
@@ -51,6 +52,7 @@ class PruningOperations:
         self.device = device
         self._data = config.data.path  # what trials train and are judged on
         self._imgsz = config.model.imgsz
+        self._precision: str = config.deploy.precision  # of the files, where these ship
         self._own: PruningOperations = self  # those of the run's size
         self._sized: PruningOperations | None = None  # the last ones of another
         self._bench = Workbench(
@@ -95,12 +97,16 @@ class PruningOperations:
         batch, workers = self._config.data.val_batch, self._config.trial.workers
         return Evaluator(data, self._imgsz, self.device, batch, gate=self._gate, workers=workers)
 
-    def at(self, imgsz: ImageSize | None) -> PruningOperations:
-        """The tools for networks of another input size; None: the run's.
+    def at(self, imgsz: ImageSize | None, precision: str | None = None) -> PruningOperations:
+        """The tools for networks of another input size, or whose files compute in another precision; None: the run's.
 
         Images, refit targets and the loader of the run's size and of one other are kept: they fill memory.
         """
         own = self._own
+        if precision is not None and precision != own._precision:
+            found = copy.copy(own.at(imgsz))
+            found._precision = precision
+            return found
         if imgsz is None or imgsz == own._imgsz:
             return own
         if own._sized is None or own._sized._imgsz != imgsz:
@@ -152,12 +158,16 @@ class PruningOperations:
             metrics = evaluator.run(model)
             images = evaluator.images
         if self._deployment is not None:
-            metrics = self._deployment.judged(model, metrics, self._imgsz, on_all=True)
+            metrics = self._deployment.judged(model, metrics, self._imgsz, self._precision, on_all=True)
         return {f"{name}{ON_ALL}": value for name, value in {**accuracies(metrics), VAL_IMAGES: images}.items()}
 
-    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
-        """``metrics`` with the accuracy of what ships, where that is a file and trials are judged by it."""
-        return dict(metrics) if self._deployment is None else self._deployment.judged(model, dict(metrics), self._imgsz)
+    def deployed(self, model: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """``metrics`` with the accuracy of what ships, where that is a file and trials are judged by it, and the
+        precision that it computes in (`DEPLOY_PRECISION`)."""
+        if self._deployment is None:
+            return dict(metrics)
+        found = self._deployment.judged(model, dict(metrics), self._imgsz, self._precision)
+        return {**found, DEPLOY_PRECISION: self._precision}
 
     def finetune(self, model: Any, folder: Path, on_epoch: OnEpoch | None, start: Mapping[str, float]) -> Tuned:
         """The short fine-tuning of ``config.trial``; the start is not validated again."""
@@ -197,7 +207,7 @@ class PruningOperations:
             if isinstance(measurer, RemoteMeasurer):
                 with self._gate.using():  # only made ready to be sent
                     return measurer.start(model, self._imgsz, keep)
-            pair = self._shipped(model, self._imgsz), self._shipped(self._bench.model, self._config.model.imgsz)
+            pair = self._shipped(model), self._own._shipped(self._bench.model)
             with self._gate.using():
                 return measurer.start(*pair, self._imgsz, keep)
         found = self._measured(model)
@@ -234,15 +244,26 @@ class PruningOperations:
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(
-        self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None], say: Say
+        self,
+        models: Mapping[str, Any],
+        sizes: Mapping[str, ImageSize | None],
+        say: Say,
+        precisions: Mapping[str, str | None] | None = None,
+        variants: Mapping[str, tuple[str, str]] | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """See :func:`search.trial.joint_evaluation.evaluate_together`."""
+        """See :func:`search.trial.joint_evaluation.evaluate_together`; ``precisions``: of the networks' files, where
+        they are not the run's."""
         if self._config.deploy.format != "torch":
             say("exporting them")
-        engines = self._engines(models, sizes)
-        self._own._finals = {name: (models[name], engine) for name, engine in engines.items()}
+        variants = variants or {}
+        networks = {**models, **{name: models[network] for name, (network, _) in variants.items()}}
+        inputs = {**sizes, **{name: sizes.get(network) for name, (network, _) in variants.items()}}
+        engines = self._engines(
+            networks, inputs, {**(precisions or {}), **{name: its for name, (_, its) in variants.items()}}
+        )
+        self._own._finals = {name: (networks[name], engine) for name, engine in engines.items()}
         config, device, gate = self._config, self.device, self._gate
-        return evaluate_together(models, sizes, config, device, gate, say, engines)
+        return evaluate_together(models, sizes, config, device, gate, say, engines, variants)
 
     def measure_together(
         self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None]
@@ -251,12 +272,20 @@ class PruningOperations:
         engines = {name: engine for name, (_, engine) in self._own._finals.items()}
         return measure_together(models, sizes, self._config, self.device, engines)
 
-    def _engines(self, models: Mapping[str, Any], sizes: Mapping[str, ImageSize | None]) -> dict[str, EngineFile]:
+    def _engines(
+        self,
+        models: Mapping[str, Any],
+        sizes: Mapping[str, ImageSize | None],
+        precisions: Mapping[str, str | None],
+    ) -> dict[str, EngineFile]:
         """The files of networks by name; none where the networks themselves ship."""
         if self._config.deploy.format == "torch":
             return {}
         making = self._deployment or Deployment(self._config, self.device, self._gate, self._bench.model)
-        return {name: making.engine(model, sizes.get(name) or self._imgsz) for name, model in models.items()}
+        return {
+            name: making.engine(model, sizes.get(name) or self._imgsz, precisions.get(name) or self._precision)
+            for name, model in models.items()
+        }
 
     def release(self) -> None:
         """Free the finished trial's networks: they hang in reference cycles, and a worker lives for the whole sweep."""
@@ -376,12 +405,12 @@ class PruningOperations:
             rows.append({"keep": keep, "ratios": ratios})
         return rows
 
-    def _shipped(self, model: Any, imgsz: ImageSize) -> Timeable:
+    def _shipped(self, model: Any) -> Timeable:
         """What is timed of a network: its file where one ships."""
         for known, engine in self._own._finals.values():
-            if known is model:
+            if known is model and engine.precision == self._precision:
                 return engine
-        return model if self._deployment is None else self._deployment.engine(model, imgsz)
+        return model if self._deployment is None else self._deployment.engine(model, self._imgsz, self._precision)
 
     def _measured(self, model: Any) -> dict[str, Any]:
         from paretoprune.pruning.latency.pair import PATIENCE, measure_pair
@@ -389,8 +418,8 @@ class PruningOperations:
         latency, own = self._config.latency, self._config.model.imgsz
         runtime = latency.runtime if self._deployment is None else self._config.deploy.format
         return measure_pair(
-            self._shipped(model, self._imgsz),
-            self._shipped(self._bench.model, own),
+            self._shipped(model),
+            self._own._shipped(self._bench.model),  # in the run's own precision, whatever the other's: ratios compare
             self._imgsz,
             baseline_imgsz=own,
             device=self.device,

@@ -43,7 +43,7 @@ class StrategyTrialOperations(PruningOperations):
         self._score()
         with tempfile.TemporaryDirectory(prefix="paretoprune-untuned-") as scratch:
             outcome = self._run(0, Path(scratch), lambda network, epochs, place: network)
-        return outcome.model, replace(outcome.plan, imgsz=plan.imgsz)
+        return outcome.model, replace(outcome.plan, imgsz=plan.imgsz, precision=plan.precision)
 
     def recover(self, model: Any, plan: Any) -> None:
         """Nothing: strategies recover by themselves, a sequence after each of its cuts."""

@@ -30,7 +30,7 @@ from paretoprune.cluster.errors import AgentAwayError
 from paretoprune.results.store.accuracy import VAL_IMAGES, accuracies
 from paretoprune.results.store.bounds import NO_BOUNDS, Bounds
 from paretoprune.results.store.objectives import device_of
-from paretoprune.results.store.records import CI95, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
+from paretoprune.results.store.records import CI95, DEPLOY_PRECISION, FORETOLD, PI95, SOURCE, TrialRecord, TrialState
 from paretoprune.search.errors import TrialError
 from paretoprune.search.stopping.rungs import Course, EarlyStopper, NeverStop
 from paretoprune.search.storage.event_log import PhaseClock
@@ -41,7 +41,8 @@ ITSELF: Mapping[str, Any] = {"speedup": 1.0, CI95: (1.0, 1.0)}  # of the unprune
 MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes the network before any epoch
 
 CONDITIONS = (
-    "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "threads", "batch", "imgsz",
+    "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "baseline_precision",
+    "threads", "batch", "imgsz",
     "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons",
     "temperature_c_start", "temperature_c_end", "governor", "power_mode", "memory_free_mb", "iterations",
     "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",
@@ -104,7 +105,7 @@ def run_trial(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tools.logging(folder / TRIAL_LOG):
-            its = tools.at(request.imgsz)
+            its = tools.at(request.imgsz, request.precision)
             record = _attempted(TrialContext(request, settings, its, gate, folder, clock), judge or NeverStop())
     except Exception as error:  # noqa: BLE001  contained: see above
         with suppress(OSError), (folder / TRIAL_LOG).open("a", encoding="utf-8", errors="surrogateescape") as log:
@@ -131,6 +132,7 @@ def failed_record(
         ratios=dict(request.ratios),
         imgsz=request.imgsz,
         branches_removed=list(request.branches_removed),
+        precision=request.precision,
         metrics={},
         epochs=0,
         fidelity="refit",
@@ -273,7 +275,13 @@ def _evaluate(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
         stats = work.tools.stats(model)
     latency = Latency(work, model, plan.hash)
     course = Course(
-        work.request.trial_id, settings.rungs, judge, settings.accuracy, {**stats, **latency.costs()}, clock
+        work.request.trial_id,
+        settings.rungs,
+        judge,
+        settings.accuracy,
+        {**stats, **latency.costs()},
+        clock,
+        plan.precision or "",
     )
     worth_training = settings.epochs > 0 and not _violations(settings, course.costs)
     with clock.phase("evaluate"):
@@ -289,7 +297,7 @@ def _evaluate(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
 
         with clock.phase("finetune", epochs=settings.epochs):
             tuned = work.tools.finetune(model, work.folder, on_epoch, start)
-    accuracy: Mapping[str, float] = tuned.metrics
+    accuracy: Mapping[str, Any] = tuned.metrics
     if settings.deploys:
         with clock.phase("deploy"):
             accuracy = work.tools.deployed(tuned.model, tuned.metrics)
@@ -298,6 +306,7 @@ def _evaluate(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
     with clock.phase("save"), work.gate.using():
         work.tools.save(tuned.model, work.folder / PRUNED)
         made_with = {name: settings.ingredients[name] for name in MADE_WITH if name in settings.ingredients}
+        made_with |= {name: accuracy[name] for name in (DEPLOY_PRECISION,) if name in accuracy}
         plan.save(work.folder / PLAN, made_with)
     metrics = {**accuracy, **_refitted(tuned.start_metrics), **stats, **figures, **settings.ingredients}
     metrics |= {name: start[name] for name in (VAL_IMAGES,) if name in start}
@@ -311,6 +320,7 @@ def _evaluate(work: TrialContext, judge: EarlyStopper) -> TrialRecord:
         ratios=dict(plan.ratios),
         imgsz=plan.imgsz,
         branches_removed=list(plan.branches),
+        precision=plan.precision,
         metrics=metrics,
         epochs=tuned.epochs,
         fidelity="epochs" if tuned.epochs else "refit",

@@ -12,10 +12,12 @@ from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
 from paretoprune.base.file_names import EVENTS, FREE_MOVES, SAMPLE
-from paretoprune.base.image_size import ImageSize, plain_size
+from paretoprune.base.image_size import plain_size
+from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.progress import progress_told
 from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord
+from paretoprune.results.store.run_files import free_move_name
 from paretoprune.search.config.inputs import check_node, weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.config.run_config import RunConfig
@@ -29,7 +31,7 @@ from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, measured_everywhere, run_trial
 from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
 from paretoprune.search.worker.context import WorkerContext
-from paretoprune.search.worker.file_transfer import carried
+from paretoprune.search.worker.file_transfer import carried, scratch_folder
 
 FREE_MOVES_LOG = "free_moves.log"
 
@@ -135,17 +137,18 @@ def _judged(tools: Any, model: Any, config: RunConfig, say: Callable[[str], None
     return {**metrics, **tools.on_all_images(model, say)}
 
 
-def work_on_free_moves(context: WorkerContext, sizes: Sequence[ImageSize]) -> None:
-    """Measure the unpruned network at inputs of ``sizes`` as trials are, beside itself at the run's size.
+def work_on_free_moves(context: WorkerContext, plans: Sequence[Plan]) -> None:
+    """Measure the unpruned network at the sizes and in the precisions of ``plans`` as trials are, beside itself at the
+    run's.
 
     Each is written to ``free_moves.json`` as soon as it is known: what dies goes on with the next one.
     """
     with carried(context, [MODEL_FOLDER, SAMPLE], [FREE_MOVES, FREE_MOVES_LOG]) as here:
         tools, gate = tools_of(here)
         model = tools.baseline
-        known = {move.imgsz for move in here.folder.read_free_moves()}  # by this task, before its worker died
-        for imgsz in (size for size in sizes if size not in known):
-            sized = tools.at(imgsz)
+        known = {move.trial_id for move in here.folder.read_free_moves()}  # by this task, before its worker died
+        for plan in (plan for plan in plans if free_move_name(plan.imgsz, plan.precision) not in known):
+            sized = tools.at(plan.imgsz, plan.precision)
             with tools.logging(here.folder.path / FREE_MOVES_LOG):
                 metrics = _judged(sized, model, here.config, lambda text: None)
                 unpruned = {"": context.baseline_latency_ms, **context.devices_ms}
@@ -153,7 +156,7 @@ def work_on_free_moves(context: WorkerContext, sizes: Sequence[ImageSize]) -> No
                     metrics.update(latency_metrics(measured, unpruned[device], device))
                 with gate.using():
                     metrics.update(sized.stats(model))
-            here.folder.write_free_move(imgsz, metrics)
+            here.folder.write_free_move(plan.imgsz, metrics, plan.precision)
         tools.release()
 
 
@@ -164,6 +167,7 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         from paretoprune.cluster.device_lock import DeviceLock, DevicesUsed
         from paretoprune.cluster.devices import device_key
         from paretoprune.cluster.environment import pin_threads
+        from paretoprune.pruning.latency.runtimes.base import keep_engines_in
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         pin_threads(context.cpus)
@@ -172,6 +176,8 @@ def tools_of(context: WorkerContext) -> tuple[Any, DeviceGate]:
         both = LatencyTarget.parse(context.config.latency.target).shares_cpu_with(device)
         gate: DeviceGate = DevicesUsed(own, DeviceLock("cpu")) if both else own
         _KEPT.clear()  # a worker serves one run at a time
+        if context.config.deploy.format != "torch":
+            keep_engines_in(scratch_folder(context.run))  # Ray ends workers by force
         if context.identity is not None and is_joined(context.config):
             check_node(context.config, context.identity)
         with gate.using():  # loading libraries and the baseline keeps a CPU busy for seconds

@@ -82,7 +82,7 @@ class FakeTools:
     def logging(self, path: Path) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def at(self, imgsz: int | None) -> FakeTools:
+    def at(self, imgsz: int | None, precision: str | None = None) -> FakeTools:
         return self
 
     def use_sample(self, run: Path) -> None:
@@ -157,7 +157,7 @@ class FakeTools:
         return Tuned({"native": 0.5}, 2, 1, {}, {}), "as pretended"
 
     def evaluate_together(
-        self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Any
+        self, models: Mapping[str, Any], sizes: Mapping[str, int | None], say: Any, precisions: Any, variants: Any
     ) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for name, model in models.items():

@@ -29,6 +29,23 @@ class OnnxFile:
     channels: int = 3
 
 
+_engine_folder: Path | None = None
+
+
+def keep_engines_in(folder: Path) -> None:
+    """Let this process's files of engines lie below ``folder`` from now on, not below the temporary directory: one that
+    goes with the process, where this may be killed."""
+    global _engine_folder
+    _engine_folder = folder
+
+
+@contextmanager
+def engine_folder() -> Iterator[Path]:
+    """A folder for the files of an engine, gone when the context ends."""
+    with tempfile.TemporaryDirectory(prefix="paretoprune-engine-", dir=_engine_folder) as folder:
+        yield Path(folder)
+
+
 @dataclass(frozen=True)
 class EngineFile:
     """A network as it is deployed: the files of an export, which Ultralytics' backend runs in `precision`.
@@ -45,8 +62,8 @@ class EngineFile:
     @contextmanager
     def written(self) -> Iterator[Path]:
         """Where it lies, there until the context ends."""
-        with tempfile.TemporaryDirectory(prefix="paretoprune-engine-") as folder:
-            place = Path(folder) / self.name
+        with engine_folder() as folder:
+            place = folder / self.name
             for below, content in self.files.items():
                 path = place / below if below else place
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def test_a_metric_that_is_no_number_is_refused_by_name(record: Build, value: Any
         ({"epochs": 2}, "means no epoch, but got epochs=2"),
         ({"epochs": -1}, "epochs must be greater than or equal to 0, but got -1"),
         ({"state": "failed"}, "a failed trial must say why"),
-        ({"schema_version": 4}, "schema_version must be 3, but got 4"),
+        ({"schema_version": 5}, "schema_version must be 4, but got 5"),
         ({"imgsz": 0}, "the image size must be a side in pixels, or height and width, but got 0"),
     ],
 )
@@ -196,8 +196,8 @@ def test_a_torn_middle_line_is_an_error_with_its_number(record: Build, tmp_path:
     ("line", "message"),
     [
         (b"[1]", "must be a JSON object, but got list"),
-        (b'{"schema_version": 99}', "schema_version 3, but got 99: read it with the paretoprune that wrote it"),
-        (b"{}", "schema_version 3, but got None"),
+        (b'{"schema_version": 99}', "schema_version 4, but got 99: read it with the paretoprune that wrote it"),
+        (b"{}", "schema_version 4, but got None"),
     ],
 )
 def test_a_whole_line_that_is_no_record_is_an_error_even_at_the_end(line: bytes, message: str, tmp_path: Path) -> None:

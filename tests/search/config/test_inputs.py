@@ -246,6 +246,10 @@ def test_another_runs_trials_are_told_wherever_its_dataset_lies(begun: RunFolder
     found = read_other_run(ours, baseline)
     assert found is not None
     assert [record.trial_id for record in found.told] == ["t0000"]
+    shipped = ours.model_copy(update={"deploy": ours.deploy.model_copy(update={"format": "onnx"})})
+    as_files = read_other_run(shipped, baseline)  # theirs are of networks in PyTorch
+    assert as_files is not None
+    assert as_files.told == ()
     without = read_other_run(ours, {name: value for name, value in baseline.items() if name != IDENTITY})
     assert without is not None
     assert without.told == ()

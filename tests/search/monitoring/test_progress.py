@@ -82,6 +82,7 @@ def test_trial_lines_are_aligned() -> None:
     assert "(2.00x)" in lines[0]
     failed = failed_record(TrialRequest(trial_id="t0003", ratios={}, provenance="gp"), "prune: no", "0" * 16)
     assert "failed: prune: no" in trial_line(failed)
+    assert "M  at 256 px  in int8 " in trial_line(RECORDS[0].changed(imgsz=256, precision="int8"))
 
 
 def folder_with_baseline(path: Path) -> RunFolder:

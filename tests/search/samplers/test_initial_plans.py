@@ -68,8 +68,11 @@ def test_a_plan_outside_the_space_is_said_to_be_changed_and_into_what(tmp_path: 
     lines = changed_plans([inside, beyond, fixed], space, 640)
     assert len(lines) == 2
     assert "out.json lies outside the search space and is tried with model.0.c0 0.875 -> 0.625, " in lines[0]
-    assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.imgsz, space.max_ratio" in lines[0]
+    assert "model.1.c0 0.3 -> 0.25; to try it as it is, widen space.imgsz, space.precision, space.max_ratio" in lines[0]
     assert "is tried with model.9.head 0.5 -> 0;" in lines[1]
+    Plan({"model.0.c0": 0.5}, precision="int8").save(tmp_path / "int8.json")
+    (line,) = changed_plans([str(tmp_path / "int8.json")], space, 640)
+    assert "is tried with precision int8 -> fp32;" in line
     tried = initial_plans_of(make_config(**{"search.initial_plans": [beyond], "search.warm_start": False}), space, {})[
         0
     ]

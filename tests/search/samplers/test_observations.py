@@ -137,7 +137,7 @@ def test_a_plan_is_refused_only_where_even_the_best_case_is_too_slow() -> None:
 
 def test_parameters_and_work_are_computed() -> None:
     class Geometry:
-        def at(self, imgsz: int | None) -> Any:
+        def at(self, imgsz: int | None, precision: str | None = None) -> Any:
             return self
 
         def shares(self, plans: Any) -> Any:

@@ -190,6 +190,33 @@ def test_a_size_is_an_axis_of_its_own() -> None:
     assert without.levels_of(Plan(ratios, imgsz=256)) is None
 
 
+def test_a_precision_is_an_axis_of_its_own() -> None:
+    """As a size is: the run's own counts as none, and sizes and precisions come in every combination."""
+    space = build_space(make_table(1), SpaceSection(), sizes=(320, 256), precisions=("fp32", "bf16", "int8"))
+    assert space.sizes == {"model.0.c0": 6, "imgsz": 2, "precision": 3}
+    every = [(a, b, c) for a in range(6) for b in range(2) for c in range(3)]
+    plans = [space.plan(levels) for levels in every]
+    assert len({plan.hash for plan in plans}) == space.count() == 36
+    assert [space.levels_of(plan) for plan in plans] == every
+    assert {plan.precision for plan in plans} == {None, "bf16", "int8"}
+    assert space.levels_of(Plan({}, precision="fp32")) == (0, 0, 0)
+    assert space.levels_of(Plan({}, precision="fp16")) is None
+    assert space.nearest(Plan({}, precision="fp16")) == (0, 0, 0)
+    assert space.uniform(0.5) == (4, 0, 0)
+    its = [(plan.imgsz, plan.precision) for plan in space.unpruned]
+    assert its == [(None, None), (256, None), (None, "bf16"), (256, "bf16"), (None, "int8"), (256, "int8")]
+    without = build_space(make_table(1), SpaceSection(), precisions=("int8",))
+    assert (without.sizes, without.unpruned) == ({"model.0.c0": 6}, [Plan({})])
+
+
+def test_a_warm_start_tries_every_precision_from_light_to_heavy() -> None:
+    space = build_space(make_table(channels=512), SpaceSection(), precisions=("fp32", "int8"))
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 33)]
+    path = [space.plan(start.levels) for start in warm_start(space, 8, rows)]
+    by_width = sorted(path, key=lambda plan: plan.ratios["model.0.c0"])
+    assert [plan.precision for plan in by_width] == [None, "int8"] * 3
+
+
 @pytest.mark.parametrize(
     ("own", "wanted", "stride", "sizes"),
     [

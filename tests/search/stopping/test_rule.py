@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,14 @@ def test_few_others_stop_nobody() -> None:
 
 def test_other_rungs_do_not_count() -> None:
     assert not RULE.stops(report("new", 0.0, 99.0, epochs=3), crowd(0))
+
+
+def test_trials_of_another_precision_do_not_count() -> None:
+    """What they lose when they are quantised is not in their accuracy on the way."""
+    worst = report("new", 0.0, 99.0)
+    assert RULE.stops(worst, crowd(0))
+    assert not RULE.stops(replace(worst, precision="int8"), crowd(0))
+    assert RULE.stops(replace(worst, precision="int8"), [replace(other, precision="int8") for other in crowd(0)])
 
 
 def test_equal_trials_all_go_on() -> None:

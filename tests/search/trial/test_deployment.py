@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,41 @@ def test_a_trial_is_judged_as_its_int8_file(tmp_path: Path, data: str) -> None:
     assert record.metrics["map50_95_fp32"] == record.metrics["map50_95_refit"]
 
 
+def test_a_trial_has_a_precision_of_its_own(tmp_path: Path, data: str) -> None:
+    """Its file is in int8, that of the unpruned model beside which it is timed in the run's own precision."""
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed: nothing was exported")
+    wanted = config(data, format="onnx", calibration_images=2)
+    wanted = build_config({**wanted.model_dump(exclude_unset=True), "space": {"precision": ["fp32", "int8"]}})
+    check_deployment(wanted)
+    tools = PruningOperations(wanted, "cpu", NullGate())
+    request = TrialRequest(
+        trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test", imgsz=96, precision="int8"
+    )
+    record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
+    assert record.state is TrialState.COMPLETED, record.error
+    assert (record.precision, record.metrics["deploy_precision"]) == ("int8", "int8")
+    conditions = record.metrics["latency_conditions"]
+    assert (conditions["precision"], conditions["baseline_precision"]) == ("int8", "fp32")
+    stored = json.loads((tmp_path / "t0001" / "plan.json").read_text())
+    assert (stored["precision"], stored["made_with"]["deploy_precision"]) == ("int8", "int8")
+    assert Plan.load(tmp_path / "t0001" / "plan.json").hash == record.plan_hash != Plan(record.ratios, imgsz=96).hash
+    assert tools.at(None) is tools.at(None, "fp32") is tools.at(96, "int8").at(None)
+
+    model = tools.load(tmp_path / "t0001" / "pruned.pt")
+    models, variants = {"baseline": tools.baseline, "t0001": model}, {"t0001 in fp32": ("t0001", "fp32")}
+    found = tools.evaluate_together(models, {"t0001": 96}, lambda line: None, {"t0001": "int8"}, variants)
+    assert found["t0001"]["map50_95"] == pytest.approx(record.metrics["map50_95"], abs=5e-3)  # stored in half precision
+    assert found["t0001"]["map50_95_fp32"] == found["t0001 in fp32"]["map50_95_fp32"]
+    square = Evaluator(data, 96, "cpu", 1, rect=False).run(model)
+    assert found["t0001 in fp32"]["map50_95"] == pytest.approx(square["map50_95"], abs=1e-3)  # the same arithmetic
+    cost = found["t0001"]["precision_cost"]
+    assert cost[0] == pytest.approx(found["t0001"]["map50_95"] - found["t0001 in fp32"]["map50_95"])
+    assert cost[1] <= cost[0] <= cost[2]
+    assert "precision_cost" not in found["t0001 in fp32"]
+    times = tools.measure_together({**models, "t0001 in fp32": model}, {"t0001": 96, "t0001 in fp32": 96})
+    assert set(times["t0001"]["over"]) == {"baseline", "t0001 in fp32"}
+
+
 def test_finalists_are_evaluated_together_as_files(data: str) -> None:
     tools = PruningOperations(config(data, format="torchscript", when="picks"), "cpu", NullGate())
     assert tools.deployed(tools.baseline, {"map50_95": 0.5}) == {"map50_95": 0.5}  # no trial is a file
@@ -105,6 +141,29 @@ def test_picks_alone_may_be_files() -> None:
         ({"deploy": {"precision": "int8"}}, "precision int8 needs a format to export to"),
         ({"deploy": {"format": "onnx"}, "latency": {"runtime": "openvino"}}, "leave `latency.runtime`"),
         ({"deploy": {"format": "onnx"}, "latency": {"target": "node:edge"}}, "leave `latency.runtime`"),
+        (
+            {"space": {"precision": ["fp32", "int8"]}},
+            "needs trials that are judged as files, but got deploy.format=torch",
+        ),
+        (
+            {"space": {"precision": ["fp32", "int8"]}, "deploy": {"format": "onnx", "when": "picks"}},
+            "deploy.when=picks",
+        ),
+        ({"space": {"precision": ["int8", "int8"]}, "deploy": {"format": "onnx"}}, "each once, got int8, int8"),
+        ({"space": {"precision": ["int8"]}}, "`space.precision` int8 needs trials that are judged as files"),
+        ({"space": {"precision": []}}, "one precision or more, each once, got none"),
+        (
+            {"space": {"precision": ["fp32", "int8"]}, "deploy": {"format": "onnx", "precision": "int8"}},
+            "`deploy.precision` int8, but got fp32, int8: put it first",
+        ),
+        (
+            {
+                "space": {"precision": ["fp32", "bf16"]},
+                "deploy": {"format": "openvino"},
+                "latency": {"target": "http://edge:8765"},
+            },
+            "in 16 bits or neither with openvino, but `space.precision` has fp32, bf16: leave out",
+        ),
     ],
 )
 def test_what_says_two_things_is_refused(changes: dict[str, Any], line: str) -> None:
@@ -116,6 +175,12 @@ def test_what_says_two_things_is_refused(changes: dict[str, Any], line: str) -> 
 def test_what_cannot_be_made_here_is_refused_before_the_start() -> None:
     with pytest.raises(PruningError, match="onnx does not compute in fp16 on cpu; possible here: "):
         check_deployment(config("data.yaml", format="onnx", precision="fp16"))
+    values = {
+        **config("data.yaml", format="onnx").model_dump(exclude_unset=True),
+        "space": {"precision": ["fp32", "fp16"]},
+    }
+    with pytest.raises(PruningError, match="onnx does not compute in fp16 on cpu; possible here: "):
+        check_deployment(build_config(values))
 
 
 def test_what_ships_goes_to_the_agent(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
