@@ -12,6 +12,7 @@ TRIALS: Final = "trials.jsonl"
 STUDY: Final = "study.journal"
 SESSION: Final = "session.json"
 SAMPLE: Final = "sample.json.gz"
+MODEL_FOLDER: Final = "model"  # the model, where it was copied or restricted to some classes
 # Of a trial.
 REQUEST: Final = "request.json"
 RECORD: Final = "record.json"

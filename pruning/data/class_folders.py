@@ -6,22 +6,31 @@ both are errors of one line.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from paretoprune.pruning.errors import PruningError
 
+CLASS_LIST = ".classes.json"
+"""Ends the name of a file that says a dataset's folder (`folder`) and those of its classes that are used
+(`classes`)."""
 _VALIDATION = ("val", "validation", "valid", "test")  # the first of these that is there, as Ultralytics chooses
 
 
 def folder_of(data: str | Path) -> Path:
     """The folder that `data` names: a path, or the name of one in Ultralytics' datasets folder; absolute.
 
+    Of some of a dataset's classes (`data.class_subset`) it is a folder of links beside the file that says them.
     Raises PruningError where there is none.
     """
     from ultralytics.utils import DATASETS_DIR
 
+    if str(data).endswith(CLASS_LIST):
+        return _linked(Path(data))
     for place in (Path(data).expanduser(), DATASETS_DIR / str(data)):
         if place.is_dir():
             return place.resolve()
@@ -30,6 +39,42 @@ def folder_of(data: str | Path) -> Path:
         f"a classifier's dataset is a folder with train/<class>/ and val/<class>/, but '{data}' is {what}: give the "
         "path of the folder"
     )
+
+
+def _linked(file: Path) -> Path:
+    """A dataset's folder with links to the images of some classes, made at the first call."""
+    text = file.read_text(encoding="utf-8")
+    target = file.parent / f"{file.name.removesuffix(CLASS_LIST)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if target.is_dir():
+        return target.resolve()
+    content = json.loads(text)
+    root = folder_of(content["folder"])
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=file.parent) as scratch:
+        made = Path(scratch, "made")
+        made.mkdir()
+        for split in {"train", getattr(validation_folder(root), "name", "val"), "test"}:
+            for image in images_by_class(root / split) if (root / split).is_dir() else ():
+                place = image.relative_to(root)
+                if place.parts[1] in content["classes"]:  # of links to folders Ultralytics sees no image
+                    (made / place.parent).mkdir(parents=True, exist_ok=True)
+                    (made / place).symlink_to(image)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first
+                raise
+    return target.resolve()
+
+
+def numbered(data: str | Path, names: Mapping[int, str]) -> list[str]:
+    """The class folders of `data`, which `check` found good, in the order of the model's classes."""
+    from ultralytics.nn.autobackend import check_class_names
+
+    found = classes_of(folder_of(data) / "train")
+    read = check_class_names(dict(enumerate(found)))
+    readable = {read[number]: folder for number, folder in enumerate(found)}
+    known = check_class_names(dict(names))
+    return [readable[known[number]] for number in sorted(known)] if set(known.values()) == set(readable) else found
 
 
 def check(data: str | Path, names: Mapping[int, str]) -> None:

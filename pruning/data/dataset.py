@@ -79,6 +79,15 @@ def check_dataset(data: str | Path, model: nn.Module) -> list[str]:
     return remarks
 
 
+def check_classes(data: str | Path, model: nn.Module) -> None:
+    """Raise PruningError unless the classes of `data` are the model's; nothing else is looked at."""
+    if task_of(model) == "classify":
+        class_folders.check(data, dict(model.names))  # type: ignore[arg-type]
+    else:
+        path = dataset_file(data)
+        _check_classes(path, read_dataset(path), model)
+
+
 def _refusal(path: Path, content: Mapping[str, Any], split: str, model: nn.Module) -> str | None:
     """Why `model` cannot use a split: it has no images, or its labels are not there or not usable."""
     places = content.get(split)

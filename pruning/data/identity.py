@@ -62,6 +62,7 @@ def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows, Classe
     from paretoprune.pruning.data import class_folders
     from paretoprune.pruning.data.dataset import dataset_file
     from paretoprune.pruning.data.reading import SPLITS, image_paths, label_paths, read_dataset
+    from paretoprune.pruning.yolo.dataset_patches import LABEL_NUMBERS
 
     rows: Rows = {}
     kinds: Classes = {}
@@ -76,11 +77,14 @@ def identify(data: str | Path, task: str) -> tuple[DatasetIdentity, Rows, Classe
     else:
         content = read_dataset(place)
         classes = [content["names"][number] for number in sorted(content["names"])]
-        about = {name: content[name] for name in _ABOUT if content.get(name) is not None}
+        about = {name: content[name] for name in (*_ABOUT, LABEL_NUMBERS) if content.get(name) is not None}
         for split in SPLITS:
             images = image_paths(content.get(split))
             if images:
                 rows[split], kinds[split] = _rows(images, label_paths(images))
+        if LABEL_NUMBERS in content:
+            wanted = {str(number) for number in content[LABEL_NUMBERS]}
+            kinds = {split: [tuple(wanted.intersection(its)) for its in found] for split, found in kinds.items()}
     splits = {split: SplitIdentity(images=len(found), digest=_digest(found)) for split, found in rows.items()}
     return DatasetIdentity(classes=classes, about=about, splits=splits), rows, kinds
 

@@ -11,6 +11,7 @@ from ultralytics.data import utils as data_utils
 
 from paretoprune.base.errors import one_line
 from paretoprune.pruning.data.reading import label_paths
+from paretoprune.pruning.yolo.dataset_patches import LABEL_CLASSES, LABEL_NUMBERS
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
 
 _OUTLINED = {"segment", "obb"}  # tasks whose labels are outlines
@@ -18,11 +19,12 @@ _OUTLINED = {"segment", "obb"}  # tasks whose labels are outlines
 
 @dataclass(frozen=True)
 class LabelReading:
-    """The labels of a split, read up to the first image with an object in it.
+    """The labels of a split, read up to the first image with an object of the dataset's classes in it.
 
     `objects`: there is such an image. `files`, `empty`, `unusable`: label files that were read until then, those of
-    them without a line, and those (or their images) that Ultralytics would pass over; `first`: why the first of these.
-    `outlines`: the first objects are outlines, no boxes. `sought`: the label file that the first image would have.
+    them without such an object (`nothing`, in words), and those (or their images) that Ultralytics would pass over;
+    `first`: why the first of these. `outlines`: the first objects are outlines, no boxes. `sought`: the label file that
+    the first image would have.
     """
 
     objects: bool
@@ -32,6 +34,7 @@ class LabelReading:
     first: str
     outlines: bool
     sought: str
+    nothing: str = "empty"
 
     def refusal(self, images: int, task: str) -> str | None:
         """What keeps a model of `task` from being trained or judged by these labels, to follow "labels of ... "."""
@@ -40,10 +43,10 @@ class LabelReading:
         if self.objects:
             return None
         if self.unusable:
-            others = f" and {self.empty} are empty" if self.empty else ""
+            others = f" and {self.empty} are {self.nothing}" if self.empty else ""
             return f"must be usable, but {self.unusable} of {self.files} are not{others}, the first: {self.first}"
         if self.empty:
-            return f"must hold objects, but all {self.files} of them are empty"
+            return f"must hold objects, but all {self.files} of them are {self.nothing}"
         near = _other_name(self.sought)
         there = f" (there is '{near}', which is no image's)" if near else ""
         return f"must lie beside its images, but none of its {images} has any{there}: put them at '{self.sought}' ..."
@@ -54,7 +57,9 @@ def read_labels(images: Sequence[str], content: Mapping[str, Any], task: str, si
     files = empty = unusable = 0
     first, objects, outlines = "", False, False
     nkpt, ndim = content.get("kpt_shape") or (0, 0)
-    given = ("", task == "pose", len(content["names"]), nkpt, ndim, single_class)
+    numbers = content.get(LABEL_NUMBERS)  # of the classes that are wanted, where these are not all
+    nothing = "empty" if numbers is None else f"without one of {', '.join(content['names'].values())}"
+    given = ("", task == "pose", content.get(LABEL_CLASSES) or len(content["names"]), nkpt, ndim, single_class)
     labels = label_paths(images)
     with quiet_ultralytics():
         for image, label in zip(images, labels, strict=True):
@@ -65,12 +70,12 @@ def read_labels(images: Sequence[str], content: Mapping[str, Any], task: str, si
             if found[0] is None:
                 unusable += 1
                 first = first or f"{label if _is_readable(image) else image}: {_reason(str(found[-1]))}"
-            elif len(found[1]) == 0:
+            elif len(found[1]) == 0 or (numbers is not None and not set(numbers).intersection(found[1][:, 0])):
                 empty += 1
             else:
                 objects, outlines = True, len(found[3]) > 0
                 break
-    return LabelReading(objects, files, empty, unusable, first, outlines, labels[0])
+    return LabelReading(objects, files, empty, unusable, first, outlines, labels[0], nothing)
 
 
 def _is_readable(image: str) -> bool:

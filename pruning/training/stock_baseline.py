@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from paretoprune.base.device_gate import Gate
+from paretoprune.pruning.data.class_subset import subset_names
 from paretoprune.pruning.data.dataset import class_counts, dataset_file
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.surgery.classes import class_numbers, with_classes
 from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.training.single_device import stock_amp
@@ -59,13 +61,17 @@ def train_native(
 
     single_class: all classes are taken as one, as the pruned model was trained. trust: as in `load_model`.
 
-    With the dataset's number of classes it is fine-tuned as the picks are. With another number it gets a fresh head,
+    Of a dataset of some classes (`data.class_subset`) that it knows by their names, it keeps these. With the dataset's
+    number of classes it is fine-tuned as the picks are. With another number it gets a fresh head,
     and the whole training is Ultralytics' own (`YOLO(path).train(...)` with its default optimizer, warm-up and
     augmentation): a new head needs larger steps than a network that only has to recover, and this is what one would do
     without this project. Raises PruningError for unusable data and for an accuracy or weights that are not finite.
     """
     begin = time.monotonic()
     model = load_model(path, trust)
+    if kept := subset_names(data):
+        with suppress(PruningError):  # it does not know them: it gets a fresh head
+            model = with_classes(model, class_numbers(model, kept))
     has, wanted = class_counts(data, model, single_class)
     if has == wanted:
         model.args = {**stock_args(model), "single_cls": single_class}  # type: ignore[assignment]

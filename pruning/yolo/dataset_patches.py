@@ -12,10 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ultralytics.utils import YAML
 
 IMAGE_LIST = ".images.json"
 """Ends the name of a list of images that this project made (`data.sampling`): JSON, absolute paths of any bytes."""
+
+LABEL_NUMBERS, LABEL_CLASSES = "label_numbers", "label_classes"
+"""Of a data.yaml of some of a dataset's classes (`data.class_subset`): the number of each in the label files, and how
+many classes these number. Its `nc` is the latter, which Ultralytics refuses by itself: it would misread the labels."""
 
 
 class DatasetYaml(YAML):
@@ -30,6 +35,8 @@ class DatasetYaml(YAML):
         content = super().load(file, append_filename)
         if isinstance(content, dict):
             content.pop("download", None)
+            if LABEL_NUMBERS in content:
+                content["nc"] = len(content[LABEL_NUMBERS])
             root = content.get("path")
             if isinstance(root, str) and root and not Path(root).is_absolute():
                 content["path"] = _absolute_root(Path(file).absolute().parent, root, content)
@@ -85,6 +92,40 @@ def label_cache_place(stock: Callable[..., Any]) -> Callable[..., Any]:
         return stock(self, own, cache_hash)
 
     return load_or_scan
+
+
+def subset_reader(stock: Callable[[Any], list[dict[str, Any]]]) -> Callable[[Any], list[dict[str, Any]]]:
+    """Ultralytics' `get_labels`, which of a dataset of some classes gives their objects alone, numbered anew.
+
+    The labels are read, checked and cached as the whole dataset's: its cache is used, and stays good for it.
+    """
+
+    def get_labels(self: Any) -> list[dict[str, Any]]:
+        own = self.data
+        if LABEL_NUMBERS not in own:
+            return stock(self)
+        self.data = {**own, "names": dict.fromkeys(range(own[LABEL_CLASSES]), "")}
+        try:
+            labels = stock(self)
+        finally:
+            self.data = own
+        numbers = np.full(own[LABEL_CLASSES], -1)
+        numbers[own[LABEL_NUMBERS]] = np.arange(len(own[LABEL_NUMBERS]))
+        return [_numbered_anew(label, numbers) for label in labels]
+
+    return get_labels
+
+
+def _numbered_anew(label: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
+    """An image's labels with the new number of each class, -1: without its objects."""
+    new = numbers[label["cls"][:, 0].astype(int)]
+    stays = new >= 0
+    found = {**label, "cls": new[stays, None].astype(label["cls"].dtype), "bboxes": label["bboxes"][stays]}
+    if label["segments"]:
+        found["segments"] = [outline for outline, its in zip(label["segments"], stays, strict=True) if its]
+    if label.get("keypoints") is not None:
+        found["keypoints"] = label["keypoints"][stays]
+    return found
 
 
 def _found(name: str, folders: Sequence[Path]) -> str:

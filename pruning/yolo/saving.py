@@ -61,12 +61,15 @@ def _forget_anchors(module: nn.Module) -> None:
             vars(module).pop(name, None)
 
 
-def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    model: nn.Module, path: str | Path, train_args: Mapping[str, Any] | None = None, date: str | None = None
+) -> None:
     """Write `model` as a stock Ultralytics `.pt`: float32, no class of this project, no optimizer, no machine's path.
 
     The layout is what Ultralytics' own `strip_optimizer` leaves, but in full precision (half precision drifts the
     figures). The parent folder is created; the file appears whole or not at all. `train_args` (Ultralytics' training
-    arguments, e.g. `imgsz`, `data`) go over those the model carries; paths in them are cut to their last part.
+    arguments, e.g. `imgsz`, `data`) go over those the model carries; paths in them are cut to their last part. `date`:
+    None for that of now.
 
     Layers of classes of the user's own are stored by reference, as his file had them: whoever loads it imports them.
 
@@ -83,7 +86,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, train_args: Mapping[str,
         copy.yaml["yaml_file"] = PurePath(str(copy.yaml["yaml_file"])).name
     empty = ("best_fitness", "ema", "updates", "optimizer", "scaler", "stopper", "train_metrics", "train_results")
     content = {
-        "date": datetime.now().astimezone().isoformat(),
+        "date": datetime.now().astimezone().isoformat() if date is None else date,
         "version": __version__,
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",

@@ -151,6 +151,8 @@ def quiet_ultralytics(log_path: str | Path | None = None) -> Iterator[None]:
         stack.enter_context(_replaced(data_sets, "save_dataset_cache_file", save_labels))
         scanning = dataset_patches.label_cache_place(data_sets.YOLODataset._load_or_scan_cache)
         stack.enter_context(_replaced(data_sets.YOLODataset, "_load_or_scan_cache", scanning))
+        of_classes = dataset_patches.subset_reader(data_sets.YOLODataset.get_labels)
+        stack.enter_context(_replaced(data_sets.YOLODataset, "get_labels", of_classes))
         stack.enter_context(_replaced(data_sets, "TQDM", loop_teller("reading labels", "images")))
         stack.enter_context(_replaced(validator, "TQDM", loop_teller("validating", "batches")))
         for trainers in (of_worlds, of_prompts):

@@ -168,6 +168,8 @@ def _use(run: _Run, pick: Selected) -> list[Line]:
 
 def _validate(run: _Run, best: str) -> list[Line]:
     """Stock Ultralytics takes one side where it validates a checkpoint, and a file's own height and width."""
+    if run.get("data.classes"):  # stock Ultralytics would take the labels' numbers for those of the kept classes
+        return []
     size, batch = run.get("model.imgsz"), run.get("data.val_batch")
     device = [f"device={run.device}"] if run.device else []
     lines = []

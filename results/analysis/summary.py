@@ -146,12 +146,13 @@ def summarise(folder: RunFolder) -> Summary:
     model = formatting.readable(str(baseline.get("model") or "model"))
     ratios = {record.trial_id: record.ratios for record in records}
     layers = baseline.get("layers") or []
+    kept = baseline.get("classes")  # where these are not all
     own, varied = baseline.get("imgsz"), any(record.imgsz for record in records)
     measured, precise = (*records, *moves), {item.precision for item in (*records, *moves)} - {None}
     return Summary(
         title=formatting.readable(folder.path.resolve().name),
         model=Path(model).name,
-        data=formatting.readable(str(baseline.get("data") or "")),
+        data=formatting.readable(str(baseline.get("data") or "") + (f" (classes: {', '.join(kept)})" if kept else "")),
         device=str(baseline.get("device") or ""),
         imgsz=own,
         sizes={item.trial_id: item.imgsz or own for item in measured} if varied and own else {},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,11 +38,12 @@ Ratios = Mapping[str, float]
 @dataclass(frozen=True)
 class Layers:
     """What of a model can be removed. ``rows``: one for each convolution (``kind`` "layer"), then one for each branch
-    ("branch"); ``share``: of the convolutions' weights that can be pruned."""
+    ("branch"); ``share``: of the convolutions' weights that can be pruned; ``classes``: the model's names."""
 
     rows: list[dict[str, Any]]
     groups: int
     share: float
+    classes: tuple[str, ...]
 
 
 def layer_rows(model: str | Path, trust_checkpoint: bool = False) -> Layers:
@@ -56,7 +58,8 @@ def layer_rows(model: str | Path, trust_checkpoint: bool = False) -> Layers:
     table = build_layer_table(network)
     rows = [{**row, "kind": "layer", "removable": None} for row in table.to_rows()]
     rows += [{**row, "kind": "branch"} for row in find_branches(network).to_rows()]
-    return Layers(rows, len(table.groups), prunable_share(network, table))
+    names: Any = network.names
+    return Layers(rows, len(table.groups), prunable_share(network, table), tuple(map(str, names.values())))
 
 
 def layers(model: str | Path, *, trust_checkpoint: bool = False) -> DataFrame:
@@ -162,11 +165,17 @@ class PruneJob:
     run: str | Path | None = None
     device: str | None = None
     trust_checkpoint: bool = False
+    classes: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         goals = (self.ratio, self.plan, self.keep_macs, self.keep_params, self.speedup)
-        if sum(given is not None for given in goals) != 1:
+        count = sum(given is not None for given in goals)
+        if count > 1 or (count == 0 and self.classes is None):
             raise ArgumentError("give exactly one of `ratio`, `plan`, `keep_macs`, `keep_params` and `speedup`")
+        if count == 0 and self.recover not in (None, "none"):
+            raise ArgumentError(
+                f"`classes` alone loses nothing to regain, but got `recover` {self.recover}: leave it out"
+            )
         if self.measure is not None and self.run is not None:
             raise ArgumentError("give either `measure` or `run`")
         if self.goal is not None and self.data is None:
@@ -205,7 +214,12 @@ class PruneJob:
     @property
     def recovery(self) -> str:
         """How to recover."""
-        return self.recover or ("refit" if self.data else "none")
+        return self.recover or ("refit" if self.data and not self.is_whole else "none")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no channel is removed, but classes are."""
+        return self.goal is None and self.ratio is None and self.plan is None
 
     @property
     def reads(self) -> tuple[str | Path | None, ...]:
@@ -224,15 +238,17 @@ class PruneJob:
         if self.goal is None and (self.measure is not None or self.run is not None):
             raise ArgumentError("`measure` and `run` are for `speedup`, and for an estimate")
         check_model_file(str(self.model))
-        with speaking(at_once=self.goal is not None) as say:
+        with speaking(at_once=self.goal is not None) as say, self._inputs() as inputs:
             say(f"loading {self.model}")
             strategy = None if self.strategy == STRUCTURAL else _strategy(self.strategy)
-            bench = self._open("reconstruction" if self.data else "l2")
+            bench = self._open("reconstruction" if self.data else "l2", *inputs)
             if self.goal is not None:
                 cut, measured = cut_to_goal(bench, self.goal, self.recovery, *self._timing(), say)
                 kept = {"macs_kept": round(cut.macs_kept, 4), "params_kept": round(cut.params_kept, 4)}
                 figures = {**kept, **prediction_row(bench, cut, measured)}
                 return self._made(bench, cut.model, cut.plan, figures=figures, blocks=cut.blocks)
+            if self.is_whole:
+                return self._made(bench, bench.model, Plan({}))
             say(f"removing channels of {self.model}")
             if strategy is not None:
                 return self._by_strategy(bench, strategy)
@@ -245,10 +261,12 @@ class PruneJob:
         """What the network would be, without recovering it: the row that ``prune --dry-run`` prints."""
         if self.strategy != STRUCTURAL:
             raise ArgumentError(f"an estimate knows the structural strategy only, got `strategy` {self.strategy}")
+        if self.is_whole:
+            raise ArgumentError("an estimate is of removed channels: give `ratio`, `plan` or a budget beside `classes`")
         check_model_file(str(self.model))
-        with speaking(at_once=self.goal is not None or self.measure is not None) as say:
+        with speaking(at_once=self.goal is not None or self.measure is not None) as say, self._inputs() as inputs:
             say(f"loading {self.model}")
-            bench = self._open("reconstruction" if self.data and self.goal else "l2")
+            bench = self._open("reconstruction" if self.data and self.goal else "l2", *inputs)
             kept: dict[str, float] = {}
             wanted, measured = self.wanted, None
             if self.goal is not None:
@@ -257,7 +275,7 @@ class PruneJob:
                 wanted = cut.plan
             return {**kept, **foretell(bench, wanted, measured or self._measured(bench, wanted, say))}
 
-    def _open(self, criterion: str) -> Workbench:
+    def _open(self, criterion: str, model: str, data: str | None) -> Workbench:
         from paretoprune.cluster.device_lock import DeviceLock
         from paretoprune.cluster.devices import device_key
         from paretoprune.pruning.data.dataset import check_dataset
@@ -265,8 +283,8 @@ class PruneJob:
         from paretoprune.pruning.workbench import Workbench
 
         bench = Workbench(
-            str(self.model),
-            None if self.data is None else str(self.data),
+            model,
+            data,
             self.size,
             self.place,
             calibration_images=self.calibration_images,
@@ -276,10 +294,22 @@ class PruneJob:
             trust_checkpoint=self.trust_checkpoint,
             gate=DeviceLock(device_key(self.place)),
         )
-        if self.data is not None:
-            for remark in check_dataset(str(self.data), bench.model):
+        if data is not None:
+            for remark in check_dataset(data, bench.model):
                 note(remark)
         return bench
+
+    @contextmanager
+    def _inputs(self) -> Iterator[tuple[str, str | None]]:
+        """The checkpoint and the dataset to work with: the given ones, or what is left of them with some classes."""
+        data = None if self.data is None else str(self.data)
+        if self.classes is None:
+            yield str(self.model), data
+            return
+        from paretoprune.search.config.classes import restrict
+
+        with tempfile.TemporaryDirectory(prefix="paretoprune-classes-") as scratch:
+            yield restrict(str(self.model), data, self.classes, Path(scratch), self.trust_checkpoint)
 
     def _timing(self) -> tuple[int | None, Path | None, str]:
         return self.measure, None if self.run is None else Path(self.run), self.place
@@ -318,13 +348,18 @@ class PruneJob:
 
     def _made(self, bench: Workbench, model: Any, plan: Plan, **more: Any) -> Pruned:
         from paretoprune.pruning.evaluation.evaluator import refuse_non_finite
+        from paretoprune.pruning.yolo.loading import load_model
 
-        check_cuts(plan)
+        if not self.is_whole:
+            check_cuts(plan)
         refuse_non_finite(model)
-        made = {"importance": bench.importance, "recovery": self.recovery}
+        made = {} if self.is_whole else {"importance": bench.importance, "recovery": self.recovery}
+        names: Any = bench.model.names
+        made |= {"classes": ", ".join(names.values())} if self.classes is not None else {}
         made |= {"budget": str(self.goal)} if self.goal else {}
         facts = {"layers_cut": len(plan.ratios), **more}
-        return Pruned(model, plan, made, bench.model, bench.imgsz, self.reads, **facts)
+        before = bench.model if self.classes is None else load_model(str(self.model), self.trust_checkpoint)
+        return Pruned(model, plan, made, before, bench.imgsz, self.reads, **facts)
 
 
 def prune(
@@ -340,14 +375,15 @@ def prune(
 ) -> Pruned:
     """Remove channels from a checkpoint; ``.save(path)`` of the result writes it.
 
-    Exactly one of these says how many: ``ratio``, the fraction removed from every prunable layer, in [0, 1); ``plan``,
-    a :class:`Plan`, its file, or ratios by layer or pattern; ``keep_macs`` or ``keep_params``, the share of the
-    multiply-adds or parameters that stays, in (0, 1]; ``speedup``, how many times as fast, predicted from plans that
-    are timed now (``measure`` of them) or from those of a ``run``.
+    Exactly one of these says how many, none where ``classes`` alone are to go: ``ratio``, the fraction removed from
+    every prunable layer, in [0, 1); ``plan``, a :class:`Plan`, its file, or ratios by layer or pattern; ``keep_macs``
+    or ``keep_params``, the share of the multiply-adds or parameters that stays, in (0, 1]; ``speedup``, how many times
+    as fast, predicted from plans that are timed now (``measure`` of them) or from those of a ``run``.
 
     Options, as the command's: ``data`` (data.yaml with images to look at; without it nothing is recovered),
     ``importance``, ``recover``, ``strategy``, ``round_to``, ``imgsz``, ``calibration_images``, ``seed``, ``measure``,
-    ``run``, ``device``, ``trust_checkpoint``. ``on_progress`` is called with lines that else go to stderr.
+    ``run``, ``device``, ``trust_checkpoint``, ``classes`` (names or numbers of those that are kept). ``on_progress`` is
+    called with lines that else go to stderr.
 
     Raises :class:`paretoprune.UserError`, a ValueError, for everything that a person can put right.
     """

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # Options of a search -> the settings that they are.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "classes": ("data.classes",),
     "trials": ("search.trials",),
     "epochs": ("trial.epochs",),
     "imgsz": ("model.imgsz",),
@@ -166,10 +167,11 @@ def search(
 ) -> Run:
     """Search a checkpoint's pruning trade-offs on a dataset (data.yaml, a classifier's folder), in the folder ``run``.
 
-    Called again on the same folder (None: runs/<model's name>), it goes on. Options, as the command's: ``trials``,
-    ``epochs``, ``imgsz``, ``strategy``, ``latency_target``, ``recover``, ``distill``, ``min_map``, ``max_latency_ms``,
-    ``max_latency_ratio``, ``min_speedup``, ``max_params_m``, ``hours``, ``gpu_hours``, ``stopping``, ``plan``,
-    ``from_run``, ``address``, ``trust_checkpoint``. Every other setting by its name:
+    Called again on the same folder (None: runs/<model's name>), it goes on. Options, as the command's: ``classes``
+    (names or numbers of those that are kept), ``trials``, ``epochs``, ``imgsz``, ``strategy``, ``latency_target``,
+    ``recover``, ``distill``, ``min_map``, ``max_latency_ms``, ``max_latency_ratio``, ``min_speedup``, ``max_params_m``,
+    ``hours``, ``gpu_hours``, ``stopping``, ``plan``, ``from_run``, ``address``, ``trust_checkpoint``. Every other
+    setting by its name:
     ``settings={"space.round_to": 16}``. ``config``: a YAML file of settings, which options go before. ``on_progress``
     is called with lines that else go to stderr.
 

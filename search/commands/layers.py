@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from paretoprune.base.formatting import count, some
 from paretoprune.search.commands.options import FILE, format_option, trust_option
 from paretoprune.search.commands.output import echo, print_rows
 
@@ -31,12 +32,13 @@ def layers(model: str, trust_checkpoint: bool, form: str) -> None:
             print_rows([{**row, "branch": row["layer"], "reason": _why_not(row)} for row in branches], form, BRANCH)
     else:
         print_rows(found.rows, form)
-    count = f"{sum(row['prunable'] for row in convolutions)} of {len(convolutions)} layers"
+    can = f"{sum(row['prunable'] for row in convolutions)} of {len(convolutions)} layers"
     share = f"{found.share:.1%} of the convolution weights"
-    click.echo(f"{count} can lose channels, in {found.groups} groups; they hold {share}", err=True)
+    click.echo(f"{can} can lose channels, in {found.groups} groups; they hold {share}", err=True)
     click.echo(
         f"{sum(row['removable'] for row in branches)} of {len(branches)} branches can be removed whole", err=True
     )
+    click.echo(f"{count(len(found.classes), 'class', 'classes')}: {some(found.classes, 10)}", err=True)
 
 
 def _why_not(row: Mapping[str, Any]) -> str:

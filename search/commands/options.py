@@ -37,6 +37,15 @@ class RunType(click.ParamType):
         return [CompletionItem(incomplete, type="dir")]
 
 
+class ClassesType(click.ParamType):
+    """``person,car`` or ``0,2``: names or numbers of classes."""
+
+    name = "classes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else list(value)
+
+
 class ImageSizeType(click.ParamType):
     """``640``, the side of a square, or ``384,640``, height and width."""
 
@@ -70,6 +79,14 @@ format_option: Callable[[Any], Any] = click.option(
 
 address_option: Callable[[Any], Any] = click.option(
     "--address", help="A Ray cluster: auto, host:port; local: this machine alone.  [default: local]"
+)
+
+
+classes_option: Callable[[Any], Any] = click.option(
+    "--classes",
+    type=ClassesType(),
+    metavar="NAME,...",
+    help="Names or numbers of the classes to keep; the others leave the network and the labels.  [default: all]",
 )
 
 

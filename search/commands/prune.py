@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paretoprune.pruning.names import RECOVERIES, STRUCTURAL
-from paretoprune.search.commands.options import FILE, FOLDER, SIZE, format_option, trust_option
+from paretoprune.search.commands.options import FILE, FOLDER, SIZE, classes_option, format_option, trust_option
 from paretoprune.search.commands.output import as_table, echo, print_row, print_rows
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--keep-params", type=float, help="Maximum share of parameters to keep, in (0, 1].")
 @click.option("--speedup", type=float, help="Minimum speed-up, predicted from plans timed now (or from --run).")
 @click.option("--data", type=FILE, help="data.yaml with calibration images; without it nothing is recovered.")
+@classes_option
 @click.option("--importance", help="Importance criterion.  [default: reconstruction with --data, else l2]")
 @click.option(
     "--recover", type=click.Choice(RECOVERIES), help="Recovery after removal.  [default: refit with --data, else none]"

@@ -16,6 +16,7 @@ from paretoprune.search.commands.options import (
     RUN,
     SIZE,
     address_option,
+    classes_option,
     gpu_hours_option,
     hours_option,
     set_option,
@@ -47,6 +48,7 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("model", type=FILE)
 @click.argument("data", type=FILE)
 @click.option("--run", type=RUN, help="The run's folder.  [default: runs/<model's name>]")
+@classes_option
 @click.option("--trials", type=int, help="Total number of trials.  [default: 50]")
 @click.option("--epochs", type=int, help="Epochs per trial; 0: evaluated right after the refit.  [default: 1]")
 @click.option("--imgsz", type=SIZE, help="Side of the input, pixels, or HEIGHT,WIDTH.  [default: 640]")

@@ -101,6 +101,8 @@ def prepare(
 
     for layer, ratio in ratios.items():
         check_ratio(layer, ratio)
+    if config.data.classes is not None:
+        raise ConfigError("compare is for whole models, but got `data.classes`: give one that `prune --classes` made")
     check_files(config)
     check_device(config)
     path = run.expanduser().resolve()

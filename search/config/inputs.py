@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from paretoprune.base.atomic import write_bytes
 from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.classes import dataset_of
 from paretoprune.search.errors import RunFolderError
 
 if TYPE_CHECKING:
@@ -62,9 +63,16 @@ def weights_hash(model: Path) -> str:
 
 
 def placed(config: RunConfig, model: str | None, data: str | None) -> RunConfig:
-    """``config`` with the model and the dataset at the places given, if any."""
+    """``config`` with the model and the dataset at the places given, if any; of a run of some classes the whole
+    dataset's. Such a run holds its network itself."""
     from paretoprune.search.config.paths import absolute_path
 
+    if config.data.classes is not None:
+        if data is None:
+            return config
+        from paretoprune.pruning.data.class_subset import moved_subset
+
+        data, model = moved_subset(Path(config.data.path), absolute_path(data)), None
     for section, given in (("model", model), ("data", data)):
         if given is not None:
             moved = getattr(config, section).model_copy(update={"path": absolute_path(given)})
@@ -75,7 +83,7 @@ def placed(config: RunConfig, model: str | None, data: str | None) -> RunConfig:
 def check_places(folder: RunFolder, config: RunConfig) -> None:
     """:class:`RunFolderError` where the run's model or dataset is not there; says how to give its place."""
     for what, option in missing(config).items():
-        place = getattr(config, option.removeprefix("--")).path
+        place = config.model.path if what == "model" else dataset_of(config)
         raise RunFolderError(
             f"the {what} of run {folder.path} must be there, but there is no {place}; if it lies elsewhere now, give "
             f"its place: {option} PATH"
@@ -84,7 +92,7 @@ def check_places(folder: RunFolder, config: RunConfig) -> None:
 
 def missing(config: RunConfig) -> dict[str, str]:
     """Of the model and the dataset what does not lie where ``config`` says -> the option that says where it does."""
-    places = {"model": (config.model.path, "--model"), "dataset": (config.data.path, "--data")}
+    places = {"model": (config.model.path, "--model"), "dataset": (dataset_of(config), "--data")}
     return {
         what: option
         for what, (place, option) in places.items()

@@ -54,6 +54,9 @@ class DataSection(Section):
 
     path: str = Field(examples=["my/data.yaml"])
     """The dataset's data.yaml; a classifier's folder with train/ and val/."""
+    classes: list[int | str] | None = Field(default=None, min_length=1)
+    """Names or numbers of the classes that are kept, in the network and in the dataset (docs/families.md); none given:
+    all."""
     val_batch: int = Field(default=16, ge=1)
     """Images per batch in validation."""
 

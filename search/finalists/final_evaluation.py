@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
 from paretoprune.base.device_gate import DeviceGate
-from paretoprune.base.file_names import BASELINE_RECORD, BEST, CONFIG, EVENTS, METRICS, SESSION, TRIALS, TUNED
+from paretoprune.base.file_names import (
+    BASELINE_RECORD,
+    BEST,
+    CONFIG,
+    EVENTS,
+    METRICS,
+    MODEL_FOLDER,
+    SESSION,
+    TRIALS,
+    TUNED,
+)
 from paretoprune.base.image_size import ImageSize, read_size
 from paretoprune.results.store.accuracy import accuracies, on_all_images
 from paretoprune.results.store.records import DEPLOY_PRECISION, SCHEMA_VERSION
@@ -24,7 +34,6 @@ from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.storage.event_log import PhaseClock
 from paretoprune.search.trial.joint_evaluation import BASELINE, NATIVE, PRECISION_COST
 from paretoprune.search.trial.trial import latency_metrics
-from paretoprune.search.worker.cluster import MODEL_FOLDER
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried
 from paretoprune.search.worker.worker import tools_of

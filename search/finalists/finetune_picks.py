@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.file_names import BEST, EVENTS, METRICS, PLAN, TUNED
+from paretoprune.base.file_names import BEST, EVENTS, METRICS, MODEL_FOLDER, PLAN, TUNED
 from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.base.messages import note, showing
 from paretoprune.pruning.plan import Plan
@@ -47,7 +47,6 @@ from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.sweep.preflight import trusts_native
 from paretoprune.search.trial.factory import make_tools
 from paretoprune.search.trial.joint_evaluation import NATIVE
-from paretoprune.search.worker.cluster import MODEL_FOLDER
 from paretoprune.search.worker.context import ToolsFactory, WorkerContext
 from paretoprune.search.worker.file_transfer import carried
 from paretoprune.search.worker.ray_output import quiet_ray

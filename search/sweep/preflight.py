@@ -20,6 +20,7 @@ from paretoprune.pruning.names import SEQUENTIAL, STRUCTURAL
 from paretoprune.pruning.yolo.image_size import STRIDE, check_shape, stride_of
 from paretoprune.results.store.accuracy import DEFAULT, LABELS
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.classes import with_class_names, with_class_subset
 from paretoprune.search.config.inputs import RunIdentity, check_dataset_same, check_weights, identity_of, is_identified
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.errors import ConfigError, RunFolderError
@@ -54,7 +55,8 @@ class ValidatedRun:
 
 
 def prepare(config: RunConfig, run: Path, moved: bool = False) -> ValidatedRun:
-    """Check everything about starting ``config`` in the folder ``run``; nothing is written.
+    """Check everything about starting ``config`` in the folder ``run``; nothing is written, but with ``data.classes``
+    the network and the dataset of these classes.
 
     ``moved``: somebody said that the run's model or dataset lies at another place now, as ``config`` has it.
 
@@ -74,9 +76,13 @@ def _checked(config: RunConfig, run: Path, moved: bool) -> ValidatedRun:
     check_deployment(config)
     if not Path(config.model.path).is_file():
         config = _fetched(config)
+    config = with_class_names(config)
     folder = RunFolder(run.expanduser().resolve())
-    config = with_model_copied(_with_newer_settings_of(folder, config), folder, copy=False)
+    config = _with_newer_settings_of(folder, config)
+    if config.data.classes is None:
+        config = with_model_copied(config, folder, copy=False)
     check_run_folder(folder, config, moved)
+    config = with_class_subset(config, folder)
     check_weights(folder, config.model.path)
     check_other_run(config)
     space, sizes, objectives, task = check_model(config)

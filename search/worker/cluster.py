@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_bytes
+from paretoprune.base.file_names import MODEL_FOLDER
 from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.errors import RunFolderError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from paretoprune.cluster.resources import ClusterInfo, TrialResources
     from paretoprune.search.config.run_config import RunConfig
 
-MODEL_FOLDER = "model"
 LOOK_AGAIN_SECONDS = 2.0
 
 
@@ -70,7 +70,9 @@ def data_paths(config: RunConfig) -> list[str]:
     """The dataset's files and folders that trials read."""
     from paretoprune.pruning.data.dataset import dataset_places
 
-    return dataset_places(config.data.path) if Path(config.data.path).exists() else []
+    found = dataset_places(config.data.path) if Path(config.data.path).exists() else []
+    # A run of some classes has a description of its own, which travels with the model
+    return found if config.data.classes is None else [path for path in found if path != config.data.path]
 
 
 def watch_joining_nodes(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:

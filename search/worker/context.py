@@ -33,11 +33,12 @@ class WorkerContext:
     """The dataset's identity as ``baseline.json`` holds it, where the run has one."""
 
     def at(self, scratch: Path) -> WorkerContext:
-        """The same with another run folder; a model that lies in the run folder moves along."""
-        model = dict(self.settings["model"])
-        if Path(model["path"]).is_relative_to(self.run):
-            model["path"] = str(scratch / Path(model["path"]).relative_to(self.run))
-        return replace(self, run=str(scratch), settings={**self.settings, "model": model})
+        """The same with another run folder; a model or dataset that lies in the run folder moves along."""
+        moved = {name: dict(self.settings[name]) for name in ("model", "data")}
+        for section in moved.values():
+            if Path(section["path"]).is_relative_to(self.run):
+                section["path"] = str(scratch / Path(section["path"]).relative_to(self.run))
+        return replace(self, run=str(scratch), settings={**self.settings, **moved})
 
     @property
     def config(self) -> RunConfig:

@@ -14,13 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import is_temporary, write_bytes
-from paretoprune.base.file_names import METRICS, RECORD, SAMPLE, SESSION, TUNED
+from paretoprune.base.file_names import METRICS, MODEL_FOLDER, RECORD, SAMPLE, SESSION, TUNED
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.stopping.early_stopper import judge_of
 from paretoprune.search.stopping.rule import StoppingRule
 from paretoprune.search.stopping.rungs import RungReport
 from paretoprune.search.storage.importance_cache import SCORES_NAME
-from paretoprune.search.worker.cluster import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from paretoprune.search.worker.context import WorkerContext

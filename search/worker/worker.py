@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from paretoprune.base.device_gate import DeviceGate
-from paretoprune.base.file_names import EVENTS, FREE_MOVES, SAMPLE
+from paretoprune.base.file_names import EVENTS, FREE_MOVES, MODEL_FOLDER, SAMPLE
 from paretoprune.base.image_size import plain_size
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.progress import progress_told
 from paretoprune.results.store.objectives import direction
 from paretoprune.results.store.records import TrialRecord
 from paretoprune.results.store.run_files import free_move_name
+from paretoprune.search.config.classes import dataset_of
 from paretoprune.search.config.inputs import check_node, weights_hash
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.config.run_config import RunConfig
@@ -29,7 +30,7 @@ from paretoprune.search.storage.importance_cache import SCORES_NAME
 from paretoprune.search.storage.request import TrialRequest, left_record
 from paretoprune.search.storage.trial_lock import claimed
 from paretoprune.search.trial.trial import ITSELF, TrialSettings, latency_metrics, measured_everywhere, run_trial
-from paretoprune.search.worker.cluster import MODEL_FOLDER, is_joined
+from paretoprune.search.worker.cluster import is_joined
 from paretoprune.search.worker.context import WorkerContext
 from paretoprune.search.worker.file_transfer import carried, scratch_folder
 
@@ -117,7 +118,8 @@ def _measure_baseline(context: WorkerContext) -> dict[str, Any]:
         described = tools.describe(say)
     tools.keep_scores(context.folder.path)
     return {
-        "data": config.data.path,
+        "data": dataset_of(config),
+        **({"classes": config.data.classes} if config.data.classes else {}),
         "imgsz": plain_size(config.model.imgsz),
         "weights_hash": weights_hash(Path(config.model.path)),
         "metrics": metrics,

@@ -225,7 +225,9 @@ def test_layers_json_on_a_real_model(assets: Path, capsys: Captured) -> None:
     layers = [row for row in rows if row["kind"] == "layer"]
     assert any(not row["prunable"] for row in layers)
     assert f"{sum(row['prunable'] for row in layers)} of {len(layers)} layers can lose channels, in" in captured.err
-    assert captured.err.endswith("% of the convolution weights\n10 of 10 branches can be removed whole\n")
+    assert captured.err.endswith(
+        "% of the convolution weights\n10 of 10 branches can be removed whole\n3 classes: RBC, WBC, Platelets\n"
+    )
     assert [row["layer"] for row in rows if row["kind"] == "branch"][:2] == ["model.2.m.0", "model.4.m.0"]
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.builtin.dataset import build_dataset
+from paretoprune.pruning.data.class_subset import class_subset
 from paretoprune.pruning.data.dataset import class_counts, has_split
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.training.settings import FinetuneSettings
@@ -43,6 +44,13 @@ def test_same_classes_are_fine_tuned_like_a_pick(data: Path, tmp_path: Path) -> 
 
     result = train_native(BASELINE, str(data), SETTINGS, tmp_path, on_epoch=note)
     assert (result.recipe, result.epochs, epochs) == (AS_PICKS, 1, [1])
+
+
+def test_of_a_dataset_of_some_classes_it_keeps_those_that_it_knows(data: Path, tmp_path: Path) -> None:
+    whole = load_model(BASELINE)
+    subset = class_subset(data, whole, [3, 7], tmp_path)
+    result = train_native(BASELINE, subset, SETTINGS, tmp_path / "run")
+    assert (result.recipe, result.model.names) == (AS_PICKS, {0: "3", 1: "7"})
 
 
 @pytest.mark.slow
