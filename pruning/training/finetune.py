@@ -15,6 +15,7 @@ from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import refuse_non_finite
 from paretoprune.pruning.training.batch_of_one import check_batch
 from paretoprune.pruning.training.ddp import finetune_on_group
+from paretoprune.pruning.training.own_arguments import check_arguments
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.training.single_device import train_here
 from paretoprune.pruning.training.teacher import check_teacher
@@ -65,6 +66,7 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     if settings.distill and teacher is not None:
         check_teacher(teacher, settings.side)
+    check_arguments(settings.train, by_labels=not settings.distill)
     refuse_non_finite(model)
     check_dataset(data, model)
     processes = len(str(device).split(","))

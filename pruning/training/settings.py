@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -38,6 +40,8 @@ class FinetuneSettings:
     """Mixed precision (bfloat16) where the device gains by it (see `precision.training_precision`)."""
     mosaic: bool | None = None
     """Join four images into one in the earlier epochs; None: only from 10 epochs on. A classifier's never are."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Ultralytics' training arguments that are to differ (`own_arguments`), before all that follows from the above."""
     weight_decay: float = 0.0005
     """AdamW's weight decay (not on biases and normalisation); none with a teacher, whose weights are to stay."""
     evaluation_batch: int = EVALUATION_BATCH

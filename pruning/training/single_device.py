@@ -120,6 +120,8 @@ def saved_remedies(model: nn.Module, data: str, settings: FinetuneSettings, save
 def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[str, Any]:
     """What must be equal for a fine-tuning to go on from a state: its recipe and the architecture."""
     recipe = {name: value for name, value in asdict(settings).items() if name != "workers"}
+    if not settings.train:  # as a state of an older version has it
+        del recipe["train"]
     return {
         **recipe,
         "data": str(data),
@@ -165,6 +167,9 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
     return {
         **inherited_arguments(job.model),
         **(_LIKE_THE_JUDGED if settings.distill and not epochs_with_mosaic(settings.epochs) else {}),
+        "mosaic": 1.0 if mosaic else 0.0,
+        "close_mosaic": settings.epochs - mosaic if mosaic else 0,
+        **settings.train,
         "model": "pruned.pt",  # a name only: the network is already there
         "data": str(dataset_file(data, task_of(job.model))),
         "save_dir": str(save_dir.resolve()),
@@ -181,8 +186,6 @@ def _overrides(job: Job, data: str, settings: FinetuneSettings, save_dir: Path, 
         "momentum": 0.9,
         "weight_decay": 0.0 if settings.distill else settings.weight_decay,
         "warmup_epochs": 0.0,  # `rate_factor` rises instead, for biases like for all others
-        "mosaic": 1.0 if mosaic else 0.0,
-        "close_mosaic": settings.epochs - mosaic if mosaic else 0,
         "amp": stock_amp(job.model, device, settings.amp),
         "plots": False,
         "save": True,  # of the state between epochs

@@ -118,7 +118,7 @@ def _train_stock(
                 patience=settings.patience or settings.epochs, seed=settings.seed, workers=settings.workers,
                 device=device, amp=stock_amp(model, device, settings.amp), name="stock",
                 project=str(save_dir.resolve()), exist_ok=True, plots=False, verbose=False,
-                single_cls=single_class,
+                single_cls=single_class, **settings.train,
             )  # fmt: skip
         best = Path(yolo.trainer.best)
     if not best.is_file():

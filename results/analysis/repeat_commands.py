@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -137,6 +138,8 @@ def _repeat(run: _Run, pick: Selected) -> list[Line]:
         finetune += ["--epochs", str(epochs)]
     if "distill" in pick.settings:
         finetune.append("--distill" if pick.settings["distill"] else "--no-distill")
+    if own := pick.settings.get("train"):
+        finetune += ["--set", f"finetune.train={json.dumps(own)}"]
     return [
         ("its trial once more, in a folder of its own", again),
         ("and its full fine-tuning there", shlex.join(finetune)),

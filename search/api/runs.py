@@ -30,6 +30,7 @@ from paretoprune.search.sweep.preflight import (
     check_batches,
     check_natives,
     check_teachable,
+    check_training,
     existing_run,
     prepare,
 )
@@ -134,7 +135,8 @@ class Run:
         ``pick`` and bounds as :meth:`front` takes them (none: three picks), or ``trial``: ids. Options, as the
         command's: ``native`` (smaller stock models, trained with the same budget), ``free_moves`` (as so many
         of which the unpruned model is trained with that budget, too), ``epochs``, ``distill``, ``gpus_per_pick``,
-        ``trust_checkpoint``, ``address``, ``model``, ``data``.
+        ``trust_checkpoint``, ``address``, ``model``, ``data``; other settings of the section by their names:
+        ``settings={"finetune.train.mosaic": 0.5}``.
 
         Raises after all ended where some failed; the others are kept, and the same call takes up what is left.
         """
@@ -233,6 +235,7 @@ def finetune_picks(
     address: str | None = None,
     model: str | Path | None = None,
     data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FinetunedPicks:
     """What :meth:`Run.finetune` does; failures are told in the result."""
@@ -250,8 +253,12 @@ def finetune_picks(
     check_dataset_same(folder, config)
     if config != before:
         save_run_config(folder, config)  # the next command finds them there
-    changed = {name: options[name] for name in OF_FINETUNE if options.get(name) is not None}
-    config = build_config(merge(config.model_dump(mode="json"), {"finetune": changed}), "the options")
+    own = nest(settings or {})
+    for section in own:
+        if section != "finetune":
+            raise ArgumentError(f"finetune takes settings of the section finetune, but got `{section}`: leave it out")
+    changed = {"finetune": {name: options[name] for name in OF_FINETUNE if options.get(name) is not None}}
+    config = build_config(merge(config.model_dump(mode="json"), merge(changed, own)), "the options")
     if address is not None:
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     bounds = bounds_of({name: options[name] for name in limits})
@@ -260,6 +267,7 @@ def finetune_picks(
         say("checking the models")
         check_batches(config, "finetune")
         check_teachable(config)
+        check_training(config)
         check_natives(config, natives)
     moves = choose_free_moves(folder, chosen, free_moves)
     return promote(folder, config, chosen, natives=natives, free_moves=moves)

@@ -14,6 +14,7 @@ from paretoprune.search.commands.options import (
     format_option,
     place_options,
     selector,
+    set_option,
 )
 from paretoprune.search.commands.output import print_rows
 
@@ -60,6 +61,7 @@ SELECTED_COLUMNS = (
     help="Distil from the unpruned model instead of labels.  [default: as the run]",
 )
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
+@set_option("finetune.train.mosaic=0.5")
 @click.option(
     "--trust-checkpoint",
     is_flag=True,
@@ -68,16 +70,17 @@ SELECTED_COLUMNS = (
 @address_option
 @place_options
 @format_option
-def finetune(run: Path, form: str, **options: Any) -> int:
+def finetune(run: Path, form: str, settings: tuple[str, ...], **options: Any) -> int:
     """Fine-tune the picks of RUN fully, in parallel, and measure them again beside the unpruned model.
 
     Without --pick and --trial three are picked: the knee, the fastest close to the baseline, the best faster than it.
     """
     from paretoprune.search.api.runs import finetune_picks
+    from paretoprune.search.config.run_config import parse_assignments
 
     options["trust_checkpoint"] = options["trust_checkpoint"] or None  # else it would go before the run's
     options["free_moves"] = options["free_moves"] or 0
-    outcome = finetune_picks(run, **options)
+    outcome = finetune_picks(run, settings=parse_assignments(settings), **options)
     beaten = any(row["beaten_by_free_move"] for row in outcome.rows)
     print_rows(outcome.rows, form, [name for name in SELECTED_COLUMNS if beaten or name != "beaten_by_free_move"])
     for trial_id, reason in outcome.failed.items():

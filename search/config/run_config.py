@@ -45,6 +45,8 @@ FREE_KEYS = (
 
 # Settings of older versions, with the value that means what is done now: a file may hold them still.
 REMOVED = {"search.rungs": None, "finetune.amp": True}
+MAPPINGS = ("finetune.train",)
+"""Settings whose entries may be given one by one."""
 REPLACED = {"search.sampler": {"nsga3": "nsga2"}}
 # Settings that files of older versions do not have, by the first version with them, with the value that means what was
 # done then.
@@ -279,7 +281,8 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """``key=value`` texts (the value in YAML) to nested settings.
 
-    Layer patterns hold dots, so a key may stop at a section's field: ``space.layer_bounds={"model.4.*": [0.1, 0.3]}``.
+    Layer patterns hold dots, so a key may stop at a section's field: ``space.layer_bounds={"model.4.*": [0.1, 0.3]}``;
+    or name one entry of a mapping whose names hold none: ``finetune.train.mosaic=0.5``.
     Raises :class:`ConfigError` for a text without ``=``, an unknown key (the nearest known one is named), a bad value.
     """
     settings: dict[str, Any] = {}
@@ -289,7 +292,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key = RENAMED.get(key.strip(), key.strip())
         if not equals or not key:
             raise ConfigError(f"--set needs key=value, got {text!r}; for instance --set space.round_to=16")
-        if key not in keys:
+        if key not in keys and key.rpartition(".")[0] not in MAPPINGS:
             raise ConfigError(f"--set: {unknown_setting(key)}")
         try:
             settings[key] = _parsed(raw)

@@ -244,6 +244,9 @@ class FinetuneSection(Section):
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
     """Distil: learn the unpruned model's outputs, without labels."""
+    train: dict[str, bool | int | float | str | list[float] | None] = {}
+    """Ultralytics' training arguments for augmentation and the weights of losses (``mosaic``, ``degrees``, ``box``,
+    ...), instead of those of the checkpoint's own training (docs/recovery.md)."""
     gpus_per_pick: int = Field(default=1, ge=1)
     """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
     multiple of them; not used without GPUs."""

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from paretoprune.search.config.sections import FinetuneSection
 
 DEFAULT_PICKS = "3"
+_NEWER: dict[str, Any] = {"train": {}}
+"""Settings that networks of older versions do not say, with what was done then."""
 START = "start.pt"
 
 
@@ -363,7 +365,8 @@ def _is_tuned(folder: RunFolder, job: Job, settings: Mapping[str, Any]) -> bool:
     said = finished_content(target)
     if said is None or not (target / BEST).is_file():
         return False
-    return said.get("settings") == dict(settings) and said.get("model", "") == job.native
+    known = {**_NEWER, **(said.get("settings") or {})}
+    return known == dict(settings) and said.get("model", "") == job.native
 
 
 def _row(folder: RunFolder, job: Job, beaten: Mapping[str, str]) -> dict[str, Any]:

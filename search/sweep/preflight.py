@@ -280,6 +280,7 @@ def check_model(config: RunConfig) -> tuple[Space, list[ImageSize], list[str], s
     if config.trial.epochs:
         check_batches(config, "trial", bench.model, min(sizes, key=larger_side))
     check_teachable(config, bench.model)
+    check_training(config)
     objectives = objectives_of(config, tuple(metric_keys(kind_of(bench.model))))
     # Tracing the model takes a second or two; a pattern that matches no module at all need not wait for it.
     check_patterns([name for name, _ in bench.model.named_modules()], config.space)
@@ -324,6 +325,14 @@ def check_teachable(config: RunConfig, model: Any = None) -> None:
         check_teacher(loaded, config.model.imgsz)
     except PruningError as error:
         raise ConfigError(f"{error} (--no-distill)") from error
+
+
+def check_training(config: RunConfig) -> None:
+    """The user's own training arguments are Ultralytics', and such as may be changed."""
+    if config.finetune.train:
+        from paretoprune.pruning.training.own_arguments import check_arguments
+
+        check_arguments(config.finetune.train, by_labels=not config.finetune.distill)
 
 
 def objectives_of(config: RunConfig, accuracies: Sequence[str]) -> list[str]:

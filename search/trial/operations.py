@@ -236,6 +236,7 @@ class PruningOperations:
             seed=config.search.seed,
             workers=section.workers,
             amp=config.trial.amp,
+            train=section.train,
             evaluation_batch=config.data.val_batch,
         )
         as_one = is_single_class(self.baseline)
@@ -470,6 +471,7 @@ class PruningOperations:
             workers=section.workers,
             distill=section.distill,
             amp=self._config.trial.amp,
+            train=getattr(section, "train", {}),
             evaluation_batch=self._config.data.val_batch,
         )
         result = finetune(

@@ -226,3 +226,17 @@ def test_a_file_of_version_2_is_of_a_run_on_all_images(tmp_path: Path) -> None:
     assert (old.space.imgsz, old.space.depth) == ([320], True)
     path.write_text(path.read_text().replace("schema_version: 2\n", ""))
     assert load_config(path).trial.steps == 1000
+
+
+def test_entries_of_a_mapping_are_set_one_by_one() -> None:
+    required = nest({"model.path": "m.pt", "data.path": "d.yaml"})
+    given = parse_assignments(
+        ["finetune.train.mosaic=0.5", "finetune.train.scale=[0.5, 1.5]", "finetune.train.overlap_mask=no"]
+    )
+    config = build_config(merge(given, required))
+    assert config.finetune.train == {"mosaic": 0.5, "scale": [0.5, 1.5], "overlap_mask": False}
+    assert config.flat()["finetune.train"] == config.finetune.train
+    with pytest.raises(ConfigError, match=r"unknown setting `finetune\.trian\.mosaic`"):
+        parse_assignments(["finetune.trian.mosaic=0.5"])
+    with pytest.raises(ConfigError, match=r"`finetune\.train\.mosaic"):
+        build_config(merge(parse_assignments(["finetune.train.mosaic={a: 1}"]), required))

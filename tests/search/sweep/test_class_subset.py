@@ -56,10 +56,17 @@ def test_a_run_of_some_classes(data: Path, tmp_path: Path, capsys: Captured) -> 
     assert run(["resume", str(folder.path), "--trials", "2", "--data", str(moved)]) == 0, capsys.readouterr().err
     assert len(folder.read_records()) == 2
     capsys.readouterr()
-    assert run(["finetune", str(folder.path), "--pick=1", "--format=json"]) == 0, capsys.readouterr().err
+    finetune = ["finetune", str(folder.path), "--pick=1", "--format=json", "--set"]
+    assert run([*finetune, "finetune.train.mosiac=1"]) == 1
+    assert "near ones are mosaic" in capsys.readouterr().err
+    assert run([*finetune, "finetune.train.translate=0.05"]) == 0, capsys.readouterr().err
     (pick,) = json.loads(capsys.readouterr().out)
+    selected = Path(pick["checkpoint"]).parent
+    assert yaml.safe_load((selected / "args.yaml").read_text())["translate"] == 0.05
+    assert json.loads((selected / "metrics.json").read_text())["settings"]["train"] == {"translate": 0.05}
     assert load_model(pick["checkpoint"]).names == {0: "3", 1: "7"}
-    card = (Path(pick["checkpoint"]).parent / "MODEL_CARD.md").read_text()
+    card = (selected / "MODEL_CARD.md").read_text()
+    assert "| Training arguments | translate=0.05 |" in card
     assert f"| Trained on | {data} (classes: 3, 7) |" in card
     assert "yolo val" not in card
     assert run(["report", str(folder.path)]) == 0
