@@ -13,6 +13,7 @@ STUDY: Final = "study.journal"
 SESSION: Final = "session.json"
 SAMPLE: Final = "sample.json.gz"
 MODEL_FOLDER: Final = "model"  # the model, where it was copied or restricted to some classes
+TEACHER: Final = "teacher.pt"  # of the full fine-tuning, where it is none of the run's networks
 # Of a trial.
 REQUEST: Final = "request.json"
 RECORD: Final = "record.json"

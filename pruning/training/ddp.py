@@ -104,7 +104,7 @@ def finetune_on_group(
         Path(save_dir),
         torch_device(names[0]).type,
         gates,
-        None if teacher is None or not settings.distill else plain_copy(teacher),
+        plain_copy(teacher) if teacher is not None and settings.learns else None,
         dict(start_metrics or {}),
         saved_remedies(model, data, settings, Path(save_dir)),
         classes,

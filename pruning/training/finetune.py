@@ -18,7 +18,7 @@ from paretoprune.pruning.training.ddp import finetune_on_group
 from paretoprune.pruning.training.own_arguments import check_arguments
 from paretoprune.pruning.training.settings import FinetuneResult, FinetuneSettings
 from paretoprune.pruning.training.single_device import train_here
-from paretoprune.pruning.training.teacher import check_teacher
+from paretoprune.pruning.training.teacher import check_own_teacher, check_teacher
 
 
 def finetune(
@@ -47,7 +47,9 @@ def finetune(
     half the batch (gradients of two halves are added), where the loss becomes NaN or infinite, with a lower learning
     rate; each once.
 
-    `classes`: what each class counts where a teacher is learned from (`output_distribution.class_weights`).
+    `teacher`: learned from alone (`settings.distill`) or beside the labels (`settings.taught_by`); it may be another
+    architecture then, see `own_teacher`. `classes`: what each class counts where it is learned from alone
+    (`output_distribution.class_weights`).
 
     Several devices, as in `cuda:0,cuda:1`, train together, a process each (see `pruning.training.ddp`).
 
@@ -66,6 +68,10 @@ def _check(model: nn.Module, data: str, settings: FinetuneSettings, device: str,
         raise PruningError("distillation needs a teacher, but got none: pass the unpruned model, or set distill off")
     if settings.distill and teacher is not None:
         check_teacher(teacher, settings.side)
+    if settings.taught_by:
+        if settings.distill or teacher is None:
+            raise PruningError("a teacher beside the labels is one that is given, and `distill` is off: correct these")
+        check_own_teacher(teacher, model, settings.side)
     check_arguments(settings.train, by_labels=not settings.distill)
     refuse_non_finite(model)
     check_dataset(data, model)

@@ -36,6 +36,8 @@ class FinetuneSettings:
     distill: bool = False
     """Learn the outputs of `teacher`, the unpruned network, and no labels (`teacher`): a few steps do not
     harm then, but the teacher's accuracy is the most that can be reached."""
+    taught_by: str = ""
+    """What the `teacher` is called whose outputs are learned beside the labels; "": none is, unless `distill`."""
     amp: bool = True
     """Mixed precision (bfloat16) where the device gains by it (see `precision.training_precision`)."""
     mosaic: bool | None = None
@@ -54,6 +56,11 @@ class FinetuneSettings:
         check_image_size(self.imgsz)
         if self.lr is not None and not 0 < self.lr <= 1:
             raise PruningError(f"lr must be in (0, 1], or None to have it chosen, but got {self.lr}")
+
+    @property
+    def learns(self) -> bool:
+        """Whether a teacher is learned from, alone or beside the labels."""
+        return self.distill or bool(self.taught_by)
 
     @property
     def side(self) -> int:

@@ -55,7 +55,8 @@ def train_here(
 
         state = StateFile(save_dir, _identity(model, data, settings))
         known = dict(start_metrics) if start_metrics else {}
-        job = Job(model, gate, state, settings.lr, teacher if settings.distill else None, classes, heard, known)
+        job = Job(model, gate, state, settings.lr, teacher if settings.learns else None, classes, heard, known)
+        job.labels = not settings.distill
         job.mixed = training_precision(model, device, settings.amp) == "bf16"
         job.remedies = remedies or saved_remedies(model, data, settings, save_dir)
         while (further := _attempt(job, data, settings, save_dir, device, also)) is not None:
@@ -120,8 +121,9 @@ def saved_remedies(model: nn.Module, data: str, settings: FinetuneSettings, save
 def _identity(model: nn.Module, data: str, settings: FinetuneSettings) -> dict[str, Any]:
     """What must be equal for a fine-tuning to go on from a state: its recipe and the architecture."""
     recipe = {name: value for name, value in asdict(settings).items() if name != "workers"}
-    if not settings.train:  # as a state of an older version has it
-        del recipe["train"]
+    for name in ("train", "taught_by"):  # a state of an older version does not have them
+        if not recipe[name]:
+            del recipe[name]
     return {
         **recipe,
         "data": str(data),

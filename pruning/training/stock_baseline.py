@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from paretoprune.pruning.surgery.classes import class_numbers, with_classes
 from paretoprune.pruning.training.finetune import finetune
 from paretoprune.pruning.training.settings import FinetuneSettings
 from paretoprune.pruning.training.single_device import stock_amp
+from paretoprune.pruning.training.teacher import own_teacher
 from paretoprune.pruning.yolo.loading import checked_file, load_model
 from paretoprune.pruning.yolo.saving import stock_args, task_of
 from paretoprune.pruning.yolo.tasks import accuracy_name, kind_of, metric_keys
@@ -56,10 +57,12 @@ def train_native(
     on_epoch: Callable[[int, dict[str, float]], bool] | None = None,
     single_class: bool = False,
     trust: bool = False,
+    teacher: tuple[Path, bool] | None = None,
 ) -> NativeResult:
     """Train the stock model at `path` on `data` for `settings.epochs`, keeping the best epoch.
 
-    single_class: all classes are taken as one, as the pruned model was trained. trust: as in `load_model`.
+    single_class: all classes are taken as one, as the pruned model was trained. trust: as in `load_model`. teacher: the
+    file of the picks' `settings.taught_by`, and whether it is trusted; what it cannot teach learns the labels alone.
 
     Of a dataset of some classes (`data.class_subset`) that it knows by their names, it keeps these. With the dataset's
     number of classes it is fine-tuned as the picks are. With another number it gets a fresh head,
@@ -75,8 +78,14 @@ def train_native(
     has, wanted = class_counts(data, model, single_class)
     if has == wanted:
         model.args = {**stock_args(model), "single_cls": single_class}  # type: ignore[assignment]
-        tuned = finetune(model, data, settings, save_dir, device, gate, on_epoch=on_epoch)
-        return NativeResult(tuned.model, tuned.epochs, tuned.best_epoch, AS_PICKS, time.monotonic() - begin)
+        own, recipe = None, AS_PICKS
+        if teacher is not None:
+            try:
+                own = own_teacher(teacher[0], model, settings.side, teacher[1])
+            except PruningError:
+                settings, recipe = replace(settings, taught_by=""), f"{AS_PICKS}, but without their teacher"
+        tuned = finetune(model, data, settings, save_dir, device, gate, own, on_epoch)
+        return NativeResult(tuned.model, tuned.epochs, tuned.best_epoch, recipe, time.monotonic() - begin)
     best, epochs, best_epoch = _train_stock(
         path, model, data, settings, save_dir, device, gate, on_epoch, single_class, trust
     )

@@ -138,6 +138,8 @@ def _repeat(run: _Run, pick: Selected) -> list[Line]:
         finetune += ["--epochs", str(epochs)]
     if "distill" in pick.settings:
         finetune.append("--distill" if pick.settings["distill"] else "--no-distill")
+    if teacher := pick.settings.get("teacher"):
+        finetune += ["--teacher", str(teacher)]
     if own := pick.settings.get("train"):
         finetune += ["--set", f"finetune.train={json.dumps(own)}"]
     return [

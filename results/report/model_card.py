@@ -45,6 +45,7 @@ def card(run: Summary, row: FinishedRow, selected: Selected, plan_hash: str) -> 
             "Full fine-tuning",
             f"{formatting.count(selected.epochs, 'epoch')}, of which epoch {selected.best_epoch} was kept",
         ),
+        ("Taught by", Path(selected.settings.get("teacher") or "").name),
         ("Training arguments", ", ".join(f"{k}={v}" for k, v in (selected.settings.get("train") or {}).items())),
         ("Input", run.input_of(row.name) if run.imgsz else ""),
         ("Measured on", run.device),

@@ -64,7 +64,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "address": ("resources.address",),
     "trust_checkpoint": ("model.trust_checkpoint",),
 }
-OF_FINETUNE = ("epochs", "distill", "gpus_per_pick", "trust_checkpoint")  # settings of the section finetune
+OF_FINETUNE = ("epochs", "distill", "teacher", "gpus_per_pick", "trust_checkpoint")  # settings of the section finetune
 
 
 class Run:
@@ -134,7 +134,8 @@ class Run:
 
         ``pick`` and bounds as :meth:`front` takes them (none: three picks), or ``trial``: ids. Options, as the
         command's: ``native`` (smaller stock models, trained with the same budget), ``free_moves`` (as so many
-        of which the unpruned model is trained with that budget, too), ``epochs``, ``distill``, ``gpus_per_pick``,
+        of which the unpruned model is trained with that budget, too), ``epochs``, ``distill``,
+        ``teacher`` (a checkpoint whose outputs are learned beside the labels), ``gpus_per_pick``,
         ``trust_checkpoint``, ``address``, ``model``, ``data``; other settings of the section by their names:
         ``settings={"finetune.train.mosaic": 0.5}``.
 
@@ -258,7 +259,8 @@ def finetune_picks(
         if section != "finetune":
             raise ArgumentError(f"finetune takes settings of the section finetune, but got `{section}`: leave it out")
     changed = {"finetune": {name: options[name] for name in OF_FINETUNE if options.get(name) is not None}}
-    config = build_config(merge(config.model_dump(mode="json"), merge(changed, own)), "the options")
+    changed = resolve_paths(merge(changed, own))
+    config = build_config(merge(config.model_dump(mode="json"), changed), "the options")
     if address is not None:
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"address": address})})
     bounds = bounds_of({name: options[name] for name in limits})

@@ -60,12 +60,18 @@ SELECTED_COLUMNS = (
     default=None,
     help="Distil from the unpruned model instead of labels.  [default: as the run]",
 )
+@click.option(
+    "--teacher",
+    type=FILE,
+    metavar="MODEL.pt",
+    help="A larger model of the same classes, whose outputs are learned beside the labels.",
+)
 @click.option("--gpus-per-pick", type=click.IntRange(min=1), help="GPUs that train one pick together.  [default: 1]")
 @set_option("finetune.train.mosaic=0.5")
 @click.option(
     "--trust-checkpoint",
     is_flag=True,
-    help="Load --native models that contain arbitrary pickled code. This can execute code.",
+    help="Load --native models and a --teacher that contain arbitrary pickled code. This can execute code.",
 )
 @address_option
 @place_options

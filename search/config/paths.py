@@ -8,7 +8,7 @@ from typing import Any
 
 
 def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the model's and the dataset's paths made absolute where they exist.
+    """Nested settings with the paths of the model, the dataset and the teacher made absolute where they exist.
 
     A run must be resumable from any working directory.
     """
@@ -18,10 +18,10 @@ def resolve_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         plans = [absolute_path(plan) for plan in search.get("initial_plans") or []]
         other = {"warm_start_run": absolute_path(search["warm_start_run"])} if search.get("warm_start_run") else {}
         resolved["search"] = {**search, **({"initial_plans": plans} if plans else {}), **other}
-    for section in ("model", "data"):
+    for section, name in (("model", "path"), ("data", "path"), ("finetune", "teacher")):
         content = resolved.get(section)
-        if isinstance(content, Mapping) and isinstance(content.get("path"), (str, Path)):
-            resolved[section] = {**content, "path": absolute_path(content["path"])}
+        if isinstance(content, Mapping) and isinstance(content.get(name), (str, Path)):
+            resolved[section] = {**content, name: absolute_path(content[name])}
     return resolved
 
 

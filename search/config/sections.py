@@ -244,6 +244,9 @@ class FinetuneSection(Section):
     """Processes that load images for a GPU; on a CPU there are none."""
     distill: bool = False
     """Distil: learn the unpruned model's outputs, without labels."""
+    teacher: str | None = None
+    """Checkpoint of a network of the same task and classes, a larger one mostly, whose outputs are learned beside the
+    labels (docs/recovery.md)."""
     train: dict[str, bool | int | float | str | list[float] | None] = {}
     """Ultralytics' training arguments for augmentation and the weights of losses (``mosaic``, ``degrees``, ``box``,
     ...), instead of those of the checkpoint's own training (docs/recovery.md)."""
@@ -251,7 +254,16 @@ class FinetuneSection(Section):
     """GPUs of one machine that train a pick together, each with its share of the batch, which must be a
     multiple of them; not used without GPUs."""
     trust_checkpoint: bool = False
-    """The same as ``model.trust_checkpoint`` for --native models. One that is the run's model follows that setting."""
+    """The same as ``model.trust_checkpoint`` for the teacher and --native models. A native one that is the run's model
+    follows that setting."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> FinetuneSection:
+        if self.teacher is not None and self.distill:
+            raise ValueError(
+                "`finetune.distill` learns the unpruned model alone: set it off (--no-distill) for a teacher"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> FinetuneSection:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretoprune.base.atomic import write_json
-from paretoprune.base.file_names import BEST, EVENTS, METRICS, MODEL_FOLDER, PLAN, TUNED
+from paretoprune.base.file_names import BEST, EVENTS, METRICS, MODEL_FOLDER, PLAN, TEACHER, TUNED
 from paretoprune.base.image_size import ImageSize, plain_size
 from paretoprune.base.messages import note, showing
 from paretoprune.pruning.plan import Plan
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from paretoprune.search.config.sections import FinetuneSection
 
 DEFAULT_PICKS = "3"
-_NEWER: dict[str, Any] = {"train": {}}
+_NEWER: dict[str, Any] = {"train": {}, "teacher": None}
 """Settings that networks of older versions do not say, with what was done then."""
 START = "start.pt"
 
@@ -159,7 +159,7 @@ def promote(
             if not context.gpus:  # fewer networks than slots: the CPUs that would stand idle make them faster
                 context = replace(context, cpus=context.cpus * max(1, resources.slots // max(1, len(todo))))
             if todo:
-                _bring_natives(folder, todo)
+                _bring_models(folder, todo, config.finetune.teacher)
                 note(f"fine-tuning {len(todo)} networks, at most {config.finetune.epochs} epochs each")
                 failed = _finetune_all(context, todo, config.finetune)
                 for job in todo:
@@ -219,7 +219,7 @@ def finetune_job(context: WorkerContext, job: Job) -> None:
 
     ``tuned.json`` is written last: with it, and under the same settings, only the judging is left to do.
     """
-    needs = [MODEL_FOLDER] if job.native else [MODEL_FOLDER, f"trials/{job.name}"]
+    needs = [MODEL_FOLDER, TEACHER] if job.native else [MODEL_FOLDER, TEACHER, f"trials/{job.name}"]
     with carried(context, needs, [job.place]) as here:
         _finetune(here, job)
 
@@ -243,10 +243,13 @@ def _finetune(context: WorkerContext, job: Job) -> None:
 
         extra: dict[str, Any] = {"chosen_as": job.chosen_as}
         section = context.settings["finetune"]
+        taught = {"teacher": context.folder.path / TEACHER} if section["teacher"] else {}
         epochs = section["epochs"] + (context.settings["trial"]["epochs"] if job.native else 0)
         with tools.logging(target / "finetune.log"), clock.phase("finetune", epochs=epochs):
             if job.native:
-                tuned, recipe = tools.train_native(str(context.folder.path / job.start), target, on_epoch, job.trust)
+                tuned, recipe = tools.train_native(
+                    str(context.folder.path / job.start), target, on_epoch, job.trust, **taught
+                )
                 extra = {"model": job.native, "recipe": recipe, "trust_checkpoint": job.trust}
                 if job.is_free_move:
                     extra["recipe"] = f"unpruned {unpruned_words(job.name)}, {recipe}"
@@ -254,7 +257,7 @@ def _finetune(context: WorkerContext, job: Job) -> None:
                     extra |= {DEPLOY_PRECISION: job.precision} if job.precision else {}
             else:
                 model = tools.load(context.folder.trial_checkpoint(job.name))
-                tuned = tools.finetune_fully(model, target, on_epoch)
+                tuned = tools.finetune_fully(model, target, on_epoch, **taught)
                 shutil.copyfile(context.folder.trial_plan(job.name), target / PLAN)
             tools.save(tuned.model, target / BEST)
         facts = {"epochs": tuned.epochs, "best_epoch": tuned.best_epoch, "retries": list(tuned.retries)}
@@ -336,12 +339,15 @@ def _compare_all(context: WorkerContext) -> None:
         result_of(task.remote(context, places), look)
 
 
-def _bring_natives(folder: RunFolder, jobs: Sequence[Job]) -> None:
-    """Copy the rivals' checkpoints into the run's folder; an official name is the file that Ultralytics keeps it in."""
+def _bring_models(folder: RunFolder, jobs: Sequence[Job], teacher: str | None) -> None:
+    """Copy the rivals' checkpoints, and the teacher's, into the run's folder; an official name is the file that
+    Ultralytics keeps it in."""
+    from paretoprune.pruning.yolo.loading import model_file
+
+    if teacher is not None:
+        shutil.copyfile(model_file(teacher), folder.path / TEACHER)
     for job in jobs:
         if job.native:
-            from paretoprune.pruning.yolo.loading import model_file
-
             (folder.path / job.place).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model_file(job.native), folder.path / job.start)
 

@@ -105,7 +105,9 @@ class ObjectStoreRun:
         found = {}
         for path in self.mirror.rglob("*"):
             name = path.relative_to(self.mirror).as_posix()
-            if not path.is_file() or path.name.startswith(".") or name in _STAY or name.startswith("ray/"):
+            if path.is_symlink() or not path.is_file() or path.name.startswith(".") or name in _STAY:
+                continue
+            if name.startswith("ray/"):
                 continue
             state = path.stat()
             before = self._sent.get(name, (-1, -1))

@@ -315,14 +315,20 @@ def check_batches(config: RunConfig, section: str, model: Any = None, imgsz: Ima
 def check_teachable(config: RunConfig, model: Any = None) -> None:
     """:class:`ConfigError` where a teacher is asked for that cannot teach the run's ``model`` (None: it is loaded)."""
     from paretoprune.pruning.errors import PruningError
-    from paretoprune.pruning.training.teacher import check_teacher
+    from paretoprune.pruning.training.teacher import check_teacher, own_teacher
     from paretoprune.pruning.yolo.loading import load_model
 
-    if not ((config.trial.distill and config.trial.epochs) or config.finetune.distill):
+    own = config.finetune.teacher
+    distils = (config.trial.distill and config.trial.epochs) or config.finetune.distill
+    if not distils and own is None:
         return
+    loaded = model or load_model(config.model.path, config.model.trust_checkpoint)
+    if own is not None:
+        check_model_file(own)
+        own_teacher(own, loaded, config.model.imgsz, config.finetune.trust_checkpoint)
     try:  # else every trial, or every pick, would fail by it
-        loaded = model or load_model(config.model.path, config.model.trust_checkpoint)
-        check_teacher(loaded, config.model.imgsz)
+        if distils:
+            check_teacher(loaded, config.model.imgsz)
     except PruningError as error:
         raise ConfigError(f"{error} (--no-distill)") from error
 

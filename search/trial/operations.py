@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paretoprune.pruning.evaluation.evaluator import Evaluator
     from paretoprune.pruning.latency.runtimes import EngineFile, Timeable
     from paretoprune.pruning.plan import Plan
+    from paretoprune.pruning.training.settings import FinetuneSettings
     from paretoprune.search.config.run_config import RunConfig
     from paretoprune.search.config.sections import FinetuneSection, TrialSection
 
@@ -173,13 +174,17 @@ class PruningOperations:
         """The short fine-tuning of ``config.trial``; the start is not validated again."""
         return self._tune(model, folder, on_epoch, self._config.trial, patience=0, start=start)
 
-    def finetune_fully(self, model: Any, folder: Path, on_epoch: OnEpoch | None = None) -> Tuned:
-        """The full fine-tuning of ``config.finetune``."""
+    def finetune_fully(
+        self, model: Any, folder: Path, on_epoch: OnEpoch | None = None, teacher: Path | None = None
+    ) -> Tuned:
+        """The full fine-tuning of ``config.finetune``; ``teacher``: where the file of its teacher lies here."""
         section = self._config.finetune
         together = self.device.startswith("cuda") and section.gpus_per_pick > 1  # the worker was given them all
         device = ",".join(f"cuda:{number}" for number in range(section.gpus_per_pick)) if together else self.device
         data = self._config.data.path
-        return self._tune(model, folder, on_epoch, section, patience=section.patience, device=device, data=data)
+        return self._tune(
+            model, folder, on_epoch, section, patience=section.patience, device=device, data=data, own=teacher
+        )
 
     def save(self, model: Any, path: Path) -> None:
         """A stock checkpoint."""
@@ -218,30 +223,25 @@ class PruningOperations:
         return Measured(found)
 
     def train_native(
-        self, path: str, folder: Path, on_epoch: OnEpoch | None = None, trust: bool = False
+        self,
+        path: str,
+        folder: Path,
+        on_epoch: OnEpoch | None = None,
+        trust: bool = False,
+        teacher: Path | None = None,
     ) -> tuple[Tuned, str]:
         """A stock model on the run's data at these tools' input size, for as many epochs as a pick has in all; and how,
-        in words."""
-        from paretoprune.pruning.training.settings import FinetuneSettings
+        in words. ``teacher``: as for a pick."""
         from paretoprune.pruning.training.stock_baseline import train_native
         from paretoprune.pruning.yolo.tasks import is_single_class
 
         config, section = self._config, self._config.finetune
-        settings = FinetuneSettings(
-            epochs=section.epochs + config.trial.epochs,
-            imgsz=self._imgsz,
-            batch=section.batch,
-            lr=section.lr,
-            patience=section.patience,
-            seed=config.search.seed,
-            workers=section.workers,
-            amp=config.trial.amp,
-            train=section.train,
-            evaluation_batch=config.data.val_batch,
-        )
+        epochs = section.epochs + config.trial.epochs
+        settings = self._training(section, teacher, epochs=epochs, patience=section.patience)
         as_one = is_single_class(self.baseline)
         data, device, gate = config.data.path, self.device, self._gate
-        result = train_native(path, data, settings, folder, device, gate, on_epoch, as_one, trust)
+        taught = None if teacher is None else (teacher, section.trust_checkpoint)
+        result = train_native(path, data, settings, folder, device, gate, on_epoch, as_one, trust, taught)
         return Tuned(result.model, result.epochs, result.best_epoch, {}, {}), result.recipe
 
     def evaluate_together(
@@ -455,43 +455,36 @@ class PruningOperations:
         start: Mapping[str, float] | None = None,
         device: str | None = None,
         data: str | None = None,
+        own: Path | None = None,
     ) -> Tuned:
         from paretoprune.pruning.training.finetune import finetune
-        from paretoprune.pruning.training.settings import FinetuneSettings
+        from paretoprune.pruning.training.teacher import own_teacher
 
+        teacher = self._bench.model if section.distill else None
+        if own is not None:
+            teacher = own_teacher(own, model, self._imgsz, self._config.finetune.trust_checkpoint)
         if self._deployment is not None:
             self._deployment.forget()
-        settings = FinetuneSettings(
-            epochs=section.epochs,
+        settings = self._training(section, own, epochs=section.epochs, patience=patience, distill=section.distill)
+        classes = self._bench.class_weights if section.distill else None
+        data, device = data or self._data, device or self.device
+        done = finetune(model, data, settings, folder, device, self._gate, teacher, on_epoch, start, classes)
+        figures = (done.start_metrics, done.metrics, done.retries, done.precision)
+        return Tuned(done.model, done.epochs, done.best_epoch, *figures)
+
+    def _training(self, section: TrialSection | FinetuneSection, own: Path | None, **more: Any) -> FinetuneSettings:
+        """How networks are trained by a section of the settings; ``own``: the teacher's file, where there is one."""
+        from paretoprune.pruning.training.settings import FinetuneSettings
+
+        return FinetuneSettings(
             imgsz=self._imgsz,
             batch=section.batch,
             lr=section.lr,
-            patience=patience,
             seed=self._config.search.seed,
             workers=section.workers,
-            distill=section.distill,
             amp=self._config.trial.amp,
             train=getattr(section, "train", {}),
+            taught_by="" if own is None else str(self._config.finetune.teacher),
             evaluation_batch=self._config.data.val_batch,
-        )
-        result = finetune(
-            model,
-            data or self._data,
-            settings,
-            folder,
-            device=device or self.device,
-            gate=self._gate,
-            teacher=self._bench.model if section.distill else None,
-            classes=self._bench.class_weights if section.distill else None,
-            on_epoch=on_epoch,
-            start_metrics=start,
-        )
-        return Tuned(
-            result.model,
-            result.epochs,
-            result.best_epoch,
-            result.start_metrics,
-            result.metrics,
-            result.retries,
-            result.precision,
+            **more,
         )

@@ -14,6 +14,7 @@ from paretoprune.base.atomic import write_bytes
 from paretoprune.base.file_names import MODEL_FOLDER
 from paretoprune.base.messages import note
 from paretoprune.results.store.run_folder import RunFolder
+from paretoprune.search.config.classes import dataset_of
 from paretoprune.search.errors import RunFolderError
 from paretoprune.search.storage.object_store import remote_of
 
@@ -70,9 +71,8 @@ def data_paths(config: RunConfig) -> list[str]:
     """The dataset's files and folders that trials read."""
     from paretoprune.pruning.data.dataset import dataset_places
 
-    found = dataset_places(config.data.path) if Path(config.data.path).exists() else []
-    # A run of some classes has a description of its own, which travels with the model
-    return found if config.data.classes is None else [path for path in found if path != config.data.path]
+    data = dataset_of(config)  # what a run of some classes says of it travels with the model
+    return dataset_places(data) if Path(data).exists() else []
 
 
 def watch_joining_nodes(config: RunConfig, folder: RunFolder | None, resources: TrialResources) -> Newcomers | None:

@@ -88,9 +88,13 @@ def test_every_process_trains_the_pruned_network_and_stops_when_told(pruned: nn.
     """Had one rebuilt the unpruned network, the exchange of gradients would not fit; both logs say what was trained."""
     data = str(shapes_dataset(tmp_path / "data", size=64))
     before = weights(pruned)
-    settings = FinetuneSettings(epochs=5, imgsz=64, batch=4)
-    result = finetune(pruned, data, settings, tmp_path / "tune", device="cpu,cpu", on_epoch=lambda epoch, _: epoch == 1)
+    settings = FinetuneSettings(epochs=5, imgsz=64, batch=4, taught_by="another")
+    result = finetune(
+        pruned, data, settings, tmp_path / "tune", device="cpu,cpu", teacher=teaching_yolov8n(),
+        on_epoch=lambda epoch, _: epoch == 1,
+    )  # fmt: skip
     assert result.epochs == 1
+    assert result.history[0]["train/teacher"] > 0  # beside the labels, in every process
     logs = [(tmp_path / "tune" / name).read_text() for name in ("train.log", "train.rank1.log")]
     assert all("Transferred" not in log and "10 steps" in log for log in logs)
     assert widths(result.model) == widths(pruned)

@@ -59,13 +59,17 @@ def test_a_run_of_some_classes(data: Path, tmp_path: Path, capsys: Captured) -> 
     finetune = ["finetune", str(folder.path), "--pick=1", "--format=json", "--set"]
     assert run([*finetune, "finetune.train.mosiac=1"]) == 1
     assert "near ones are mosaic" in capsys.readouterr().err
-    assert run([*finetune, "finetune.train.translate=0.05"]) == 0, capsys.readouterr().err
+    taught = ["finetune.train.translate=0.05", "--teacher", str(BASELINE)]  # of ten classes, these among them
+    assert run([*finetune, *taught]) == 0, capsys.readouterr().err
     (pick,) = json.loads(capsys.readouterr().out)
     selected = Path(pick["checkpoint"]).parent
     assert yaml.safe_load((selected / "args.yaml").read_text())["translate"] == 0.05
-    assert json.loads((selected / "metrics.json").read_text())["settings"]["train"] == {"translate": 0.05}
+    settings = json.loads((selected / "metrics.json").read_text())["settings"]
+    assert (settings["train"], settings["teacher"]) == ({"translate": 0.05}, str(BASELINE.resolve()))
+    assert "train/teacher" in (selected / "train.log").read_text()
     assert load_model(pick["checkpoint"]).names == {0: "3", 1: "7"}
     card = (selected / "MODEL_CARD.md").read_text()
+    assert "| Taught by | baseline.pt |" in card
     assert "| Training arguments | translate=0.05 |" in card
     assert f"| Trained on | {data} (classes: 3, 7) |" in card
     assert "yolo val" not in card
