@@ -33,7 +33,7 @@ from paretoprune.results.store.records import (
     likely_speedups,
     speedup_interval,
 )
-from paretoprune.results.store.run_files import Native, Selected, unpruned_words
+from paretoprune.results.store.run_files import Native, Selected, precision_named, unpruned_words
 
 MOST_DOMINATED = 2000
 _SHOWN = (*LABELS, "latency_ms", "params_m", "gflops")
@@ -136,10 +136,16 @@ class FrontFigure:
         return self.finished_baseline if any(item is other for other in self.finished) else self.baseline
 
     @property
-    def free_line(self) -> tuple[Point, ...]:
-        """What is to be had without pruning, from the slowest down; () without free moves."""
-        moves = (self.baseline, *self.free_moves) if self.free_moves else ()
-        return tuple(sorted(moves, key=lambda item: -item.latency_ms))
+    def free_lines(self) -> dict[str, tuple[Point, ...]]:
+        """Title -> what is to be had without pruning, a line for each precision, from the largest input down; the run's
+        own begins with the baseline."""
+        own = "Free moves (unpruned)"
+        lines = {own: (self.baseline,)}
+        for item in self.free_moves:
+            precision = precision_named(item.name)
+            title = f"Free moves (unpruned, {precision})" if precision else own
+            lines[title] = (*lines.get(title, ()), item)
+        return {title: items for title, items in lines.items() if items != (self.baseline,)}
 
     @property
     def others(self) -> tuple[str, ...]:

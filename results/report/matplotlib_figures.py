@@ -52,10 +52,10 @@ def draw_front(figure: FrontFigure, x_title: str, title: str, path: Path) -> Pat
         canvas = Figure(figsize=(8, 5.4), dpi=200, layout="constrained")
         axes = canvas.add_subplot()
         _scatter_cloud(axes, figure)
-        if figure.free_moves:
-            x, y = _columns(figure.free_line)
+        for name, items in figure.free_lines.items():
+            x, y = _columns(items)
             look: Any = {"color": palette.FREE_MOVE, "lw": 1.3, "ls": ":", "marker": "v", "ms": 5, "zorder": 3}
-            axes.plot(x, y, label="Free moves (unpruned)", **look)
+            axes.plot(x, y, label=name, **look)
         _scatter_front(axes, figure)
         _scatter_picks(axes, figure)
         if figure.natives:

@@ -105,10 +105,7 @@ def _cloud(figure: FrontFigure) -> list[Spec]:
 
 
 def _free_moves(figure: FrontFigure) -> list[Spec]:
-    """The unpruned model at smaller inputs and in other precisions, joined to the baseline."""
-    if not figure.free_moves:
-        return []
-    texts = [hover(item, item.fidelity, figure, "free move: no pruning, no training") for item in figure.free_line]
+    """The unpruned model at smaller inputs, a line for each precision, the run's own joined to the baseline."""
     marker = {
         "size": 9,
         "symbol": "triangle-down",
@@ -116,8 +113,12 @@ def _free_moves(figure: FrontFigure) -> list[Spec]:
         "line": {"width": 1, "color": "#FFFFFF"},
     }
     line = {"color": palette.FREE_MOVE, "width": 1.6, "dash": "dot"}
-    look = {"mode": "lines+markers", "line": line, "error_x": _error_x(figure.free_line)}
-    return [_points("Free moves (unpruned)", figure.free_line, texts, marker, **look)]
+    traces = []
+    for name, items in figure.free_lines.items():
+        texts = [hover(item, item.fidelity, figure, "free move: no pruning, no training") for item in items]
+        look = {"mode": "lines+markers", "line": line, "error_x": _error_x(items)}
+        traces.append(_points(name, items, texts, marker, **look))
+    return traces
 
 
 def _front(figure: FrontFigure) -> list[Spec]:

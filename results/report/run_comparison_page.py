@@ -61,11 +61,14 @@ def _traces(run: RunLine, index: int) -> list[Spec]:
     stars = {"size": 16, "symbol": "star", "color": colour, "line": edge}
     base = {"size": 13, "symbol": "diamond", "color": colour, "line": edge}
     free = {"size": 7, "symbol": "triangle-down", "color": colour, "line": edge}
-    moves = _points(run, figure.free_line, "free move")
-    moves |= {"mode": "lines+markers", "line": {"color": colour, "width": 1, "dash": "dot"}, "opacity": 0.7}
+    dotted = {"mode": "lines+markers", "line": {"color": colour, "width": 1, "dash": "dot"}, "opacity": 0.7}
+    moves = [
+        {**shared, "name": f"{name}: {title.lower()}", **_points(run, items, "free move"), **dotted}
+        for title, items in figure.free_lines.items()
+    ]
     return [
         line,
-        {**shared, "name": f"{name}: free moves", **moves, "marker": free},
+        *({**trace, "marker": free} for trace in moves),
         {**shared, "name": f"{name}: front", **_points(run, figure.front, "on the front"), "marker": front},
         {**shared, "name": f"{name}: fully fine-tuned", **_points(run, run.finished, "pick"), "marker": stars},
         {**shared, "name": f"{name}: unpruned", **_points(run, [figure.baseline], "unpruned"), "marker": base},

@@ -72,6 +72,12 @@ def unpruned_words(name: str) -> str:
     return " ".join(f"at {part} px" if part[:1].isdigit() else f"in {part}" for part in parts)
 
 
+def precision_named(name: str) -> str:
+    """The precision in such a name; "" where it is the run's own."""
+    last = name.removeprefix(UNPRUNED_AT).split("-")[-1]
+    return "" if last[:1].isdigit() else last
+
+
 class FreeMove(_Row):
     """The unpruned model at a smaller input or in another precision. imgsz: its size, precision: that of its file;
     None: the run's. metrics: as a trial's, latency against that of the unpruned model at the run's own."""
