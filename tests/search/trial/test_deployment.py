@@ -18,6 +18,7 @@ from paretoprune.pruning.export.exporter import export_model
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.records import TrialRecord, TrialState
+from paretoprune.search.api.measuring import _judged_in
 from paretoprune.search.config.run_config import RunConfig, build_config
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.storage.request import TrialRequest
@@ -91,6 +92,8 @@ def test_a_trial_has_a_precision_of_its_own(tmp_path: Path, data: str) -> None:
     stored = json.loads((tmp_path / "t0001" / "plan.json").read_text())
     assert (stored["precision"], stored["made_with"]["deploy_precision"]) == ("int8", "int8")
     assert Plan.load(tmp_path / "t0001" / "plan.json").hash == record.plan_hash != Plan(record.ratios, imgsz=96).hash
+    assert _judged_in(tmp_path / "t0001" / "pruned.pt") == "int8"  # in which `export` writes it
+    assert _judged_in(tmp_path / "alone.pt") == "fp32"
     assert tools.at(None) is tools.at(None, "fp32") is tools.at(96, "int8").at(None)
 
     model = tools.load(tmp_path / "t0001" / "pruned.pt")
