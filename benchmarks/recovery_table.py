@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,16 +48,16 @@ def markdown(store: Store, missing: Sequence[Mapping[str, Any]]) -> str:
     """The whole report; `missing`: the names of the cells that are still to be measured."""
     environment, cells = store.content["environment"], store.cells
     shown = ", ".join(f"{key} {environment[key]}" for key in _SHOWN if key in environment)
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[str, Counter[str]] = {}
     for name in missing:
-        key = (name["section"], _TITLES[name["network"]] + (f", seed {name['seed']}" if name.get("seed") else ""))
-        counts[key] = counts.get(key, 0) + 1
-    left = "; ".join(f"`{section}` {network} ({count})" for (section, network), count in counts.items())
+        section = f"`{name['section']}`{' with seed 1' if name.get('seed') else ''}"
+        counts.setdefault(section, Counter())[name["network"]] += 1
+    left = "; ".join(f"{section}: {', '.join(f'{n} {c}' for n, c in of.items())}" for section, of in counts.items())
     made = f"{', '.join(sorted({c['date'] for c in cells}))}; commit {', '.join(sorted({c['commit'] for c in cells}))}"
     return "\n".join([
         "# Accuracy after removal and recovery", "",
         f"{made}; no GPU; {shown}. Written by `python -m benchmarks.recovery`; every cell is in recovery.json.", "",
-        f"Not measured (cells in brackets): {left}." if left else "All cells are measured.", "",
+        f"Not measured, number of cells: {left}." if left else "All cells are measured.", "",
         "## Accuracy by multiply-adds removed", "", _INTRODUCTION, *accuracy(store),
         "## The unpruned networks at smaller inputs", "", *sizes(store),
         "## What it costs", "", _COST, *cost(store),
