@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ these images (seeds 0 and 1).
   at most 300 steps towards the unpruned network's outputs, without labels.
 - One ratio, L2: every layer loses the same share of its channels, the weakest by group L2. Taylor: widths and channels
   by that criterion, which looks at labels. One ratio, random: channels at random. All with the same refit except where
-  it says "no recovery".
+  it says "no recovery"; one ratio leaves what comes nearest to the goal, at most {off:.3f} of the multiply-adds beside
+  it.
 - Smaller input: the unpruned network at as much work, on the straight line between the sizes of the second table.
 """
 _COST = """\
@@ -53,19 +54,23 @@ def markdown(store: Store, missing: Sequence[Mapping[str, Any]]) -> str:
         section = f"`{name['section']}`{' with seed 1' if name.get('seed') else ''}"
         counts.setdefault(section, Counter())[name["network"]] += 1
     left = "; ".join(f"{section}: {', '.join(f'{n} {c}' for n, c in of.items())}" for section, of in counts.items())
+    off = max((abs(c["macs_kept"] - 1 + c["fewer"] / 100) for c in cells if "macs_kept" in c), default=0.0)
     made = f"{', '.join(sorted({c['date'] for c in cells}))}; commit {', '.join(sorted({c['commit'] for c in cells}))}"
     return "\n".join([
         "# Accuracy after removal and recovery", "",
         f"{made}; no GPU; {shown}. Written by `python -m benchmarks.recovery`; every cell is in recovery.json.", "",
         f"Not measured, number of cells: {left}." if left else "All cells are measured.", "",
-        "## Accuracy by multiply-adds removed", "", _INTRODUCTION, *accuracy(store),
+        "## Accuracy by multiply-adds removed", "", _INTRODUCTION.format(off=off), *accuracy(store),
         "## The unpruned networks at smaller inputs", "", *sizes(store),
         "## What it costs", "", _COST, *cost(store),
     ])  # fmt: skip
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    return [f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows]] + [""]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns that are empty in every row are left out."""
+    filled = [k for k in range(len(head)) if any(row[k] for row in rows)]
+    shown = [[row[k] for k in filled] for row in (head, ["---"] * len(head), *rows)]
+    return [f"| {' | '.join(row)} |" for row in shown] + [""]
 
 
 def accuracy(store: Store) -> list[str]:

@@ -24,7 +24,16 @@ def size(imgsz: int, map50_95: float) -> dict[str, Any]:
 
 def cut(seed: int, **values: Any) -> dict[str, Any]:
     cost = {"choice_cpu_s": 100.2, "recovery_cpu_s": 50.6, "peak_memory_gb": 8.04}
-    return {"section": "cut", "network": "voc", "fewer": 50, "recover": "refit", "seed": seed, **cost, **values}
+    return {
+        "section": "cut",
+        "network": "voc",
+        "fewer": 50,
+        "recover": "refit",
+        "seed": seed,
+        "macs_kept": 0.51,
+        **cost,
+        **values,
+    }
 
 
 def test_a_cut_is_compared_at_the_work_that_it_leaves() -> None:
@@ -37,14 +46,15 @@ def test_a_cut_is_compared_at_the_work_that_it_leaves() -> None:
 
 
 def test_a_row_holds_both_seeds_in_their_order_and_leaves_empty_what_is_not_measured() -> None:
-    cells = store(cut(1, map50_95=0.4), cut(0, map50_95=0.42), size(320, 0.54), size(224, 0.47))
+    rival = {**cut(0, map50_95=0.08), "section": "l2", "fewer": 70}
+    cells = store(cut(1, map50_95=0.4), cut(0, map50_95=0.42), rival, size(320, 0.54), size(160, 0.34))
     page = markdown(cells, [{"section": "taylor", "network": "voc", "seed": 0}] * 2)
-    (row,) = (line for line in page.splitlines() if "50 %" in line and "0.420" in line)
-    assert [cell.strip() for cell in row.split("|")[1:-1]][:5] == [
-        "YOLOv8n, VOC, 800 images", "0.540", "50 %", "0.420 / 0.400", ""
-    ]  # fmt: skip
-    assert "| YOLOv8n, VOC | 50 % | 100 / 100 | 51 / 51 |  | 8.0 / 8.0 |  |" in page
+    assert "| network | unpruned | fewer multiply-adds | `prune --keep-macs` | one ratio, L2 | smaller input |" in page
+    assert "| YOLOv8n, VOC, 800 images | 0.540 | 50 % | 0.420 / 0.400 |  | 0.407 |" in page
+    assert "| YOLOv8n, VOC, 800 images | 0.540 | 70 % |  | 0.080 | 0.353 |" in page
+    assert "| YOLOv8n, VOC | 50 % | 100 / 100 | 51 / 51 | 8.0 / 8.0 |" in page
     assert "Not measured, number of cells: `taylor`: voc 2." in page
+    assert "at most 0.210 of the multiply-adds beside\n  it" in page
     assert "All cells are measured" in markdown(cells, [])
 
 
