@@ -89,7 +89,7 @@ def test_what_cannot_work_is_a_value_error_of_one_line(options: dict[str, Any], 
 
 
 def test_arguments_of_runs_are_checked_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a search takes trials, .*but got `trail`"):
+    with pytest.raises(ValueError, match=r"a search takes classes, trials, .*but got `trail`"):
         pp.search(BASELINE, tmp_path, trail=3)
     with pytest.raises(ValueError, match=r"unknown setting `trial.epoch`; the nearest known one is `trial.epochs`"):
         pp.search(BASELINE, tmp_path, settings={"trial.epoch": 3})
