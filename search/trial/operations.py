@@ -113,6 +113,7 @@ class PruningOperations:
         if own._sized is None or own._sized._imgsz != imgsz:
             if own._sized is not None:
                 own._sized._evaluator.close()
+            own._sized = None  # the copy would hold on to it, and with it to all those before
             own._sized = copy.copy(own)
             own._sized._imgsz, own._sized._bench = imgsz, own._bench.at(imgsz)
             own._sized._evaluator = own._sized._make_evaluator(own._data)

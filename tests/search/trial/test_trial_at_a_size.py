@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def test_channels_are_those_of_the_runs_size_and_one_other_size_is_kept(tools: A
     assert tools.at(less) is first
     assert tools.at(32) is tools._sized
     assert tools.at(less) is not first
+    gone = weakref.ref(first)
+    del first
+    tools.release()
+    assert gone() is None  # else a worker's memory grows with every change of size
 
 
 def test_networks_of_several_sizes_are_compared_on_the_same_images(tools: Any, sizes: Sizes) -> None:
