@@ -72,7 +72,8 @@ class SweepState:
         for record in self.records:
             self._replay(record)
         # The unpruned model at every size and precision: free moves, which others measure once, never asked as trials
-        plans = {free_move_name(plan.imgsz, plan.precision): space.levels_of(plan) for plan in space.unpruned}
+        moves = space.unpruned if space.image_sizes or space.precisions else []
+        plans = {free_move_name(plan.imgsz, plan.precision): space.levels_of(plan) for plan in moves}
         self._unpruned = {name: levels for name, levels in plans.items() if levels is not None}
         for levels in self._unpruned.values():
             self._study.skip(levels)
