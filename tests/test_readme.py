@@ -42,7 +42,7 @@ SMALLER = {
     "--epochs 50": "--epochs 1", "--trials 6": "--trials 2", "--trials 12": "--trials 2", "--trials 30": "--trials 2",
     "--trials 60": "--trials 2", "--trials 100": "--trials 3",
     "--imgsz 320": "--imgsz 160", "--imgsz 640": "--imgsz 160",
-    "--measure 12": "--measure 6", " --set resources.gpus_per_trial=0.5": "",
+    "--classes person,car": "--classes 0,1", "--measure 12": "--measure 6", " --set resources.gpus_per_trial=0.5": "",
 }  # fmt: skip
 # What is added for the same reason; the settings of a search hold for what follows on its run.
 ADDED = {
@@ -100,7 +100,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("bccd/data.yaml", "voc/data.yaml", "coco8.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(yaml.safe_dump(described))
-    for name in ("my.pt", "yolov8n.pt", "bccd_yolov8n.pt", "voc_yolov8n.pt"):
+    for name in ("my.pt", "my-larger.pt", "yolov8n.pt", "bccd_yolov8n.pt", "voc_yolov8n.pt"):
         shutil.copyfile(BASELINE, tmp_path / name)
     settings = {"model": {"path": str(tmp_path / "my.pt")}, "data": {"path": str(data)}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))

@@ -127,7 +127,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_the_commands(words: tupl
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = (line for line in done.stderr.splitlines() if "so far" not in line)  # said where a machine is slow
     assert line.startswith("error: ")
     assert "calls posix.mkdir; do not load it" in line
     assert done.stdout == ""
