@@ -80,7 +80,7 @@ def test_the_report_shows_them_and_a_picks_commands_work_in_its_own(
     assert advice in text
     assert "<small>(−0.010 to +0.002)</small>" in page
     assert f"| {best} | 0.604 | 16.0 ms | 0.600 | −0.004 (−0.010 to +0.002) | 8.33 ms | 1.90× (1.80–2.00) |" in text
-    assert "320 px, int8" in page
+    assert "320 px<small>int8</small>" in page
     assert summarise(folder).input_of("") == "320 px, fp32"
     assert trials_frame(mixed, baseline)["deploy_precision"].tolist().count("int8") == 1
     rows = {row["trial_id"]: row["deploy_precision"] for row in front_rows(folder)}
