@@ -19,7 +19,7 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Prior:
-    """Empty where channels are chosen by a criterion without a common scale, and in runs of older versions.
+    """Empty in runs of older versions.
 
     ``losses[i]``: estimated loss at every level of the space's width axis i, nats per image, in all as much as the sum
     over axes. ``path``: levels (n, d) of the plans by sensitivity, at every size of the input and in

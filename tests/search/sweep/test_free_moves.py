@@ -185,22 +185,28 @@ def test_the_sizes_nearest_to_the_picks_latency_are_fine_tuned(
         choose_free_moves(folder, picks, 4)
 
 
+def finish(context: WorkerContext, record: TrialRecord, plan: Plan, jobs: list[Job]) -> None:
+    """Fine-tune the trial and the free move of ``jobs``, and judge them together."""
+    folder = context.folder
+    folder.store.append(record)
+    folder.trial_dir(record.trial_id).mkdir(parents=True)
+    plan.save(folder.trial_plan(record.trial_id))
+    folder.trial_checkpoint(record.trial_id).write_text(json.dumps(dict(plan.ratios)))
+    (folder.path / jobs[1].start).parent.mkdir(parents=True)
+    (folder.path / jobs[1].start).write_text("{}")
+    for job in jobs:
+        finetune_job(context, job)
+    compare_finalists(context, [job.place for job in jobs])
+
+
 def test_a_fine_tuned_free_move_is_judged_beside_the_picks_and_marks_those_that_it_beats(tmp_path: Path) -> None:
     context = context_of(tmp_path)
     folder, plan = context.folder, Plan({"model.0.c0": 0.5})
     folder.write_baseline({"metrics": {"map50_95": 0.6, "latency_ms": 20.0}, "imgsz": 640})
     metrics = {"map50_95": 0.4, "latency_ms": 20.0 / 1.0625}
     record = pick(8.0).record.changed(trial_id="t0000", metrics=metrics, ratios=dict(plan.ratios))
-    folder.store.append(record)
-    folder.trial_dir("t0000").mkdir(parents=True)
-    plan.save(folder.trial_plan("t0000"))
-    folder.trial_checkpoint("t0000").write_text(json.dumps(dict(plan.ratios)))
     jobs = [Job("t0000", "knee"), Job("unpruned@448", native=str(tmp_path / "model.pt"), imgsz=448)]
-    (folder.path / jobs[1].start).parent.mkdir(parents=True)
-    (folder.path / jobs[1].start).write_text("{}")
-    for job in jobs:
-        finetune_job(context, job)
-    compare_finalists(context, [job.place for job in jobs])
+    finish(context, record, plan, jobs)
 
     (tuned,), (picked,) = folder.read_tuned_moves(), folder.read_selected()
     assert (tuned.name, tuned.recipe) == ("unpruned@448", "unpruned at 448 px, as pretended at 448 px")
@@ -221,16 +227,8 @@ def test_finalists_are_judged_in_their_own_precision_and_in_every_other_one(tmp_
     record = pick(8.0).record.changed(
         trial_id="t0000", metrics=metrics, ratios=dict(plan.ratios), precision=plan.precision
     )
-    folder.store.append(record)
-    folder.trial_dir("t0000").mkdir(parents=True)
-    plan.save(folder.trial_plan("t0000"))
-    folder.trial_checkpoint("t0000").write_text(json.dumps(dict(plan.ratios)))
     jobs = [Job("t0000", "knee"), Job("unpruned@int8", native=str(tmp_path / "model.pt"), precision="int8")]
-    (folder.path / jobs[1].start).parent.mkdir(parents=True)
-    (folder.path / jobs[1].start).write_text("{}")
-    for job in jobs:
-        finetune_job(context, job)
-    compare_finalists(context, [job.place for job in jobs])
+    finish(context, record, plan, jobs)
     (tuned,), (picked,) = folder.read_tuned_moves(), folder.read_selected()
     assert tuned.recipe == "unpruned in int8, as pretended at 640 px"
     assert tuned.after["speedup"] == 2.0
