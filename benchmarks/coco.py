@@ -58,13 +58,21 @@ _PUBLISHED = (  # network, judged on, FLOPs and mAP50-95 unpruned and pruned, pa
     ("YOLOv5l, PAGCP [2]", "val2017", (115.4, 49.1), (0.470, 0.455), (46.7, 16.1), _TRAINED[1]),
     ("YOLOv5x, PAGCP [2]", "val2017", (218.8, 81.0), (0.488, 0.472), (87.4, 29.3), _TRAINED[1]),
 )
+_CUT = (
+    'Training: of a cut network. "none": as `paretoprune prune --keep-macs` leaves it, channels and widths chosen and '
+    "refitted on at most 512 training images (fewer where they would take more memory), no gradient step."
+)
+_SAMPLE = (
+    ", not the 5,000 of val2017: mAP is not comparable with the published figures, the share of the unpruned network's "
+    "only roughly"
+)
 _SOURCES = """\
 [1] https://github.com/TCLResearchEurope/torch-dag/blob/main/resources/pruning_results.md (commit fbe2010; its section
 "yolov8s", whose rows are yolov8n): pruned, then trained for 200 epochs by YOLOv8's own recipe. FLOPs are given per
 pixel; neither input size nor split is named, but the unpruned network's 37.3 is that of 640 px on val2017.
 
-[2] https://github.com/HankYe/PAGCP (README, commit 4a81b86; arXiv:2303.11923): 640 px, `val.py --data coco.yaml`,
-pruned and unpruned networks trained with `hyp.scratch.yaml`. YOLOv5 is another family, and larger networks lose less.
+[2] https://github.com/HankYe/PAGCP (README, commit 4a81b86; arXiv:2303.11923): `val.py --data coco.yaml --img 640`,
+pruned and unpruned networks trained with `hyp.scratch.yaml`. YOLOv5 is another family.
 """
 
 
@@ -94,14 +102,11 @@ class Setting:
         return {"data": self.dataset, "network": network, "imgsz": imgsz, "keep": keep, "epochs": epochs}
 
     def model(self, network: str) -> str:
-        """The official checkpoint: the file, else the name, by which it is fetched."""
-        path = self.weights / f"{network}.pt"
-        return str(path) if path.is_file() else path.name
+        """The checkpoint; an official one's bare name, by which it is fetched, where no folder was given."""
+        return str(self.weights / f"{network}.pt")
 
     def check(self, networks: Sequence[str], sizes: Sequence[int], kept: Sequence[float], epochs: int) -> None:
         """Raise `UserError` for what cannot be done, before anything is."""
-        for device in self.device.split(","):
-            torch_device(device)
         for size in sizes:
             FinetuneSettings(epochs=epochs or 1, imgsz=size, batch=self.batch)
         for share in kept:
@@ -146,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("section", choices=["table"], nargs="?", help="write coco.md from what is there, and no more")
     parser.add_argument("--data", help="data.yaml of COCO or of a sample of it")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--weights", type=Path, default=Path(), help="folder of yolov8n.pt ...; else they are fetched")
+    parser.add_argument("--weights", type=Path, default=Path(), help="folder of the checkpoints; else they are fetched")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="of the input, pixels")
     parser.add_argument("--keep", nargs="+", type=float, default=KEPT, help="shares of the multiply-adds")
     parser.add_argument("--epochs", type=int, default=0, help="of a full fine-tuning of every cut; 0: none")
@@ -160,8 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.section is None:
         if given.data is None:
             parser.error("give --data, or `table`")
-        setting = Setting(given.data, given.weights, given.device, given.batch, given.work)
         try:
+            device = ",".join(str(torch_device(name)) for name in given.device.split(","))  # cuda:0 of 0
+            setting = Setting(given.data, given.weights, device, given.batch, given.work)
             setting.check(given.networks, given.sizes, given.keep, given.epochs)
             cells = [(n, s, k, e) for e in sorted({0, given.epochs}) for s in given.sizes for n in given.networks
                      for k in (1.0, *given.keep) if not e or k < 1]  # fmt: skip
@@ -180,39 +186,28 @@ def markdown(store: Store) -> str:
     cells = sorted(store.cells, key=lambda c: (c["data"], c["imgsz"], c["network"], -c["keep"], c["epochs"]))
     rows = [_row(cell, store) for cell in cells]
     for network, split, flops, accuracy, parameters, training in _PUBLISHED:
-        shares = [f"{after / before:.2f}" for before, after in (flops, parameters)]
-        rows.append(
-            [network, "640", split, *shares, f"{accuracy[1]:.3f}", f"{accuracy[1] / accuracy[0]:.2f}", training]
-        )
+        shares = [f"{after / before:.2f}" for before, after in (flops, parameters, accuracy)]
+        rows.append([network, "640", split, *shares[:2], f"{accuracy[1]:.3f}", shares[2], training])
     known = {(c["network"], c["imgsz"], c["keep"]) for c in cells}
     wanted = [(n, s, k) for n in NETWORKS for s in SIZES for k in (1.0, *KEPT)]
-    missing = {f"{n} at {s} px" for n, s, k in wanted if (n, s, k) not in known}
+    missing = dict.fromkeys(f"{n} at {s} px" for n, s, k in wanted if (n, s, k) not in known)
     sets = {c["data"]: c["images"] for c in cells}
-    about = [f"{name}: {images} images." + (_SAMPLE if images < VAL2017 else "") for name, images in sets.items()]
+    about = [f"{name}: {images:,} images{_SAMPLE if images < VAL2017 else ''}." for name, images in sets.items()]
     about += [] if any(c["epochs"] for c in cells) else ["No network of ours is trained after its cut; theirs all are."]
+    about += [f"Not measured, in whole or in part: {', '.join(missing)}."] if missing else []
     environment = store.content["environment"]
     made = f"{', '.join(sorted({c['date'] for c in cells}))}; commit {', '.join(sorted({c['commit'] for c in cells}))}"
-    return "\n".join([
-        "# COCO: accuracy by the work that is left", "",
-        f"{made}; {', '.join(f'{k} {environment[k]}' for k in _SHOWN if k in environment)}. Written by "
-        "`python -m benchmarks.coco`; every cell is in coco.json.", "",
-        "Training \"none\": `paretoprune prune --keep-macs`, channels and widths chosen on 512 training images and "
-        "refitted, no gradient step.", "",
-        *about, *([f"Not measured, in whole or in part: {', '.join(sorted(missing))}."] if missing else []),
-        *store.content["notes"], "",
-        *table(_HEAD, rows), _SOURCES,
-    ])  # fmt: skip
-
-
-_SAMPLE = (
-    " That is not val2017 (5,000 images): its mAP is not comparable with the published ones, the share of the unpruned "
-    "network's mAP only roughly."
-)
+    shown = ", ".join(f"{key} {environment[key]}" for key in _SHOWN if key in environment)
+    first = f"{made}; {shown}. Written by `python -m benchmarks.coco`; every cell is in coco.json."
+    bullets = [f"- {line}" for line in (_CUT, *about, *store.content["notes"])]
+    return "\n".join(
+        ["# COCO: accuracy by the work that is left", "", first, "", *bullets, "", *table(_HEAD, rows), _SOURCES]
+    )
 
 
 def _row(cell: Cell, store: Store) -> list[str]:
     whole = next(store.find(**{k: cell[k] for k in ("data", "network", "imgsz")}, keep=1.0, epochs=0), None)
-    shares = [f"{cell[k] / whole[k]:.2f}" if whole else "" for k in ("gflops", "params_m", "map50_95")]
+    shares = [f"{cell[k] / whole[k]:.2f}" if whole and whole[k] else "" for k in ("gflops", "params_m", "map50_95")]
     training = f"{cell['epochs']} epochs" if cell["epochs"] else "none" if cell["keep"] < 1 else ""
     accuracy = f"{cell['map50_95']:.3f}"
     return [cell["network"], str(cell["imgsz"]), cell["data"], *shares[:2], accuracy, shares[2], training]
