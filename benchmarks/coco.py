@@ -7,7 +7,8 @@ For every network, input size and share of the multiply-adds: what `paretoprune 
 a gradient step; with `--epochs`, that network after the full fine-tuning by labels, too (`--device 0,1`: on several
 GPUs), which goes on from its last epoch where it was cut off. All are judged on the whole validation split, the
 unpruned networks as well. Every cell is written to coco.json at once; `table`, and the end of every run, writes coco.md
-from what is there, beside what others published.
+from what is there, beside what others published. `--keep 0.73 0.59 0.43` has torch-dag's shares, `--keep 1` the
+unpruned networks alone, as at smaller inputs.
 """
 
 from __future__ import annotations
@@ -40,27 +41,20 @@ KEPT = (0.7, 0.5)  # of the multiply-adds
 VAL2017 = 5000  # images
 _SHOWN = ("cpu_model", "cpu_usable", "gpu0_name", "python", "torch", "ultralytics")
 _HEAD = (
-    "network",
-    "input, px",
-    "judged on",
-    "FLOPs left",
-    "parameters left",
-    "mAP50-95",
-    "of the unpruned",
-    "training",
-)
-_TRAINED = "200 epochs", "yes, epochs not stated"
-_PUBLISHED = (  # network, judged on, FLOPs and mAP50-95 unpruned and pruned, parameters likewise, training
-    ("YOLOv8n, torch-dag [1]", "COCO", (21.5, 15.7), (0.373, 0.349), (3.16, 2.65), _TRAINED[0]),
-    ("YOLOv8n, torch-dag [1]", "COCO", (21.5, 12.6), (0.373, 0.333), (3.16, 2.0), _TRAINED[0]),
-    ("YOLOv8n, torch-dag [1]", "COCO", (21.5, 9.2), (0.373, 0.299), (3.16, 1.2), _TRAINED[0]),
-    ("YOLOv5m, PAGCP [2]", "val2017", (51.3, 23.5), (0.436, 0.415), (21.4, 7.7), _TRAINED[1]),
-    ("YOLOv5l, PAGCP [2]", "val2017", (115.4, 49.1), (0.470, 0.455), (46.7, 16.1), _TRAINED[1]),
-    ("YOLOv5x, PAGCP [2]", "val2017", (218.8, 81.0), (0.488, 0.472), (87.4, 29.3), _TRAINED[1]),
+    "network", "input, px", "judged on", "GFLOPs", "left", "parameters left", "mAP50-95", "left", "training of the cut",
+)  # fmt: skip
+_AT_640 = 0.64**2  # GFLOPs of thousands of FLOPs per pixel
+_PUBLISHED = (  # network, judged on, GFLOPs, mAP50-95 and parameters in millions unpruned and pruned, training
+    ("YOLOv8n, torch-dag [1]", "COCO", (21.5 * _AT_640, 15.7 * _AT_640), (0.373, 0.349), (3.16, 2.65), "200 epochs"),
+    ("YOLOv8n, torch-dag [1]", "COCO", (21.5 * _AT_640, 12.6 * _AT_640), (0.373, 0.333), (3.16, 2.0), "200 epochs"),
+    ("YOLOv8n, torch-dag [1]", "COCO", (21.5 * _AT_640, 9.2 * _AT_640), (0.373, 0.299), (3.16, 1.2), "200 epochs"),
+    ("YOLOv5m, PAGCP [2]", "val2017", (51.3, 23.5), (0.436, 0.415), (21.4, 7.7), "yes, epochs not stated"),
+    ("YOLOv5l, PAGCP [2]", "val2017", (115.4, 49.1), (0.470, 0.455), (46.7, 16.1), "yes, epochs not stated"),
+    ("YOLOv5x, PAGCP [2]", "val2017", (218.8, 81.0), (0.488, 0.472), (87.4, 29.3), "yes, epochs not stated"),
 )
 _CUT = (
-    'Training: of a cut network. "none": as `paretoprune prune --keep-macs` leaves it, channels and widths chosen and '
-    "refitted on at most 512 training images (fewer where they would take more memory), no gradient step."
+    '"left": of the unpruned one at the same input. Training "none": as `paretoprune prune --keep-macs` leaves it, '
+    "chosen and refitted on at most 512 training images (fewer where these take more memory), no gradient step."
 )
 _SAMPLE = (
     ", not the 5,000 of val2017: mAP is not comparable with the published figures, the share of the unpruned network's "
@@ -69,7 +63,8 @@ _SAMPLE = (
 _SOURCES = """\
 [1] https://github.com/TCLResearchEurope/torch-dag/blob/main/resources/pruning_results.md (commit fbe2010; its section
 "yolov8s", whose rows are yolov8n): pruned, then trained for 200 epochs by YOLOv8's own recipe. FLOPs are given per
-pixel; neither input size nor split is named, but the unpruned network's 37.3 is that of 640 px on val2017.
+pixel, here of 640 px: neither input size nor split is named, but the unpruned network's 37.3 is that of 640 px on
+val2017.
 
 [2] https://github.com/HankYe/PAGCP (README, commit 4a81b86; arXiv:2303.11923): `val.py --data coco.yaml --img 640`,
 pruned and unpruned networks trained with `hyp.scratch.yaml`. YOLOv5 is another family.
@@ -187,7 +182,7 @@ def markdown(store: Store) -> str:
     rows = [_row(cell, store) for cell in cells]
     for network, split, flops, accuracy, parameters, training in _PUBLISHED:
         shares = [f"{after / before:.2f}" for before, after in (flops, parameters, accuracy)]
-        rows.append([network, "640", split, *shares[:2], f"{accuracy[1]:.3f}", shares[2], training])
+        rows.append([network, "640", split, f"{flops[1]:.1f}", *shares[:2], f"{accuracy[1]:.3f}", shares[2], training])
     known = {(c["network"], c["imgsz"], c["keep"]) for c in cells}
     wanted = [(n, s, k) for n in NETWORKS for s in SIZES for k in (1.0, *KEPT)]
     missing = dict.fromkeys(f"{n} at {s} px" for n, s, k in wanted if (n, s, k) not in known)
@@ -209,8 +204,8 @@ def _row(cell: Cell, store: Store) -> list[str]:
     whole = next(store.find(**{k: cell[k] for k in ("data", "network", "imgsz")}, keep=1.0, epochs=0), None)
     shares = [f"{cell[k] / whole[k]:.2f}" if whole and whole[k] else "" for k in ("gflops", "params_m", "map50_95")]
     training = f"{cell['epochs']} epochs" if cell["epochs"] else "none" if cell["keep"] < 1 else ""
-    accuracy = f"{cell['map50_95']:.3f}"
-    return [cell["network"], str(cell["imgsz"]), cell["data"], *shares[:2], accuracy, shares[2], training]
+    about = [cell["network"], str(cell["imgsz"]), cell["data"], f"{cell['gflops']:.1f}"]
+    return [*about, *shares[:2], f"{cell['map50_95']:.3f}", shares[2], training]
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def test_a_cut_is_compared_with_the_unpruned_network_on_the_same_images() -> Non
         cell(1, 0.4), cell(0.5, 0.1), cell(0.5, 0.3, epochs=9),
         cell(1, 0.5, "coco", images=5000), cell(0.7, 0.4, "coco", images=5000),
     )  # fmt: skip
-    assert "| yolov8n | 320 | sample | 1.00 | 1.00 | 0.400 | 1.00 |  |" in text
-    assert "| yolov8n | 320 | sample | 0.50 | 1.00 | 0.100 | 0.25 | none |" in text
-    assert "| yolov8n | 320 | sample | 0.50 | 1.00 | 0.300 | 0.75 | 9 epochs |" in text
-    assert "| yolov8n | 320 | coco | 0.70 | 1.00 | 0.400 | 0.80 | none |" in text
+    assert "| yolov8n | 320 | sample | 8.0 | 1.00 | 1.00 | 0.400 | 1.00 |  |" in text
+    assert "| yolov8n | 320 | sample | 4.0 | 0.50 | 1.00 | 0.100 | 0.25 | none |" in text
+    assert "| yolov8n | 320 | sample | 4.0 | 0.50 | 1.00 | 0.300 | 0.75 | 9 epochs |" in text
+    assert "| yolov8n | 320 | coco | 5.6 | 0.70 | 1.00 | 0.400 | 0.80 | none |" in text
     assert "- sample: 600 images, not the 5,000 of val2017" in text
     assert "- coco: 5,000 images.\n" in text
     assert "- a note\n" in text
@@ -48,9 +48,9 @@ def test_a_cut_is_compared_with_the_unpruned_network_on_the_same_images() -> Non
 
 def test_what_others_published_stands_beside_it() -> None:
     text = page(cell(1, 0.4))
-    # 15.7 of 21.5 thousand FLOPs per pixel, 34.9 of 37.3; 81.0 of 218.8 GFLOPs, 47.2 of 48.8
-    assert "| YOLOv8n, torch-dag [1] | 640 | COCO | 0.73 | 0.84 | 0.349 | 0.94 | 200 epochs |" in text
-    assert "| YOLOv5x, PAGCP [2] | 640 | val2017 | 0.37 | 0.34 | 0.472 | 0.97 | yes, epochs not stated |" in text
+    # 15.7 of 21.5 thousand FLOPs per pixel (640 x 640 of them), 34.9 of 37.3; 81.0 of 218.8 GFLOPs, 47.2 of 48.8
+    assert "| YOLOv8n, torch-dag [1] | 640 | COCO | 6.4 | 0.73 | 0.84 | 0.349 | 0.94 | 200 epochs |" in text
+    assert "| YOLOv5x, PAGCP [2] | 640 | val2017 | 81.0 | 0.37 | 0.34 | 0.472 | 0.97 | yes, epochs not stated |" in text
 
 
 def test_what_is_not_measured_is_named() -> None:
