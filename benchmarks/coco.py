@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def markdown(store: Store) -> str:
     """The page: every cell a row, then the published ones."""
-    cells = sorted(store.cells, key=lambda c: (c["data"], c["imgsz"], c["network"], -c["keep"], c["epochs"]))
+    cells = sorted(store.cells, key=lambda c: (c["data"], c["network"], -c["imgsz"], -c["keep"], c["epochs"]))
     rows = [_row(cell, store) for cell in cells]
     for network, split, flops, accuracy, parameters, training in _PUBLISHED:
         shares = [f"{after / before:.2f}" for before, after in (flops, parameters, accuracy)]
