@@ -6,9 +6,9 @@ Usage: python -m benchmarks.coco --data coco.yaml [--device 0] [--epochs N] ... 
 For every network, input size and share of the multiply-adds: what `paretoprune prune --keep-macs` makes of it, without
 a gradient step; with `--epochs`, that network after the full fine-tuning by labels, too (`--device 0,1`: on several
 GPUs), which goes on from its last epoch where it was cut off. All are judged on the whole validation split, the
-unpruned networks as well; of a training's epochs the best one on it counts, as Ultralytics has it. Every cell is written to coco.json at once; `table`, and the end of every run, writes coco.md
-from what is there, beside what others published. `--keep 0.73 0.59 0.43` has torch-dag's shares, `--keep 1` the
-unpruned networks alone, as at smaller inputs.
+unpruned networks as well; of a training's epochs the best one on it counts, as Ultralytics has it. Every cell is
+written to coco.json at once; `table`, and the end of every run, writes coco.md from what is there, beside what others
+published. `--keep 0.73 0.59 0.43` has torch-dag's shares, `--keep 1` the unpruned networks alone, as at smaller inputs.
 """
 
 from __future__ import annotations
