@@ -9,11 +9,13 @@ RecoveryName = Literal["none", "bn", "refit", "refit+bn", "refit+distill"]
 RuntimeName = Literal["torch", "torch-cuda-graph", "onnx", "openvino", "tensorrt"]
 DeployFormat = Literal["torch", "torchscript", "onnx", "openvino", "engine", "ncnn"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
+SpanName = Literal["network", "predict"]
 
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 RECOVERIES: tuple[RecoveryName, ...] = get_args(RecoveryName)
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
+SPANS: tuple[SpanName, ...] = get_args(SpanName)
 
 STRUCTURAL: Final = "structural"
 SEQUENTIAL: Final = "sequential"

@@ -134,9 +134,17 @@ def has_split(data: str | Path, split: str, model: nn.Module) -> bool:
     return _refusal(path, read_dataset(path), split, model) is None
 
 
-def image_files(data: str | Path, split: str, most: int) -> list[Path]:
+def image_files(data: str | Path, split: str, most: int | None = None) -> list[Path]:
     """The first images of a split, at most so many; [] where there are none. Not for classifiers' folders."""
     return [Path(image) for image in image_paths(read_dataset(dataset_file(data)).get(split))[:most]]
+
+
+def validation_images(data: str | Path, model: nn.Module) -> list[Path]:
+    """The images of the validation split, of a classifier's folder too; [] where there are none."""
+    if task_of(model) == "classify" and Path(data).suffix not in (".yaml", ".yml"):
+        folder = class_folders.validation_folder(dataset_file(data, "classify"))
+        return list(class_folders.images_by_class(folder)) if folder else []
+    return image_files(data, "val")
 
 
 def training_images(data: str | Path, model: nn.Module, most: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import nn
 
 from paretoprune.base.image_size import ImageSize, height_width
-from paretoprune.pruning.data import class_folders
-from paretoprune.pruning.data.dataset import dataset_file, image_files, read_image
+from paretoprune.pruning.data.dataset import read_image, validation_images
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.export.accuracy import ExportAccuracy
 from paretoprune.pruning.export.outputs import differences, layout_of
@@ -22,7 +20,6 @@ from paretoprune.pruning.latency.runtimes import image_channels
 from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.latency.statistics import with_session_variance
 from paretoprune.pruning.yolo.loading import load_model
-from paretoprune.pruning.yolo.saving import task_of
 
 # Two runtimes in 32 bits differ by 1e-5 at most; one that computes in 16 bits, as OpenVINO does by itself on a CPU that
 # can, differed by 0.05 in a score and 0.007 in a box; another network, or a mistaken layout, by ten times that.
@@ -112,7 +109,7 @@ def real_images(network: nn.Module, imgsz: ImageSize, data: str | None = None) -
     from ultralytics.utils import ASSETS
 
     channels, found, left_out = image_channels(network), list[torch.Tensor](), list[str]()
-    for path in _candidates(network, data) if data else sorted(ASSETS.glob("*.jpg")):
+    for path in validation_images(data, network)[:MOST_CANDIDATES] if data else sorted(ASSETS.glob("*.jpg")):
         image, fault = read_image(path, channels)
         if image is None:
             left_out.append(f"{path} {fault}")
@@ -177,13 +174,6 @@ def measure_export(
         speedup_ci95=(interval.low, interval.high),
         against=Path(against).name,
     )
-
-
-def _candidates(network: nn.Module, data: str) -> Sequence[Path]:
-    if task_of(network) == "classify" and Path(data).suffix not in (".yaml", ".yml"):  # no label is looked at
-        folder = class_folders.validation_folder(dataset_file(data, "classify"))
-        return list(class_folders.images_by_class(folder)) if folder else []
-    return image_files(data, "val", MOST_CANDIDATES)
 
 
 def _letterboxed(image: Any, imgsz: ImageSize) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.latency.images import ImageStream
 from paretoprune.pruning.latency.pair import Timed, timing_conditions
 from paretoprune.pruning.latency.runtimes import ExportCache, SessionSpec, Timeable, open_session
 from paretoprune.pruning.latency.statistics import (
@@ -57,12 +58,14 @@ def time_group(
     max_seconds: float,
     target_halfwidth: float,
     clock: Callable[[], float] = time.perf_counter,
+    advance: Callable[[], None] | None = None,
 ) -> GroupTimes:
     """Time all sessions in turn until every speed-up over `reference` is known well enough, or `max_seconds` are over.
 
     Well enough: the half-width of its 95 % interval is at most `target_halfwidth` (a fraction) after 12 rounds or more;
     four rounds are made at least. Which network begins a round changes from round to round, so that none always follows
-    the same one. Raises PruningError without the reference or with a bound that is not above 0.
+    the same one. `advance`: called between rounds, gives all other input. Raises PruningError without the reference or
+    with a bound that is not above 0.
     """
     if reference not in sessions:
         raise PruningError(f"the reference must be one of the networks, but got '{reference}' of {sorted(sessions)}")
@@ -81,6 +84,8 @@ def time_group(
         for name in reversed(order):
             rounds[name].append((forwards[name], _block(sessions[name], counts[name])))
         done += 1
+        if advance is not None:
+            advance()
         time_is_up = done >= FEWEST_QUADS and clock() >= end
         if not (time_is_up or (done >= FEWEST_ROUNDS and done % LOOK_EVERY == 0)):
             continue
@@ -117,13 +122,14 @@ def measure_group(
     target_halfwidth: float = 0.01,
     runtime: str = "torch",
     half: bool = False,
+    stream: ImageStream | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time all `models` in one session: name -> `median_ms`, `p90_ms`, `iterations`, `baseline_median_ms`, `speedup`
     over `reference` with `speedup_ci95`, `converged`, and `over`: every other name -> [speed-up over it, low, high].
 
-    `imgsz`: size of all networks' images, or by name of each one's. Intervals are those for another measurement at
-    another time, as everywhere (see `LatencyResult`). The caller keeps the device free of others. Raises PruningError
-    for a runtime, device or bound that is not usable.
+    `imgsz`: size of all networks' images, or by name of each one's. `stream`: as of `measure_pair`. Intervals are those
+    for another measurement at another time, as everywhere (see `LatencyResult`). The caller keeps the device free of
+    others. Raises PruningError for a runtime, device or bound that is not usable.
     """
     sizes = imgsz if isinstance(imgsz, Mapping) else dict.fromkeys(models, imgsz)
     for name, model in models.items():
@@ -131,10 +137,13 @@ def measure_group(
     with timing_conditions(threads):
         count, exports = torch.get_num_threads(), ExportCache()
         sessions = {
-            name: open_session(model, SessionSpec(sizes[name], device, batch, half, count), runtime, exports)
+            name: open_session(model, SessionSpec(sizes[name], device, batch, half, count, stream), runtime, exports)
             for name, model in models.items()
         }
-        times = time_group(sessions, reference, max_seconds, target_halfwidth)
+        advance = None
+        if stream is not None:
+            stream.at, advance = 0, lambda: stream.advance(batch)
+        times = time_group(sessions, reference, max_seconds, target_halfwidth, advance=advance)
     base_ms = float(np.median(times.all_ms(reference)))
     found = {}
     for name in models:

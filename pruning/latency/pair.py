@@ -6,6 +6,7 @@ import gc
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from paretoprune.base.image_size import ImageSize
 from paretoprune.pruning.device import NullGate, device_synchronizer, torch_device
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.latency.device_state import Conditions, DeviceMonitor, watch
+from paretoprune.pruning.latency.images import ImageStream
 from paretoprune.pruning.latency.malloc import malloc_trim_disabled
 from paretoprune.pruning.latency.runtimes import ExportCache, Session, SessionSpec, Timeable, open_session
 from paretoprune.pruning.latency.statistics import (
@@ -30,6 +32,7 @@ from paretoprune.pruning.latency.statistics import (
     speedup,
     with_session_variance,
 )
+from paretoprune.pruning.names import SpanName
 from paretoprune.pruning.yolo.image_size import check_image_size, stride_of
 
 _QUADS_TO_STOP = 24  # an interval from fewer is too uncertain itself to stop on, and has seen too little of slow noise
@@ -44,10 +47,14 @@ USEFUL_HALFWIDTH = 0.1  # of an interval that tells something, as a fraction of 
 class LatencyResult:
     """A candidate's latency and its speed-up over the baseline measured in the same minutes. Times in milliseconds.
 
-    `median_ms`, `p90_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as many of
-    the baseline. `speedup`: baseline time / candidate time over the paired A B B A quads. `speedup_ci95`: the 95 %
-    interval for another measurement at another time: the session's by block bootstrap, widened by what sessions differ
-    among themselves (`with_session_variance`); it means this wherever the name is used.
+    `median_ms`, `p90_ms`, `p99_ms`: of all `iterations` timed inferences of the candidate; `baseline_median_ms`: of as
+    many of the baseline. `span`: what an inference is, "network" (up to the decoded boxes) or "predict" (Ultralytics'
+    pre-processing, network and post-processing, on `images`). `images_per_s`, `baseline_images_per_s`: with `streams`
+    inferences at the same time, each of `batch` images. `peak_memory_mb` ...: of a process of its own, where that was
+    asked for (see `pruning.latency.memory`).
+    `speedup`: baseline time / candidate time over the paired A B B A quads. `speedup_ci95`: the 95 % interval for
+    another measurement at another time: the session's by block bootstrap, widened by what sessions differ among
+    themselves (`with_session_variance`); it means this wherever the name is used.
     `session_halfwidth`: of the bootstrap's interval alone, as a fraction; `converged`: it reached `target_halfwidth`;
     if not, the time was up. `blocks`: timed blocks of both models together. `warmup_iterations`: inferences of each
     model before the first timed one.
@@ -59,6 +66,7 @@ class LatencyResult:
 
     median_ms: float
     p90_ms: float
+    p99_ms: float
     iterations: int
     baseline_median_ms: float
     speedup: float
@@ -71,6 +79,15 @@ class LatencyResult:
     runtime: str
     converged: bool
     warmup_iterations: int
+    images_per_s: float
+    baseline_images_per_s: float
+    streams: int = 1
+    span: SpanName = "network"
+    images: str | None = None
+    peak_memory_mb: float | None = None
+    baseline_peak_memory_mb: float | None = None
+    peak_device_memory_mb: float | None = None
+    baseline_peak_device_memory_mb: float | None = None
     precision: str = "fp32"
     baseline_precision: str = "fp32"
     runtime_version: str = ""
@@ -126,6 +143,8 @@ def measure_pair(
     gate: DeviceGate | None = None,
     patience: float = 1.0,
     baseline_imgsz: ImageSize | None = None,
+    stream: ImageStream | None = None,
+    streams: int = 1,
 ) -> LatencyResult:
     """Time `candidate` and `baseline` (unpruned) in turn on one device until their ratio is known well enough.
 
@@ -140,9 +159,12 @@ def measure_pair(
     `gate` keeps the device free of others while it is timed; making the networks ready shares it, since that takes
     longer than the timing where a runtime compiles them. Without one, the caller keeps others away.
     `exports` keeps what the runtime needs of a network for the next measurement of the same network.
+    `stream`: images on which Ultralytics' whole predict is timed, of networks in PyTorch or what is deployed; None: the
+    network alone is. `streams`: so many inferences at the same time, a thread each, for the throughput of both, which
+    with more than one takes up to `max_seconds` more.
     Raises PruningError for a runtime, device, precision or bound that is not usable.
     """
-    _check_bounds(batch, threads, max_seconds, target_halfwidth)
+    _check_bounds(batch, threads, max_seconds, target_halfwidth, streams)
     sizes = imgsz, imgsz if baseline_imgsz is None else baseline_imgsz
     for network, size in zip((candidate, baseline), sizes, strict=True):
         check_image_size(size, stride_of(network), "the network")
@@ -150,18 +172,28 @@ def measure_pair(
     with ExitStack() as stack:
         stack.enter_context(_torch_threads(threads))
         stack.enter_context(malloc_trim_disabled())
-        specs = [SessionSpec(size, device, batch, half, torch.get_num_threads()) for size in sizes]
+        specs = [SessionSpec(size, device, batch, half, torch.get_num_threads(), stream) for size in sizes]
         door = gate or NullGate()
         with door.using():
-            first, second = _made_ready((candidate, baseline), specs, runtime, exports or ExportCache())
+            sessions = _made_ready((candidate, baseline) * streams, specs * streams, runtime, exports or ExportCache())
+        first, second = sessions[:2]
         stack.enter_context(door.measuring())
         stack.enter_context(_no_garbage_collection())
         device_watch = watch(place)
         begun = time.perf_counter()
-        times = time_pair(first, second, max_seconds, target_halfwidth, device_watch=device_watch, patience=patience)
+        how: dict[str, Any] = {"device_watch": device_watch, "patience": patience}
+        if stream is not None:
+            stream.at, how["advance"] = 0, lambda: stream.advance(batch)
+        times = time_pair(first, second, max_seconds, target_halfwidth, **how)
         seconds, conditions = time.perf_counter() - begun, device_watch.finish()
+        measured = figures(times, batch)
+        if streams > 1:
+            rates = images_per_second(sessions[::2], sessions[1::2], batch, max_seconds, how.get("advance"))
+            measured |= {"images_per_s": rates[0], "baseline_images_per_s": rates[1], "streams": streams}
     return LatencyResult(
-        **figures(times),
+        **measured,
+        span="network" if stream is None else "predict",
+        images=None if stream is None else stream.source,
         device=conditions.device_name if place.type == "cuda" else place.type,
         threads=first.threads,
         imgsz=imgsz,
@@ -191,14 +223,18 @@ def _made_ready(
     return sessions
 
 
-def figures(times: PairedTimes) -> dict[str, Any]:
+def figures(times: PairedTimes, batch: int) -> dict[str, Any]:
     """What a LatencyResult says of the times themselves."""
-    own, interval = times.all_ms("candidate"), with_session_variance(times.speedup)
+    own, theirs = times.all_ms("candidate"), times.all_ms("baseline")
+    interval = with_session_variance(times.speedup)
     return {
         "median_ms": float(np.median(own)),
         "p90_ms": float(np.quantile(own, 0.9)),
+        "p99_ms": float(np.quantile(own, 0.99)),
         "iterations": len(own),
-        "baseline_median_ms": float(np.median(times.all_ms("baseline"))),
+        "baseline_median_ms": float(np.median(theirs)),
+        "images_per_s": 1e3 * batch / float(own.mean()),
+        "baseline_images_per_s": 1e3 * batch / float(theirs.mean()),
         "speedup": times.speedup.value,
         "speedup_ci95": (interval.low, interval.high),
         "session_halfwidth": times.speedup.halfwidth,
@@ -216,11 +252,13 @@ def time_pair(
     clock: Callable[[], float] = time.perf_counter,
     device_watch: DeviceMonitor | None = None,
     patience: float = 1.0,
+    advance: Callable[[], None] | None = None,
 ) -> PairedTimes:
     """Warm both sessions up, then time quads A B B A until the target or the time is reached; four at least.
 
     Fewer would give an interval that says nothing, so slow networks may take longer than `max_seconds`.
     `device_watch` is looked at between quads, where it delays no timed inference. `patience`: see `measure_pair`.
+    `advance`: called between quads, gives both other input.
     """
     begun = clock()
     warm = _warm_up(candidate, baseline, clock() + WARMUP_SHARE * max_seconds, clock)
@@ -231,6 +269,9 @@ def time_pair(
     def timed() -> Iterator[Quad]:
         while True:
             yield _time_quad(candidate, baseline, counts)
+            if advance is not None:
+                advance()
+                candidate.time_ms()  # not counted: the caches hold the input before
 
     return until_known(timed(), len(warm[0]), begun, max_seconds, target_halfwidth, clock, device_watch, patience)
 
@@ -306,8 +347,40 @@ def _block(session: Timed, count: int) -> tuple[float, ...]:
     return tuple(session.time_ms() for _ in range(count))
 
 
-def _check_bounds(batch: int, threads: int | None, max_seconds: float, target_halfwidth: float) -> None:
-    bounds = {"batch": batch, "max_seconds": max_seconds, "target_halfwidth": target_halfwidth}
+def images_per_second(
+    candidate: Sequence[Timed],
+    baseline: Sequence[Timed],
+    batch: int,
+    seconds: float,
+    advance: Callable[[], None] | None = None,
+) -> tuple[float, float]:
+    """Images per second of the candidate's and of the baseline's sessions, all of one at the same time, a thread each.
+
+    Four windows A B B A share the `seconds`, so a clock that drifts slows both alike. An inference under way at a
+    window's end is counted with its time. `advance`: called after every inference, gives other input.
+    """
+
+    def run_until(session: Timed, end: float) -> int:
+        count = 0
+        while count == 0 or time.perf_counter() < end:
+            session.time_ms()
+            count += 1
+            if advance is not None:
+                advance()
+        return count
+
+    both, done, took = (candidate, baseline), [0, 0], [0.0, 0.0]
+    for which in (0, 1, 1, 0):
+        with ThreadPoolExecutor(len(both[which])) as pool:
+            begun = time.perf_counter()
+            counts = list(pool.map(run_until, both[which], [begun + seconds / 4] * len(both[which])))
+            took[which] += time.perf_counter() - begun
+        done[which] += batch * sum(counts)
+    return done[0] / took[0], done[1] / took[1]
+
+
+def _check_bounds(batch: int, threads: int | None, max_seconds: float, target_halfwidth: float, streams: int) -> None:
+    bounds = {"batch": batch, "max_seconds": max_seconds, "target_halfwidth": target_halfwidth, "streams": streams}
     for name, value in {**bounds, "threads": 1 if threads is None else threads}.items():
         if not value > 0:
             raise PruningError(f"`{name} > 0` must hold, but got {name}={value}")

@@ -73,6 +73,20 @@ def validator_of(kind: str) -> type[Any]:
     }[kind]
 
 
+def predictor_of(kind: str) -> type[Any]:
+    """Ultralytics' predictor of a kind."""
+    from ultralytics.models import rtdetr, yolo
+
+    return {
+        "detect": yolo.detect.DetectionPredictor,
+        "segment": yolo.segment.SegmentationPredictor,
+        "pose": yolo.pose.PosePredictor,
+        "obb": yolo.obb.OBBPredictor,
+        "classify": yolo.classify.ClassificationPredictor,
+        "rtdetr": rtdetr.RTDETRPredictor,
+    }[kind]
+
+
 def trainer_of(kind: str) -> type[Any]:
     """Ultralytics' trainer of a kind."""
     from ultralytics.models import yolo

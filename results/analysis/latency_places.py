@@ -48,6 +48,7 @@ def _place(name: str, metrics: Mapping[str, Any], records: Sequence[TrialRecord]
         "system": said.get("driver"),
         "runtime": said.get("runtime_version") or said.get("runtime"),
         "precision": said.get("precision"),
+        "what is timed": f"Ultralytics' predict, on {said['images']}" if said.get("span") == "predict" else None,
         "threads": said.get("threads"),
         "clock": f"{clock:.0f} MHz" if clock else None,
         "governor": said.get("governor"),

@@ -158,6 +158,8 @@ def _use(run: _Run, pick: Selected) -> list[Line]:
     latency = ["paretoprune", "latency", best, "--against", run.model, *run.options(_LATENCY), *_on(device), *agents]
     if run.imgsz is not None:
         latency += ["--against-imgsz", size_text(read_size(replace(run, imgsz=None).get("model.imgsz")))]
+    if run.get("latency.span") == "predict":
+        latency += ["--span", "predict", "--data", run.data]
     if seconds := run.get("latency.max_seconds"):
         latency += ["--max-seconds", f"{SESSION_FACTOR * seconds:g}"]
     shipped = run.get("deploy.format") or "torch"

@@ -83,6 +83,7 @@ def _differences(runs: Sequence[RunLine]) -> tuple[str, ...]:
         "data": [run.summary.data for run in runs],
         "image size": [run.summary.imgsz and size_text(run.summary.imgsz) for run in runs],
         "device": [run.summary.device for run in runs],
+        "span of the latency": [run.summary.span for run in runs],
         "CPU": [run.summary.environment.get("cpu_model", "") for run in runs],
         "GPU": [run.summary.environment.get("gpu", "") for run in runs],
         "fidelity of the front": [run.figure.fidelity for run in runs],

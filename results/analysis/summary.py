@@ -103,6 +103,7 @@ class Summary:
     commands: tuple[Commands, ...]
     environment: Mapping[str, str]
     latency_places: tuple[LatencyPlace, ...]
+    span: str
     by_precision: PrecisionTable | None = None
 
     @property
@@ -130,7 +131,8 @@ class Summary:
     def latency_title(self) -> str:
         """The latency axis' title, with unit and what was measured."""
         size = f", {size_text(self.imgsz)} px" if self.imgsz and not self.sizes else ""
-        return f"Latency (ms per inference{size}, {self.device or 'unnamed device'})"
+        what = "whole prediction" if self.span == "predict" else "inference"
+        return f"Latency (ms per {what}{size}, {self.device or 'unnamed device'})"
 
 
 def summarise(folder: RunFolder) -> Summary:
@@ -182,6 +184,7 @@ def summarise(folder: RunFolder) -> Summary:
         commands=commands(folder, baseline, figure, selected),
         environment={str(name): str(value) for name, value in (baseline.get("environment") or {}).items()},
         latency_places=latency_places(baseline, records),
+        span=str((baseline["metrics"].get("latency_conditions") or {}).get("span", "network")),
         by_precision=precision_table(baseline, moves, session),
     )
 

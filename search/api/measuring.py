@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from paretoprune.base.image_size import ImageSize
 from paretoprune.base.messages import note, speaking
 from paretoprune.cluster.device_lock import DeviceLock
 from paretoprune.cluster.devices import default_device, device_key
+from paretoprune.pruning.names import SpanName
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.results.store.records import DEPLOY_PRECISION
 from paretoprune.results.store.run_files import read_object
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
     from paretoprune.cluster.agent.client import AgentPool
     from paretoprune.pruning.data.calibration import Calibration
     from paretoprune.pruning.export.check import RealImages
+    from paretoprune.pruning.latency.images import ImageStream
     from paretoprune.pruning.latency.pair import LatencyResult
+    from paretoprune.pruning.latency.runtimes import EngineFile
 
 CHECK = ".check.json"  # beside the export: what its check found
 CALIBRATION_IMAGES = 64
+_FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "engine"}
+"""Runtime -> the format of Ultralytics' export that it runs."""
 _NMS_CONF = 0.25  # the lowest score that a file with non-maximum suppression gives, where nothing else is set
 
 
@@ -45,6 +51,10 @@ def latency(
     against_imgsz: ImageSize | None = None,
     batch: int = 1,
     threads: int | None = None,
+    span: SpanName = "network",
+    data: str | Path | None = None,
+    streams: int = 1,
+    memory: bool = False,
     target_halfwidth: float = 0.01,
     max_seconds: float = 10.0,
     device: str | None = None,
@@ -57,13 +67,17 @@ def latency(
     ``.speedup`` is how many times as fast it is, ``.speedup_ci95`` the interval for another measurement at another
     time, ``.median_ms`` its latency, ``.converged`` whether the interval got as narrow as ``target_halfwidth`` within
     ``max_seconds``. ``against_imgsz``: input size of ``against``, None for the same. ``runtime``: torch (None),
-    torch-cuda-graph, onnx, openvino or tensorrt. ``latency_target``: ``http://HOST:PORT``, an agent that measures it on
-    its device (docs/edge.md) by onnx (None), openvino, tensorrt, ncnn or ``command:NAME``; there models may also be
-    files that were made for it, ``.onnx``, ``.tflite``, ``.rknn``, ``.hef`` or an export's folder.
+    torch-cuda-graph, onnx, openvino or tensorrt. ``span``: the "network" alone, or Ultralytics' whole "predict", on
+    validation images of ``data`` (None: of random pixels); ``streams``: for ``.images_per_s``, so many at the same
+    time; ``memory``: ``.peak_memory_mb`` too, of a process of its own. ``latency_target``: ``http://HOST:PORT``, an
+    agent that measures it on its device (docs/edge.md) by onnx (None), openvino, tensorrt, ncnn or ``command:NAME``;
+    there models may also be files that were made for it, ``.onnx``, ``.tflite``, ``.rknn``, ``.hef`` or an export's
+    folder.
     """
     options: dict[str, Any] = {"half": half, "imgsz": imgsz, "batch": batch, "threads": threads, "device": device}
     options |= {"target_halfwidth": target_halfwidth, "max_seconds": max_seconds, "against_imgsz": against_imgsz}
     options |= {"latency_target": latency_target, "token_file": token_file}
+    options |= {"span": span, "data": data, "streams": streams, "memory": memory}
     runtimes = [] if runtime is None else [runtime]
     return latencies(model, against, runtimes, trust_checkpoint=trust_checkpoint, **options)[0]
 
@@ -79,6 +93,10 @@ def latencies(
     device: str | None,
     threads: int | None,
     trust_checkpoint: bool,
+    span: SpanName = "network",
+    data: str | Path | None = None,
+    streams: int = 1,
+    memory: bool = False,
     latency_target: str | None = None,
     token_file: str | Path | None = None,
     **options: Any,
@@ -87,7 +105,14 @@ def latencies(
     measured."""
     for size in (imgsz, imgsz if against_imgsz is None else against_imgsz):
         check_image_size(size)
+    if data is not None and span != "predict":
+        raise ArgumentError("the images of `data` are those that `span` predict looks at; set it, or leave `data` out")
     if latency_target is not None:
+        if span == "predict" or streams > 1 or memory:
+            raise ArgumentError(
+                "`span` predict, `streams` and `memory` are measured on this machine, not on an agent's device; leave "
+                "them or `latency_target` out"
+            )
         pool, runtimes = _agents(latency_target, token_file, device, runtimes, (model, against or model))
     else:
         runtimes = runtimes or ["torch"]
@@ -95,7 +120,7 @@ def latencies(
             check_model_file(str(path))
     with speaking(at_once=False) as say:
         say(f"loading {model}")
-        from paretoprune.pruning.latency.pair import measure_pair
+        from paretoprune.pruning.latency.images import image_stream
         from paretoprune.pruning.latency.runtimes import ExportCache, check_runtime, read_engine
         from paretoprune.pruning.yolo.loading import load_model
 
@@ -116,16 +141,88 @@ def latencies(
             return results
         place = device or default_device()
         for runtime in runtimes:
-            check_runtime(runtime, place, half)
-        options |= {"half": half, "device": place, "threads": threads or measuring_threads()}
-        options |= {"baseline_imgsz": against_imgsz}
+            check_runtime(runtime, place, half, span)
+            if span == "predict" or memory:
+                _file_precision(runtime, place, half)
         candidate = load_model(str(model), trust_checkpoint)
         baseline = candidate if against is None else load_model(str(against), trust_checkpoint)
+        stream = image_stream(candidate, None if data is None else str(data)) if span == "predict" else None
+        if stream is not None and data is None:
+            note(f"images: {stream.source}, where hardly anything is found; give --data for post-processing as in use")
+        pair = _Pair(
+            (Path(model), Path(against or model)), (candidate, baseline), (imgsz, against_imgsz or imgsz), place,
+            threads or measuring_threads(), half, stream, streams, memory, trust_checkpoint,
+        )  # fmt: skip
         for number, runtime in enumerate(runtimes, 1):
             say(f"timing {model} in {runtime} ({number} of {len(runtimes)})")
-            with alone_on(place):
-                results.append(measure_pair(candidate, baseline, imgsz, runtime=runtime, **options))
+            results.append(_measured(pair, runtime, say, **options))
     return results
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two networks that are timed in turn here: their checkpoints, what these hold, and sizes of their images."""
+
+    paths: tuple[Path, Path]
+    networks: tuple[Any, Any]
+    sizes: tuple[ImageSize, ImageSize]
+    device: str
+    threads: int
+    half: bool
+    stream: ImageStream | None
+    streams: int
+    memory: bool
+    trust: bool
+
+
+def _measured(
+    pair: _Pair, runtime: str, say: Callable[[str], None], batch: int, max_seconds: float, target_halfwidth: float
+) -> LatencyResult:
+    """In one runtime, alone on the device; whole predictions of other runtimes than PyTorch are those of a file."""
+    from paretoprune.pruning.export.engine import make_engine
+    from paretoprune.pruning.latency.memory import peak_memory
+    from paretoprune.pruning.latency.pair import measure_pair
+    from paretoprune.pruning.latency.runtimes import SessionSpec
+
+    each = list(dict.fromkeys(zip(pair.paths, pair.networks, pair.sizes, strict=True)))  # one, of a model and itself
+    shipped: list[EngineFile | None] = [None for _ in each]
+    if runtime in _FORMATS and (pair.memory or pair.stream is not None):
+        how = (pair.device, _file_precision(runtime, pair.device, pair.half), None, batch)
+        with DeviceLock(device_key(pair.device)).using():
+            shipped = [make_engine(network, _FORMATS[runtime], size, *how) for _, network, size in each]
+    timed = pair.networks if pair.stream is None else (shipped[0] or pair.networks[0], shipped[-1] or pair.networks[1])
+    with alone_on(pair.device):
+        found = measure_pair(
+            timed[0], timed[1], pair.sizes[0], pair.device, batch, pair.threads, max_seconds, target_halfwidth, runtime,
+            pair.half, baseline_imgsz=pair.sizes[1], stream=pair.stream, streams=pair.streams,
+        )  # fmt: skip
+        if not pair.memory:
+            return found
+        peaks = []
+        for (path, _, size), file in zip(each, shipped, strict=True):
+            say(f"measuring the memory of {path} in {runtime}")
+            spec = SessionSpec(size, pair.device, batch, pair.half, pair.threads, pair.stream)
+            with nullcontext(path) if file is None else file.written() as place:
+                peaks.append(peak_memory(place, spec, runtime, "fp32" if file is None else file.precision, pair.trust))
+    return replace(
+        found,
+        peak_memory_mb=peaks[0].process_mb,
+        baseline_peak_memory_mb=peaks[-1].process_mb,
+        peak_device_memory_mb=peaks[0].device_mb,
+        baseline_peak_device_memory_mb=peaks[-1].device_mb,
+    )
+
+
+def _file_precision(runtime: str, device: str, half: bool) -> str:
+    """What the file of a runtime computes in. Raises PruningError where it cannot be made or run here."""
+    from paretoprune.pruning.export.precision import check_precision, run_precisions
+
+    if runtime not in _FORMATS:
+        return "fp32"
+    target = _FORMATS[runtime]
+    halves = [name for name in run_precisions(target, device) if name in ("fp16", "bf16")] if half else ["fp32"]
+    check_precision(target, halves[0], device)
+    return halves[0]
 
 
 def _is_checkpoint(model: str | Path) -> bool:

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from paretoprune.pruning.names import RUNTIMES, listed
+from paretoprune.pruning.names import RUNTIMES, SPANS, listed
 from paretoprune.search.commands.options import FILE, SIZE, agent_options, format_option, trust_option
 from paretoprune.search.commands.output import print_row, print_rows
 
 COLUMNS = (
-    "runtime", "precision", "median_ms", "p90_ms", "baseline_median_ms", "speedup", "speedup_ci95", "converged",
+    "runtime", "precision", "median_ms", "p90_ms", "p99_ms", "baseline_median_ms", "speedup", "speedup_ci95",
+    "images_per_s", "converged",
 )  # fmt: skip
 
 
@@ -23,10 +24,25 @@ COLUMNS = (
     help=f"{listed(RUNTIMES)}; on an agent also ncnn and command:NAME. May be repeated.  [default: torch; on an agent "
     "onnx, or what a file is for]",
 )  # fmt: skip
+@click.option(
+    "--span", type=click.Choice(SPANS), default=SPANS[0], show_default=True,
+    help="What is timed: the network up to the decoded boxes, or Ultralytics' whole predict, with pre-processing and "
+    "non-maximum suppression.",
+)  # fmt: skip
+@click.option(
+    "--data", type=FILE, help="Dataset on whose validation images predict is timed.  [default: random pixels]"
+)
 @click.option("--half", is_flag=True, help="Use FP16/BF16 if the device supports it natively.")
 @click.option("--imgsz", type=SIZE, default=640, show_default=True, help="Side of the input, pixels, or HEIGHT,WIDTH.")
 @click.option("--against-imgsz", type=SIZE, help="Input size of --against.  [default: --imgsz]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--streams", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Inferences at the same time for images_per_s, a thread each, with --threads CPU threads each.",
+)  # fmt: skip
+@click.option(
+    "--memory", is_flag=True, help="Also measure peak memory, each network in a process of its own (some seconds each)."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores but one, at most 8]")
 @click.option(
     "--target-halfwidth", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True,

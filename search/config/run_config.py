@@ -132,6 +132,16 @@ class RunConfig(Section):
     def _check_timing(self, where: str, latency: LatencySection) -> None:
         """ValueError where the target cannot time what it is given; ``where`` the settings stand."""
         target, shipped, in_trials = LatencyTarget.parse(latency.target), self.deploy.format, self.deploy.in_trials
+        if latency.span == "predict" and target.agents:
+            raise ValueError(
+                "`latency.span` predict is timed where Ultralytics runs, not on an agent's device: set it to network, "
+                f"or leave out `{where}target` {latency.target}"
+            )
+        if latency.span == "predict" and latency.runtime != "torch" and not in_trials:
+            raise ValueError(
+                "`latency.span` predict is timed in PyTorch or of the file that ships, got `latency.runtime` "
+                f"{latency.runtime}: leave it as it comes, and set `deploy.format` for another runtime"
+            )
         if target.agents and shipped != "torch":
             if shipped not in FORMAT_RUNTIMES:
                 raise ValueError(

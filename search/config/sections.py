@@ -12,7 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from paretoprune.base.image_size import ImageSize, sizes_text
 from paretoprune.base.stored_size import GivenSize
-from paretoprune.pruning.names import STRUCTURAL, DeployFormat, PrecisionName, RecoveryName, RuntimeName, StrategyName
+from paretoprune.pruning.names import (
+    STRUCTURAL,
+    DeployFormat,
+    PrecisionName,
+    RecoveryName,
+    RuntimeName,
+    SpanName,
+    StrategyName,
+)
 from paretoprune.pruning.yolo.image_size import check_image_size
 from paretoprune.search.config.latency_target import LatencyTarget
 
@@ -325,6 +333,10 @@ class DeviceSection(Section):
 class LatencySection(Section):
     """How latency is measured, always beside the unpruned baseline."""
 
+    span: SpanName = "network"
+    """What is timed: the network up to the decoded boxes ("network"), or Ultralytics' whole predict on validation
+    images, with pre-processing and non-maximum suppression ("predict"), in PyTorch or of the file that ships
+    (``deploy.format``)."""
     batch: int = Field(default=1, ge=1)
     """Images per inference."""
     threads: int | None = Field(default=None, ge=1)

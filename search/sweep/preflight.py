@@ -192,7 +192,8 @@ def check_runtime_here(config: RunConfig) -> None:
     from paretoprune.pruning.latency.runtimes import check_runtime
 
     on_cpu = target.threads is not None or config.model.device == "cpu" or config.resources.gpus_per_trial == 0
-    check_runtime(config.latency.runtime, "cpu" if on_cpu else default_device(), config.latency.half)
+    latency = config.latency
+    check_runtime(latency.runtime, "cpu" if on_cpu else default_device(), latency.half, latency.span)
 
 
 def check_deployment(config: RunConfig) -> None:

@@ -157,7 +157,7 @@ def _measured(client: AgentClient, models: tuple[SentModel, SentModel], job: Age
         events.close()
     started, prepared = events.seen["started"]["facts"], events.seen["prepared"]
     return LatencyResult(
-        **figures(times),
+        **figures(times, job.batch),
         device=prepared["device"],
         threads=prepared["threads"],
         imgsz=job.imgsz,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paretoprune.pruning.device import DeviceSlot
     from paretoprune.pruning.evaluation.bootstrap import ImageStats
     from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.latency.images import ImageStream
     from paretoprune.pruning.latency.runtimes import EngineFile
     from paretoprune.search.config.run_config import RunConfig
 
@@ -199,11 +200,12 @@ def measure_together(
     config: RunConfig,
     device: str,
     engines: Mapping[str, EngineFile],
+    stream: ImageStream | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Name -> latency of each network, all timed in turn in one session; the caller has the device alone.
 
     ``sizes``: of a network's images, where they are not the run's. ``engines``: what is timed in place of the
-    networks, where files ship.
+    networks, where files ship. ``stream``: as of `measure_group`.
 
     The fields of a pair's measurement (``median_ms`` ... ``speedup`` over ``baseline`` with ``speedup_ci95``), and
     ``over``: every other network -> [speed-up over it, low, high].
@@ -222,4 +224,5 @@ def measure_together(
         target_halfwidth=latency.target_halfwidth,
         runtime=config.deploy.format if engines else latency.runtime,
         half=latency.half and not engines,
+        stream=stream,
     )

@@ -26,6 +26,7 @@ from paretoprune.search.trial.remote_latency import RemoteMeasurer
 
 if TYPE_CHECKING:
     from paretoprune.pruning.evaluation.evaluator import Evaluator
+    from paretoprune.pruning.latency.images import ImageStream
     from paretoprune.pruning.latency.runtimes import EngineFile, Timeable
     from paretoprune.pruning.plan import Plan
     from paretoprune.pruning.training.settings import FinetuneSettings
@@ -69,6 +70,7 @@ class PruningOperations:
             gate=gate,
         )
         self._scored = False
+        self._images: ImageStream | None = None  # see `_stream`
         self._exports = ExportCache()  # of the baseline, for all trials of this worker
         self._remote: dict[str, AgentMeasurer | RemoteMeasurer] = {}  # by kind of device, "" the main one
         for name, latency in config.latency.everywhere().items():
@@ -76,7 +78,7 @@ class PruningOperations:
             if target.agents:
                 self._remote[name] = AgentMeasurer(latency, config.timed_by(latency), target, config.model.imgsz)
             elif not target.is_device(device):
-                self._remote[name] = RemoteMeasurer(config, target, self._bench.model)
+                self._remote[name] = RemoteMeasurer(config, target, self._bench.model, self._stream)
         self._evaluator = self._make_evaluator(self._data)
         self._finals: dict[str, tuple[Any, EngineFile]] = {}  # networks that are evaluated together, and their files
         self._deployment: Deployment | None = None
@@ -272,7 +274,7 @@ class PruningOperations:
     ) -> dict[str, dict[str, Any]]:
         """See :func:`search.trial.joint_evaluation.measure_together`."""
         engines = {name: engine for name, (_, engine) in self._own._finals.items()}
-        return measure_together(models, sizes, self._config, self.device, engines)
+        return measure_together(models, sizes, self._config, self.device, engines, self._stream())
 
     def _engines(
         self,
@@ -414,6 +416,15 @@ class PruningOperations:
                 return engine
         return model if self._deployment is None else self._deployment.engine(model, self._imgsz, self._precision)
 
+    def _stream(self) -> ImageStream | None:
+        """What predict is timed on, read once; None where the network alone is timed."""
+        own = self._own
+        if own._images is None and self._config.latency.span == "predict":
+            from paretoprune.pruning.latency.images import image_stream
+
+            own._images = image_stream(self.baseline, self._config.data.path)
+        return own._images
+
     def _measured(self, model: Any) -> dict[str, Any]:
         from paretoprune.pruning.latency.pair import PATIENCE, measure_pair
 
@@ -434,6 +445,7 @@ class PruningOperations:
             exports=self._exports,
             gate=self._gate,
             patience=PATIENCE,
+            stream=self._stream(),
         ).to_dict()
 
     def _energy(self, model: Any) -> float:
@@ -442,7 +454,7 @@ class PruningOperations:
         from paretoprune.pruning.latency.runtimes.base import SessionSpec
 
         latency = self._config.latency
-        spec = SessionSpec(self._imgsz, self.device, latency.batch, latency.half, latency.threads)
+        spec = SessionSpec(self._imgsz, self.device, latency.batch, latency.half, latency.threads, self._stream())
         with self._gate.measuring():
             return energy_per_inference(model, spec, latency.runtime, self._exports, ENERGY_SECONDS)
 

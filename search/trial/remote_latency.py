@@ -19,6 +19,7 @@ from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.errors import ConfigError, TrialError
 
 if TYPE_CHECKING:
+    from paretoprune.pruning.latency.images import ImageStream
     from paretoprune.search.config.run_config import RunConfig
 
 LOST_AFTER_S = 60.0  # without the target's node a measurement would wait for ever
@@ -53,8 +54,11 @@ class MeasuringJob:
     trust: bool = False
 
 
-def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[str, Any]:
-    """On the target's node: time ``candidate`` beside ``baseline`` (the same bytes: the baseline beside itself).
+def measure_there(
+    job: MeasuringJob, candidate: bytes, baseline: bytes, stream: ImageStream | None = None
+) -> dict[str, Any]:
+    """On the target's node: time ``candidate`` beside ``baseline`` (the same bytes: the baseline beside itself), with
+    ``stream`` in Ultralytics' predict on these images.
 
     Loading takes the device like a training batch, so that it disturbs no other measurement; timing has it alone.
     """
@@ -93,6 +97,7 @@ def measure_there(job: MeasuringJob, candidate: bytes, baseline: bytes) -> dict[
             exports=exports,
             gate=lock,
             patience=PATIENCE,
+            stream=stream,
         ).to_dict()
 
 
@@ -140,16 +145,19 @@ class RemoteMeasurement:
 
 
 class RemoteMeasurer:
-    """One worker's way to the target: sends the baseline once, and every candidate."""
+    """One worker's way to the target: sends the baseline and the images of predict once, and every candidate."""
 
-    def __init__(self, config: RunConfig, target: LatencyTarget, baseline: Any) -> None:
+    def __init__(
+        self, config: RunConfig, target: LatencyTarget, baseline: Any, stream: Callable[[], ImageStream | None]
+    ) -> None:
         from paretoprune.pruning.latency.runtimes import ExportCache
 
         self._config = config
         self._target = target
         self._baseline = baseline
         self._exports = ExportCache()
-        self._sent: tuple[Any, str] | None = None  # the baseline's reference in the cluster, its key
+        self._stream = stream
+        self._sent: tuple[Any, str, Any] | None = None  # the baseline's reference in the cluster, its key; the images'
 
     def start(
         self, model: Any, imgsz: ImageSize, keep: Callable[[Mapping[str, Any]], None] | None = None
@@ -161,12 +169,12 @@ class RemoteMeasurer:
         own = self._config.model.imgsz
         if self._sent is None:
             content = self._content(self._baseline, own)
-            self._sent = (ray.put(content), hashlib.sha256(content).hexdigest())
-        baseline, key = self._sent
+            self._sent = (ray.put(content), hashlib.sha256(content).hexdigest(), ray.put(self._stream()))
+        baseline, key, images = self._sent
         same = model is self._baseline and imgsz == own
         candidate = baseline if same else ray.put(self._content(model, imgsz))
         task = ray.remote(num_cpus=0, max_retries=2, **self._place())(measure_there)
-        return RemoteMeasurement(task.remote(self._job(key, imgsz), candidate, baseline), self._target, keep)
+        return RemoteMeasurement(task.remote(self._job(key, imgsz), candidate, baseline, images), self._target, keep)
 
     def _place(self) -> dict[str, Any]:
         """Where Ray puts the task. A trial's own resources are not asked: they are taken."""

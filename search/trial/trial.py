@@ -42,7 +42,7 @@ MADE_WITH = ("importance", "recovery")  # of a trial's ingredients, what makes t
 
 CONDITIONS = (
     "host", "device", "device_name", "driver", "runtime", "runtime_version", "precision", "baseline_precision",
-    "threads", "batch", "imgsz",
+    "threads", "batch", "imgsz", "span", "images",
     "clock_mhz_start", "clock_mhz_end", "power_w_start", "power_w_end", "throttled", "throttle_reasons",
     "temperature_c_start", "temperature_c_end", "governor", "power_mode", "memory_free_mb", "iterations",
     "blocks", "warmup_iterations", "seconds", "converged", "session_halfwidth", "target_halfwidth",

@@ -6,6 +6,7 @@ onnx_session      ONNX Runtime, on the CPU or through its CUDA provider
 openvino_session  OpenVINO on the CPU
 tensorrt_session  TensorRT
 autobackend       Ultralytics' backend, for the formats that have no session of ours
+predict_session   Ultralytics' whole prediction, on images
 exports           the exported files that ONNX Runtime, OpenVINO and TensorRT read, each made once
 """
 
@@ -26,7 +27,7 @@ from paretoprune.pruning.latency.runtimes.base import (
     read_engine,
 )
 from paretoprune.pruning.latency.runtimes.exports import ExportCache
-from paretoprune.pruning.names import RUNTIMES
+from paretoprune.pruning.names import RUNTIMES, SpanName
 
 __all__ = [
     "EngineFile", "ExportCache", "Network", "OnnxFile", "Session", "SessionSpec", "Timeable", "check_runtime",
@@ -43,20 +44,42 @@ _SESSIONS: dict[str, tuple[str, str]] = {
 }
 
 
-def check_runtime(runtime: str, device: str, half: bool = False) -> None:
+def check_runtime(runtime: str, device: str, half: bool = False, span: SpanName = "network") -> None:
     """Raise PruningError where `runtime` cannot run on `device` at this precision; one line with the remedy.
 
     Costs an import of the runtime, no model. The reason may be: no such runtime, its package is not installed, the
     device is not there or not one of the runtime's, the device does not compute in half precision natively.
     """
-    _session_class(runtime).check(device, half)
+    session = _session_class(runtime)
+    if span == "predict":
+        from paretoprune.pruning.latency.runtimes.predict_session import check_predict
+
+        check_predict(runtime, device, half)
+    session.check(device, half)
 
 
 def open_session(network: Timeable, spec: SessionSpec, runtime: str, exports: ExportCache) -> Session:
     """A session of `runtime` for a copy of `network`, ready to run. Raises PruningError as `check_runtime` does.
 
     A file that the runtime needs is taken from `exports`, or made there. What is deployed runs in its own runtime.
+    Whole predictions (`spec.stream`) are those of a network in PyTorch, or of what is deployed.
     """
+    if spec.stream is not None:
+        from paretoprune.pruning.latency.runtimes.predict_session import PredictSession, check_predict
+
+        predicting: Any
+        if isinstance(network, EngineFile):
+            with network.written() as path:
+                predicting = PredictSession(path, spec, network.precision)
+                return predicting
+        check_predict(runtime, spec.device, spec.half)
+        if isinstance(network, OnnxFile) or runtime != "torch":
+            raise PruningError(
+                f"Ultralytics' predict runs a network in PyTorch, or what it was exported to, but got {runtime}; use "
+                "the runtime torch"
+            )
+        predicting = PredictSession(network, spec)
+        return predicting
     if isinstance(network, EngineFile):
         from paretoprune.pruning.latency.runtimes.autobackend import Backend
 

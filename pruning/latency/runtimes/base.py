@@ -18,6 +18,7 @@ from paretoprune.base.errors import one_line
 from paretoprune.base.image_size import ImageSize, height_width
 from paretoprune.pruning.device import torch_device
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.latency.images import ImageStream
 from paretoprune.pruning.yolo.loading import input_channels
 
 
@@ -97,7 +98,8 @@ class SessionSpec:
     """What is run: `batch` images of `imgsz` (a square's side, or height and width) on `device`.
 
     `half`: 16 bits where the device computes in them natively (see `Session.precision` for which). `threads`: on the
-    CPU; None: the runtime's own choice. Both models of a measurement get equal specs.
+    CPU; None: the runtime's own choice. `stream`: what Ultralytics' predict is timed on; None: the network alone is, on
+    `random_images`. Both models of a measurement get equal specs.
     """
 
     imgsz: ImageSize
@@ -105,6 +107,7 @@ class SessionSpec:
     batch: int = 1
     half: bool = False
     threads: int | None = None
+    stream: ImageStream | None = None
 
 
 class Session(Protocol):
@@ -113,7 +116,7 @@ class Session(Protocol):
     Every implementation is held to `tests/pruning/latency/test_runtimes.py`: it computes what PyTorch computes, its
     time is that of one whole inference (a device's queue drained), it leaves the given network as it was, and what it
     cannot do it says in one line before any work. What is timed is the network up to the decoded boxes; non-maximum
-    suppression, which depends on the image, is not part of it.
+    suppression, which depends on the image, is part of a `PredictSession` alone.
     """
 
     version: str
