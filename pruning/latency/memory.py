@@ -24,7 +24,7 @@ from paretoprune.pruning.latency.runtimes.autobackend import Backend
 from paretoprune.pruning.latency.runtimes.predict_session import PredictSession
 from paretoprune.pruning.yolo.loading import load_model
 
-_INFERENCES = 20
+_INFERENCES = 10
 _IMAGES = "images.npz"
 
 

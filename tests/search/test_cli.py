@@ -268,6 +268,60 @@ def test_latency_json_on_a_real_pair(assets: Path, capsys: Captured) -> None:
     assert row["iterations"] > 0
 
 
+def test_latency_of_whole_predictions(tmp_path: Path, capsys: Captured) -> None:
+    pytest.importorskip("onnxruntime")
+    from paretoprune.pruning.builtin import BASELINE
+    from paretoprune.pruning.builtin.dataset import build_dataset
+
+    data = build_dataset(tmp_path / "digits", train=1, val=4)
+    bounds = ["--imgsz", "64", "--max-seconds", "0.3", "--threads", "1", "--format", "json"]
+    ways = ["--span", "predict", "--data", str(data), "--streams", "2", "--runtime", "torch", "--runtime", "onnx"]
+    assert run(["latency", str(BASELINE), "--against-imgsz", "96", *ways, *bounds]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["runtime"], row["span"], row["streams"], row["precision"]) for row in rows] == [
+        ("torch", "predict", 2, "fp32"),
+        ("onnx", "predict", 2, "fp32"),
+    ]
+    for row in rows:
+        assert row["images"] == f"4 validation images of {data}"
+        assert row["median_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert min(row["images_per_s"], row["baseline_images_per_s"]) > 0
+        assert row["peak_memory_mb"] is None
+    assert run(["latency", str(BASELINE), "--span", "predict", *bounds]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == "16 of random pixels, 1280x720"
+    assert "hardly anything is found; give --data" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--data", "d.yaml"], "the images of --data are those that --span predict looks at"),
+        (["--span", "predict", "--latency-target", "http://pi:1"], "are measured on this machine, not on an agent's"),
+        (["--streams", "2", "--latency-target", "http://pi:1"], "are measured on this machine, not on an agent's"),
+        (["--memory", "--latency-target", "http://pi:1"], "are measured on this machine, not on an agent's"),
+    ],
+)
+def test_what_an_agent_does_not_measure_is_refused(options: list[str], line: str, capsys: Captured) -> None:
+    from paretoprune.pruning.builtin import BASELINE
+
+    assert run(["latency", str(BASELINE), *options]) == 2
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_latency_with_the_memory_of_each(capsys: Captured) -> None:
+    from paretoprune.pruning.builtin import BASELINE
+
+    bounds = ["--imgsz", "64", "--max-seconds", "0.3", "--threads", "1", "--format", "json"]
+    assert run(["latency", str(BASELINE), "--memory", *bounds]) == 0
+    row = json.loads(capsys.readouterr().out)
+    if row["peak_memory_mb"] is None:
+        pytest.skip("the kernel does not tell it")
+    assert row["peak_memory_mb"] == row["baseline_peak_memory_mb"] > 100
+    assert row["peak_device_memory_mb"] is None
+
+
 def test_latency_by_several_runtimes(capsys: Captured) -> None:
     pytest.importorskip("onnxruntime")
     from paretoprune.pruning.builtin import BASELINE

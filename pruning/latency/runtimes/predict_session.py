@@ -96,7 +96,7 @@ class PredictSession:
         return (time.perf_counter() - start) * 1e3
 
     def output(self) -> npt.NDArray[np.float32]:
-        """What is found on the first of the stream's present images: boxes with scores and classes, or probabilities."""
+        """What is found on the first of the present images: boxes with scores and classes, or probabilities."""
         found = self.predict(self._stream.take(self._batch))[0]
         kept = found.probs if found.probs is not None else found.obb if found.obb is not None else found.boxes
         data: npt.NDArray[np.float32] = kept.data.float().cpu().numpy()

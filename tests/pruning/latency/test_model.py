@@ -68,7 +68,12 @@ def measured(
     return [MeasuredPlan(Plan(p), float(y), 1.96 * noise) for p, y in zip(plans, seen, strict=True)], true
 
 
-@pytest.mark.parametrize("law", [uneven_cpu, launch_bound_gpu, staircase])
+def whole_predict(geometry: NetworkGeometry, shares: FloatArray) -> FloatArray:
+    """Beside the network what no width changes, 0.6 of the unpruned one: pre- and post-processing."""
+    return uneven_cpu(geometry, shares) + 0.6 * uneven_cpu(geometry, np.ones((1, shares.shape[1])))
+
+
+@pytest.mark.parametrize("law", [uneven_cpu, launch_bound_gpu, staircase, whole_predict])
 def test_it_foretells_plans_it_has_not_seen(geometry: NetworkGeometry, law: Law) -> None:
     known, _ = measured(geometry, law, 40, seed=0)
     others, true = measured(geometry, law, 100, seed=9)

@@ -25,5 +25,13 @@ def test_each_kind_of_device_says_what_it_is(record: Callable[..., TrialRecord])
     assert (pi.name, pi.throttling) == ("pi", "not told")
 
 
+def test_whole_predictions_are_said() -> None:
+    said = {"device": "cpu", "span": "predict", "images": "16 validation images of d.yaml"}
+    (place,) = latency_places({"metrics": {"latency_conditions": said}}, [])
+    assert place.facts["what is timed"] == "Ultralytics' predict, on 16 validation images of d.yaml"
+    (alone,) = latency_places({"metrics": {"latency_conditions": {**said, "span": "network"}}}, [])
+    assert "what is timed" not in alone.facts
+
+
 def test_a_run_whose_records_do_not_say_has_none(record: Callable[..., TrialRecord]) -> None:
     assert latency_places({"metrics": {"latency_ms": 9.0}}, [record("a", 0.5, 8.0)]) == ()

@@ -15,6 +15,7 @@ from paretoprune.pruning.device import NullGate
 from paretoprune.pruning.errors import PruningError
 from paretoprune.pruning.evaluation.evaluator import Evaluator
 from paretoprune.pruning.export.exporter import export_model
+from paretoprune.pruning.latency.runtimes.predict_session import PredictSession
 from paretoprune.pruning.plan import Plan
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.results.store.records import TrialRecord, TrialState
@@ -109,6 +110,28 @@ def test_a_trial_has_a_precision_of_its_own(tmp_path: Path, data: str) -> None:
     assert "precision_cost" not in found["t0001 in fp32"]
     times = tools.measure_together({**models, "t0001 in fp32": model}, {"t0001": 96, "t0001 in fp32": 96})
     assert set(times["t0001"]["over"]) == {"baseline", "t0001 in fp32"}
+
+
+@pytest.mark.parametrize("ships", ["torch", "torchscript"])
+def test_whole_predictions_are_timed_in_trials_and_of_finalists(ships: str, tmp_path: Path, data: str) -> None:
+    values = config(data, format=ships).model_dump(exclude_unset=True)
+    wanted = build_config({**values, "latency": {**values["latency"], "span": "predict"}})
+    tools = PruningOperations(wanted, "cpu", NullGate())
+    request = TrialRequest(trial_id="t0001", ratios={"model.4.m.0.cv1": 0.25}, provenance="test", imgsz=96)
+    record = run_trial(request, trial_settings(wanted, 10.0), tools, NullGate(), tmp_path / "t0001")
+    assert record.state is TrialState.COMPLETED, record.error
+    conditions = record.metrics["latency_conditions"]
+    assert (conditions["runtime"], conditions["span"]) == (ships, "predict")
+    assert conditions["images"] == f"4 validation images of {data}"
+    assert record.metrics["latency_ms"] == pytest.approx(10.0 / record.metrics["speedup"])
+    models = {"baseline": tools.baseline, "t0001": tools.load(tmp_path / "t0001" / "pruned.pt")}
+    tools.evaluate_together(models, {"t0001": 96}, lambda line: None)
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        stock = PredictSession.predict
+        patch.setattr(PredictSession, "predict", lambda self, images: seen.append(self) or stock(self, images))
+        assert set(tools.measure_together(models, {"t0001": 96})["t0001"]["over"]) == {"baseline"}
+    assert len(set(map(id, seen))) == 2
 
 
 def test_finalists_are_evaluated_together_as_files(data: str) -> None:

@@ -15,6 +15,7 @@ from paretoprune.cluster.ray_patience import PATIENCE
 from paretoprune.cluster.resources import ClusterInfo
 from paretoprune.pruning.builtin import BASELINE
 from paretoprune.pruning.errors import PruningError
+from paretoprune.pruning.latency.images import image_stream
 from paretoprune.pruning.yolo.loading import load_model
 from paretoprune.search.config.latency_target import LatencyTarget
 from paretoprune.search.config.run_config import RunConfig, build_config
@@ -31,21 +32,23 @@ def config(**latency: Any) -> RunConfig:
     return build_config({"model": model, "data": {"path": "d.yaml"}, "latency": settings})
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_the_cpu_of_this_host_as_of_a_trial_on_its_gpu(runtime: str, ray_session: ClusterInfo) -> None:
-    settings = config(runtime=runtime)
+@pytest.mark.parametrize(("runtime", "span"), [("torch", "network"), ("torch", "predict"), ("onnx", "network")])
+def test_the_cpu_of_this_host_as_of_a_trial_on_its_gpu(runtime: str, span: str, ray_session: ClusterInfo) -> None:
+    settings = config(runtime=runtime, span=span)
     baseline = load_model(BASELINE)
-    measurer = RemoteMeasurer(settings, LatencyTarget(threads=1), baseline)
+    stream = image_stream(baseline) if span == "predict" else None
+    measurer = RemoteMeasurer(settings, LatencyTarget(threads=1), baseline, lambda: stream)
     pending = [measurer.start(baseline, 64), measurer.start(load_model(BASELINE), 64)]
     for result in (each.result() for each in pending):
         assert (result["runtime"], result["threads"], result["device"], result["imgsz"]) == (runtime, 1, "cpu", 64)
+        assert (result["span"], result["images"]) == (span, stream and stream.source)
         assert result["speedup_ci95"][0] <= result["speedup"] <= result["speedup_ci95"][1]
     assert pending[0].known() == pending[0].result()
 
 
 def test_what_went_wrong_there_is_said_here(ray_session: ClusterInfo) -> None:
     baseline = load_model(BASELINE)
-    measurer = RemoteMeasurer(config(runtime="tensorrt"), LatencyTarget(threads=1), baseline)
+    measurer = RemoteMeasurer(config(runtime="tensorrt"), LatencyTarget(threads=1), baseline, lambda: None)
     with pytest.raises(PruningError, match="tensorrt runs on a CUDA device"):
         measurer.start(baseline, 64).result()
 
