@@ -129,7 +129,9 @@ def from_run(run: Path, geometry: NetworkGeometry) -> Measured:
             "let it go on, or use --measure 12"
         )
     metrics = baseline["metrics"]
-    return Measured(plans, float(metrics["latency_ms"]), f"{len(plans)} plans of {run}, on {baseline.get('device')}")
+    predicts = (metrics.get("latency_conditions") or {}).get("span") == "predict"
+    source = f"{len(plans)} plans of {run}, on {baseline.get('device')}{', of whole predictions' if predicts else ''}"
+    return Measured(plans, float(metrics["latency_ms"]), source)
 
 
 def by_measuring(bench: Any, wanted: Any, count: int, device: str, say: Listener) -> Measured:

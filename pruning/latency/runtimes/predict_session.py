@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from paretoprune.pruning.latency.runtimes.base import SessionSpec, on_gpu
 from paretoprune.pruning.yolo.saving import plain_copy
 from paretoprune.pruning.yolo.tasks import predictor_of
 from paretoprune.pruning.yolo.ultralytics_logging import quiet_ultralytics
+
+_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "engine": "tensorrt", "ncnn": "ncnn"}
+"""Format of a file -> the package that runs it."""
 
 
 def check_predict(runtime: str, device: str, half: bool) -> None:
@@ -73,7 +77,9 @@ class PredictSession:
                     f"{what} cannot predict here on images of {size_text(spec.imgsz)} ({typed_line(error, 200)}); "
                     "check that its runtime is installed, or time the network alone (span network)"
                 ) from error
-        self.version = f"ultralytics {__version__} predict, torch {torch.__version__}"
+        package = _PACKAGES.get(self._predictor.model.format, "torch")
+        its = str(getattr(importlib.import_module(package), "__version__", "")).partition("-")[0]
+        self.version = f"ultralytics {__version__} predict, {package} {its}"
         self.precision = precision if is_file else "fp16" if half else "fp32"
         self.threads = torch.get_num_threads() if device.type == "cpu" else None
 

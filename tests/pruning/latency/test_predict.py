@@ -101,6 +101,7 @@ def test_a_file_predicts_as_stock_does(target: str, tmp_path: Path) -> None:
     stream = image_stream(network, str(data))
     engine = make_engine(network, target, 96)
     session: Any = open_session(engine, SessionSpec(96, "cpu", stream=stream), target, ExportCache())
+    assert f" predict, {'torch' if target == 'torchscript' else target}" in session.version
     found = 0
     with engine.written() as path, quiet_ultralytics():
         stock = YOLO(path, task="detect")
