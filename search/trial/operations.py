@@ -433,20 +433,10 @@ class PruningOperations:
         return measure_pair(
             self._shipped(model),
             self._own._shipped(self._bench.model),  # in the run's own precision, whatever the other's: ratios compare
-            self._imgsz,
-            baseline_imgsz=own,
-            device=self.device,
-            batch=latency.batch,
-            threads=latency.threads,
-            max_seconds=latency.max_seconds,
-            target_halfwidth=latency.target_halfwidth,
-            runtime=runtime,
-            half=latency.half,
-            exports=self._exports,
-            gate=self._gate,
-            patience=PATIENCE,
-            stream=self._stream(),
-        ).to_dict()
+            self._imgsz, baseline_imgsz=own, device=self.device, batch=latency.batch, threads=latency.threads,
+            max_seconds=latency.max_seconds, target_halfwidth=latency.target_halfwidth, runtime=runtime,
+            half=latency.half, exports=self._exports, gate=self._gate, patience=PATIENCE, stream=self._stream(),
+        ).to_dict()  # fmt: skip
 
     def _energy(self, model: Any) -> float:
         """Joules of an inference of ``model``, on a device that counts them."""
