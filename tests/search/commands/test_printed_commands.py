@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = (
     "--imgsz 96 --epochs 0 --trials 2 --recover refit+bn --set recover.calibration_images=12 --set search.seed=5 "
     "--set recover.importance=taylor --set space.round_to=4 --set data.val_batch=3 --set latency.batch=2 "
-    "--set latency.max_seconds=0.25 --set finetune.batch=6 --set search.warm_start=true"
+    "--set latency.max_seconds=0.25 --set latency.span=predict --set finetune.batch=6 --set search.warm_start=true"
 )
 
 
@@ -114,7 +114,7 @@ def test_the_printed_measurement_and_export_run(
     assert run([*commands["latency"][1:], "--format", "json"]) == 0
     measured = json.loads(capsys.readouterr().out)
     (trial,) = [record.metrics for record in folder.read_records() if record.trial_id == pick]
-    for name in ("imgsz", "batch", "threads", "runtime", "device", "precision", "target_halfwidth"):
+    for name in ("imgsz", "batch", "threads", "runtime", "device", "precision", "target_halfwidth", "span"):
         assert measured[name] == trial["latency_conditions"][name], name
     assert run([*commands["export"][1:], "--seconds", "0.5"]) == 0
     assert "on 8 images" in capsys.readouterr().err
