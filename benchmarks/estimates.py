@@ -8,7 +8,8 @@ which do not depend on the machine. What a plan gave is kept in FILE, so that th
 evaluated twice. `gp-without-estimates` is `gp` without the estimated losses and without the path among its candidates.
 
 Figures: the hypervolume (accuracy above 0, multiply-adds below the unpruned model's) over the box of the unpruned
-model's two, and the best accuracy with at most 0.4, 0.5 and 0.7 of its multiply-adds.
+model's two; the same with accuracy above three quarters of the unpruned model's; the share of its multiply-adds that
+the smallest plan within 0.02 of its accuracy has; the best accuracy with at most 0.4, 0.5 and 0.7 of them.
 """
 
 from __future__ import annotations
@@ -91,14 +92,15 @@ def course(judge: Judge, baseline: dict[str, Any], searcher: str, seed: int, tri
 
 
 def figures(found: list[dict[str, float]], unpruned: dict[str, float]) -> list[float]:
-    """The hypervolume over the unpruned model's box, then the best accuracy within each of `SHARES`."""
-    losses = np.array([[-row["accuracy"], row["gflops"]] for row in found])
-    whole = unpruned["accuracy"] * unpruned["gflops"]
+    """The two hypervolumes over their boxes, the share of the work within 0.02, the best accuracy within `SHARES`."""
+    losses, (top, work) = np.array([[-row["accuracy"], row["gflops"]] for row in found]), unpruned.values()
+    volumes = [hypervolume(losses, np.array([-low * top, work])) / ((1 - low) * top * work) for low in (0.0, 0.75)]
+    within = min((r["gflops"] for r in found if r["accuracy"] >= top - 0.02), default=work) / work
     best = [
         max((r["accuracy"] for r in found if r["gflops"] <= share * unpruned["gflops"]), default=0.0)
         for share in SHARES
     ]
-    return [hypervolume(losses, np.array([0.0, unpruned["gflops"]])) / whole, *best]
+    return [*volumes, within, *best]
 
 
 def main() -> None:
@@ -120,14 +122,16 @@ def main() -> None:
                 found = course(judge, baseline, searcher, seed, options.trials)
                 at = [figures(found[:count], unpruned) for count in CHECKPOINTS if count <= options.trials]
                 rows.setdefault(searcher, []).append(at)
-                print(f"{searcher} seed {seed}: {[round(row[0], 3) for row in at]}", file=sys.stderr, flush=True)
+                line = f"{searcher} seed {seed}: {[[round(value, 3) for value in row[:3]] for row in at]}"
+                print(line, file=sys.stderr, flush=True)
     counts = [count for count in CHECKPOINTS if count <= options.trials]
     print(f"Unpruned: {unpruned['accuracy']:.3f}, {unpruned['gflops']:.2f} GFLOPs.\n")
-    heads = [f"{count} trials" for count in counts] + [f"best at {share}" for share in SHARES]
+    names = ("hypervolume", "hypervolume above 3/4", "work within 0.02")
+    heads = [f"{name}, {count} trials" for name in names for count in counts] + [f"best at {share}" for share in SHARES]
     print(f"| searcher | seeds | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 2)}")
     for searcher, courses in rows.items():
-        cells = [[course[k][0] for course in courses] for k in range(len(counts))]
-        cells += [[course[-1][1 + k] for course in courses] for k in range(len(SHARES))]
+        cells = [[course[k][n] for course in courses] for n in range(len(names)) for k in range(len(counts))]
+        cells += [[course[-1][len(names) + k] for course in courses] for k in range(len(SHARES))]
         texts = [f"{mean(cell):.3f} ({min(cell):.3f})" for cell in cells]
         print(f"| {searcher} | {len(courses)} | {' | '.join(texts)} |")
 

@@ -26,8 +26,9 @@ def free_cells(front: Array, reference: Array) -> tuple[Array, Array]:
     return np.array(lower, dtype=float), np.array(upper, dtype=float)
 
 
-def expected_improvement(means: Array, spreads: Array, lower: Array, upper: Array) -> Array:
-    """Expected hypervolume that each of p points (means and standard deviations, both (p, m)) adds to the cells.
+def expected_improvement(means: Array, spreads: Array, lower: Array, upper: Array, weights: Array) -> Array:
+    """Expected hypervolume that each of p points (means and standard deviations, both (p, m)) adds to the cells, times
+    the cells' ``weights``.
 
     Within a cell the volume won is a product over objectives of ``upper - max(lower, loss)``, cut at 0; with
     independent objectives its expectation is the product of the expectations, so the result is exact (compare Yang et
@@ -39,7 +40,7 @@ def expected_improvement(means: Array, spreads: Array, lower: Array, upper: Arra
         total *= _expected_below(upper[None, :, objective], mean, spread) - _expected_below(
             lower[None, :, objective], mean, spread
         )
-    return np.asarray(total.sum(axis=1))
+    return np.asarray(total @ weights)
 
 
 def _expected_below(bound: Array, mean: Array, spread: Array) -> Array:

@@ -69,9 +69,10 @@ class PlanFeatures:
         of neighbouring axes in whole tiles (a convolution costs input times output). Measured on the synthetic problem:
         the last two raise the share of the front after 100 trials from 0.90 to 0.93; products of the fractions
         themselves, as well as tiled ones, take a hundredth away again. What a convolution costs grows with the input's
-        area, so the last two are multiplied by it. Where the loss of widths is estimated, two more columns are a
-        family: accuracy falls with it, fast at first or only later, which two trials are enough to tell. In each
-        further precision everything costs something else: the costs once more, of the plans in it.
+        area, so the last two are multiplied by it; the area alone, which costs as much accuracy as many layers
+        together, is a family too. Where the loss of widths is estimated, two more columns are a family: accuracy falls
+        with it, fast at first or only later, which two trials are enough to tell. In each further precision everything
+        costs something else: the costs once more, of the plans in it.
         """
         levels = levels.reshape(-1, len(self.sizes))
         columns = self._columns
@@ -82,6 +83,8 @@ class PlanFeatures:
         span = np.array([np.ptp(values) or 1.0 for values in columns])
         costs = [area * tiled, area * tiled[:, 1:] * tiled[:, :-1]]
         families = [kept, kept**2, *costs]
+        if len(self.areas):
+            families.append(np.hstack([area, area**2]))
         if self.losses:
             lost = self._looked_up(self.losses, levels).sum(axis=1, keepdims=True)
             families.append(np.hstack([np.sqrt(lost), lost]))

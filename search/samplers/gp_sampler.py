@@ -70,6 +70,7 @@ class GPHypervolumeSampler(BaseSampler):
                 len(finished), len(names)
             ),
             pending=np.array([self._levels(item) for item in running], dtype=np.int64).reshape(-1, width),
+            accuracies=np.flatnonzero(signs < 0).tolist(),
         )
 
     def _levels(self, trial: FrozenTrial) -> tuple[int, ...]:

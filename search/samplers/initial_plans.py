@@ -48,14 +48,18 @@ class OtherRun:
 
 
 def initial_plans_of(
-    config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None
+    config: RunConfig, space: Space, baseline: Mapping[str, Any], other: OtherRun | None = None, begun: int = 0
 ) -> list[InitialPlan]:
-    """The plans to try first, in this order and each once: given by the user, of another run, the warm start."""
+    """The plans to try first, in this order and each once: given by the user, of another run, the warm start.
+
+    ``begun``: how many plans by sensitivity earlier drivers have handed out; what was known then decided which.
+    """
     starts = [InitialPlan(space.nearest(plan), PLAN) for plan in read_plans(config.search.initial_plans)]
     if other is not None:
         starts += [InitialPlan(space.nearest(plan_of(record)), OTHER_RUN) for record in other.retried]
     if config.search.warm_start:
-        starts += warm_start(space, config.search.trials, baseline.get("sensitivity", ()))
+        warm = warm_start(space, config.search.trials, baseline.get("sensitivity", ()))
+        starts += warm[begun:] if warm and warm[0].revised else warm
     first: dict[tuple[int, ...], InitialPlan] = {}
     for start in starts:
         first.setdefault(start.levels, start)

@@ -119,9 +119,10 @@ class SearchStudy:
         """
         while self._starts:
             start = self._starts.pop(0)
-            refused = start.provenance != PLAN and self._refusal(self._space.plan(start.levels))
-            if start.levels not in self._seen and not refused:
-                return self.ask_for(start.levels, start.provenance, trial_id)
+            levels = start.revised(self._accuracies()) if start.revised else start.levels
+            refused = start.provenance != PLAN and self._refusal(self._space.plan(levels))
+            if levels not in self._seen and not refused:
+                return self.ask_for(levels, start.provenance, trial_id)
         if len(self._seen) >= self._space.count():
             return None
         repeats = refusals = 0
@@ -197,6 +198,14 @@ class SearchStudy:
 
     def _params(self, levels: Levels) -> dict[str, int]:
         return {axis.name: level for axis, level in zip(self._space.axes, levels, strict=True)}
+
+    def _accuracies(self) -> dict[Levels, float]:
+        """Of all plans that are known; empty where no objective is one."""
+        way = next((i for i, way in enumerate(self._objectives.values()) if way == MAXIMIZED), None)
+        done = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        return (
+            {} if way is None else {tuple(t.params[name] for name in self._distributions): t.values[way] for t in done}
+        )
 
     def _variances(self, told: Observation | None) -> dict[str, list[float]]:
         if told is None or not told.variances:

@@ -37,11 +37,12 @@ from paretoprune.search.samplers.initial_plans import OTHER_RUN, changed_plans, 
 from paretoprune.search.samplers.observations import ObservationBuilder
 from paretoprune.search.samplers.prior import Prior
 from paretoprune.search.samplers.study import SearchStudy
+from paretoprune.search.samplers.warm_start import SENSITIVITY
 from paretoprune.search.space.constraints import bounds_of_search, make_screen
 from paretoprune.search.space.latency_predictor import make_predictor
 from paretoprune.search.storage.driver_lock import DriverLock
 from paretoprune.search.storage.object_store import published, remote_of
-from paretoprune.search.storage.request import adopt_records, plan_of
+from paretoprune.search.storage.request import adopt_records, plan_of, unfinished
 from paretoprune.search.storage.sample import keep_sample
 from paretoprune.search.sweep.budget import Budget
 from paretoprune.search.sweep.failures import commonest_fault
@@ -214,13 +215,15 @@ def make_state(prepared: ValidatedRun, records: list[Any], budget: Budget | None
     screen = make_screen(bounds, baseline, predictor)
     teller = ObservationBuilder(settings.objectives, bounds, baseline)
     other = read_other_run(config, baseline) if baseline else None
+    asked = [*records, *unfinished(prepared.folder, {record.trial_id for record in records})]
+    begun = sum(one.provenance == SENSITIVITY for one in asked)
     # Another seed after every start: the same one would repeat the first suggestions. Nothing finished: as configured.
     study = SearchStudy(
         space,
         {name: direction(name) for name in settings.objectives},
         sampler=settings.sampler,
         seed=settings.seed + len(records),
-        starts=initial_plans_of(config, space, baseline, other),
+        starts=initial_plans_of(config, space, baseline, other, begun),
         journal=prepared.folder.study,
         refusal=screen.refusal if screen else None,
         prior=Prior.of(space, baseline),

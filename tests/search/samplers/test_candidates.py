@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from benchmarks.synthetic import accuracy_of, exact_front, make_problem, volume
 from paretoprune.results.selection.pareto import non_dominated
 from paretoprune.search.samplers import candidates as module
-from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence, reference_of
+from paretoprune.search.samplers.candidates import CandidateGenerator, Evidence, corners_of
 from paretoprune.search.samplers.features import PlanFeatures
 from paretoprune.search.samplers.gaussian_process import Surrogate, fit_hyperparameters
 
@@ -76,9 +76,19 @@ def test_three_objectives() -> None:
     assert all(0 <= level < 6 for level in plan)
 
 
-def test_the_reference_lies_beyond_every_loss() -> None:
-    losses = np.array([[1.0, 5.0], [3.0, 5.0]])
-    assert (reference_of(losses) > losses.max(axis=0)).all()
+def test_hypervolume_counts_from_beyond_the_worst_and_from_what_is_of_use() -> None:
+    """Without an accuracy there is one corner; with one, two more at a half and three quarters of the best. Where no
+    trial is that bad, or none is any good, they lie where the first one does."""
+    losses = np.array([[-0.8, 5.0], [-0.1, 4.0]])
+    (beyond,) = corners_of(losses)
+    assert (beyond > losses.max(axis=0)).all()
+    found = corners_of(losses, [0])
+    assert found[:, 0] == pytest.approx([-0.6, -0.4, beyond[0]])
+    assert found[:, 1] == pytest.approx(beyond[1])
+    assert len(corners_of(np.array([[-0.8, 5.0], [-0.7, 4.0]]), [0])) == 1
+    nothing = corners_of(np.zeros((2, 2)), [0])
+    assert np.isfinite(nothing).all()
+    assert (nothing[:, 1] > 0).all()
 
 
 def test_the_exact_front_of_the_synthetic_problem_is_brute_forces() -> None:

@@ -12,6 +12,7 @@ from paretoprune.results.store.records import TrialRecord, TrialState, as_record
 from paretoprune.results.store.run_folder import RunFolder
 from paretoprune.search.config.inputs import weights_hash
 from paretoprune.search.config.run_config import RunConfig
+from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import ConfigError
 from paretoprune.search.samplers import initial_plans
 from paretoprune.search.samplers.initial_plans import (
@@ -22,7 +23,8 @@ from paretoprune.search.samplers.initial_plans import (
     initial_plans_of,
     read_other_run,
 )
-from tests.search.fakes import make_config, make_space
+from paretoprune.search.space.space import build_space
+from tests.search.fakes import make_config, make_space, make_table
 
 METRICS = {"map50_95": 0.6, "latency_ms": 10.0}
 
@@ -49,6 +51,16 @@ def test_without_the_warm_start_only_the_users_plans_are_left(tmp_path: Path) ->
     file = saved(tmp_path / "a.json", space.plan(space.uniform(0.5)).ratios)
     config = make_config(**{"search.initial_plans": [file], "search.warm_start": False})
     assert [start.provenance for start in initial_plans_of(config, space, {})] == [PLAN]
+
+
+def test_plans_by_sensitivity_that_were_handed_out_are_not_handed_out_again() -> None:
+    """What was known then decided on their sizes, so that their levels do not tell."""
+    space = build_space(make_table(channels=512), SpaceSection(), sizes=(320, 256))
+    baseline = {"sensitivity": [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 33)]}
+    config = make_config(**{"search.trials": 12})
+    every = initial_plans_of(config, space, baseline)
+    assert len(every) == 6
+    assert initial_plans_of(config, space, baseline, begun=2) == every[2:]
 
 
 def test_a_plan_of_another_model_is_refused_by_its_layer(tmp_path: Path) -> None:

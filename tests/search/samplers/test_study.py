@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -154,6 +155,41 @@ def test_with_several_under_way_the_first_plans_are_those_of_one_at_a_time(sampl
     assert [start.levels for start in warm_start(space, 12)] == first[:3]
     again = SearchStudy(space, OBJECTIVES, sampler, seed=5, starts=warm_start(space, 12))
     assert [suggestion.levels for suggestion in (again.ask() for _ in range(4)) if suggestion] == first
+
+
+def test_a_start_is_revised_by_what_is_known_when_its_turn_comes() -> None:
+    """Accuracies of finished plans, also of those from before; none of what is under way."""
+    space, told = make_space(), []
+    first, second = space.uniform(0.1), space.uniform(0.3)
+
+    def revised(known: Mapping[Levels, float]) -> Levels:
+        told.append(dict(known))
+        return second
+
+    starts = [InitialPlan(first, "sensitivity"), InitialPlan(space.uniform(0.5), "sensitivity", revised)] * 2
+    study = SearchStudy(space, OBJECTIVES, "random", starts=starts)
+    study.replay(space.uniform(0.0), Observation({"map50_95": 0.6, "latency_ms": 20.0}), "baseline")
+    one, two = study.ask(), study.ask()
+    assert one
+    assert two
+    assert [one.levels, two.levels] == [first, second]
+    study.tell(one.number, Observation({"map50_95": 0.4, "latency_ms": 12.0}))
+    study.ask()  # both starts once more: what was asked is not asked again
+    assert told == [{space.uniform(0.0): 0.6}, {space.uniform(0.0): 0.6, first: 0.4}]
+
+
+def test_our_sampler_knows_which_objective_is_an_accuracy() -> None:
+    space = make_space()
+    study = SearchStudy(space, {"latency_ms": "min", "map50_95": "max", "mask_map50_95": "max"}, "gp")
+    found = []
+    sampler = study.study.sampler
+    sampler._proposer.propose = lambda evidence, taken: found.append(evidence) or space.uniform(0.5)
+    for level in (0.1, 0.2):
+        metrics = {"latency_ms": 9.0, "map50_95": 0.5, "mask_map50_95": 0.4}
+        study.replay(space.uniform(level), Observation(metrics), f"t{level}")
+    study.ask()
+    assert list(found[0].accuracies) == [1, 2]
+    assert found[0].losses.tolist() == [[9.0, -0.5, -0.4]] * 2
 
 
 def test_what_is_refused_is_never_asked_for_but_the_users_own_plans_are() -> None:

@@ -11,7 +11,7 @@ from paretoprune.pruning.plan import Plan
 from paretoprune.search.config.sections import SpaceSection
 from paretoprune.search.errors import SpaceError
 from paretoprune.search.samplers.features import PlanFeatures
-from paretoprune.search.samplers.warm_start import ladder_plans, ladder_ratios, warm_start
+from paretoprune.search.samplers.warm_start import SensitivityPath, ladder_plans, ladder_ratios, warm_start
 from paretoprune.search.space.space import build_space, image_sizes
 from tests.search.fakes import FakeGroup, FakeTable, make_space, make_table
 
@@ -164,10 +164,36 @@ def test_a_warm_start_shares_the_cut_between_size_and_widths() -> None:
         works.append(area * (1 - plan.ratios.get("model.0.c0", 0.0)))
     wanted = [rows[int((part + 0.5) * 32 / 6)]["keep"] for part in range(6)]  # the middles of six equal parts
     assert sorted(works, reverse=True) == pytest.approx(wanted, abs=0.02)
-    assert {plan.imgsz for plan in path} == {None, 288, 256, 224, 192}
+    assert {plan.imgsz for plan in path} == {None, 288, 256, 224}
     at_half = min(path, key=lambda plan: abs(((plan.imgsz or 320) / 320) ** 2 * (1 - plan.ratios["model.0.c0"]) - 0.5))
-    assert at_half.imgsz == 256
-    assert at_half.ratios["model.0.c0"] == pytest.approx(0.18, abs=0.02)
+    assert at_half.imgsz == 288
+    assert at_half.ratios["model.0.c0"] == pytest.approx(0.34, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("lost_by_size", "lost_by_widths", "wanted"),
+    [
+        pytest.param({288: 0.017, 256: 0.031, 224: 0.068, 192: 0.112}, {0.7: 0.029, 0.5: 0.108}, 256, id="VOC"),
+        pytest.param({288: 0.017, 256: 0.031, 224: 0.068, 192: 0.112}, {}, 256, id="VOC, sizes alone"),
+        pytest.param({288: 0.012, 256: 0.033, 224: 0.09}, {0.7: 0.003, 0.6: 0.003, 0.5: 0.005}, 320, id="digits"),
+        pytest.param({288: -0.01, 256: 0.0, 224: -0.002, 192: 0.0}, {0.7: 0.03, 0.5: 0.12}, 256, id="free"),
+        pytest.param({}, {}, 256, id="unknown"),
+    ],
+)
+def test_a_cut_to_half_is_shared_by_what_sizes_and_widths_cost(
+    lost_by_size: dict[int, float], lost_by_widths: dict[float, float], wanted: int
+) -> None:
+    """The size that loses least among those that leave half of the work (224 px leave 0.49), when a plan is asked for:
+    it counts what the first trials gave."""
+    space = build_space(make_table(channels=512), SpaceSection(), sizes=(320, 288, 256, 224, 192))
+    rows = [{"keep": 1 - k / 40, "ratios": {"model.0.c0": k / 40}} for k in range(1, 33)]
+    known = {space.uniform(0.0): 0.54}
+    known |= {space.nearest(Plan({}, imgsz=size)): 0.54 - lost for size, lost in lost_by_size.items()}
+    known |= {space.nearest(Plan({"model.0.c0": 1 - keep})): 0.54 - lost for keep, lost in lost_by_widths.items()}
+    plan = space.plan(SensitivityPath(space, rows).levels(0.5, 0, known))
+    assert (plan.imgsz or 320) == wanted
+    left = ((plan.imgsz or 320) / 320) ** 2 * (1 - plan.ratios.get("model.0.c0", 0.0))
+    assert left == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_size_is_an_axis_of_its_own() -> None:
