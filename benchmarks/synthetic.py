@@ -60,9 +60,10 @@ class SyntheticProblem:
         measured = latency * (1.0 + random.normal(0.0, self.latency_noise))
         return {"map50_95": max(0.0, noisy), "latency_ms": measured}
 
-    def share(self, plans: list[Levels], front: Array) -> float:
-        """Hypervolume of the plans' true values over that of ``front`` (k, 2: accuracy, latency in ms)."""
-        return volume([self.truth(plan) for plan in plans]) / volume(front.tolist())
+    def share(self, plans: list[Levels], front: Array, least: float = 0.0) -> float:
+        """Hypervolume of the plans' true values over that of ``front`` (k, 2: accuracy, latency in ms), beyond the
+        share ``least`` of the unpruned accuracy."""
+        return volume([self.truth(plan) for plan in plans], least) / volume(front.tolist(), least)
 
 
 def accuracy_of(loss: float) -> float:
@@ -70,10 +71,10 @@ def accuracy_of(loss: float) -> float:
     return float(BASELINE_ACCURACY / (1.0 + (loss / 2.0) ** 1.5))
 
 
-def volume(values: list[tuple[float, float]] | list[list[float]]) -> float:
-    """Hypervolume (mAP x ms) beyond accuracy 0 and the unpruned latency: the box of the run's own report."""
+def volume(values: list[tuple[float, float]] | list[list[float]], least: float = 0.0) -> float:
+    """Hypervolume (mAP x ms) beyond the share ``least`` of the unpruned accuracy and the unpruned latency."""
     losses = np.array([[-accuracy, latency] for accuracy, latency in values])
-    return hypervolume(losses, np.array([0.0, LATENCY_MS]))
+    return hypervolume(losses, np.array([-least * BASELINE_ACCURACY, LATENCY_MS]))
 
 
 def make_problem(layers: int = 24, seed: int = 0, noise: float = 1.0, tile: int = 16) -> SyntheticProblem:

@@ -7,7 +7,7 @@ share of its latency.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,18 +43,24 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
 
     Raises `PlanError` for a layer that is in no group, or a branch that the network does not have.
     """
+    found = work_features(geometry, geometry.shares(plans), [plan.imgsz or geometry.imgsz for plan in plans])
+    named = [np.array([[plan.precision == name] for plan in plans]) for name in PRECISIONS]
+    return replace(found, whole=np.hstack([found.whole, *(found.whole * its for its in named)]))
+
+
+def work_features(geometry: NetworkGeometry, shares: FloatArray, sizes: Sequence[ImageSize]) -> LatencyFeatures:
+    """The same in one precision, of n plans by their `NetworkGeometry.shares` (n, groups + branches) and sizes."""
     theirs = _counts(geometry, geometry.whole)
-    sizes: list[ImageSize] = [plan.imgsz or geometry.imgsz for plan in plans]
-    ours = {name: np.empty((len(plans), len(geometry.convs))) for name in theirs}
+    ours = {name: np.empty((len(shares), len(geometry.convs))) for name in theirs}
     for size in dict.fromkeys(sizes):
-        at, rows = geometry.at(size), [row for row, its in enumerate(sizes) if its == size]
-        for name, counts in _counts(at, at.shares([plans[row] for row in rows])).items():
+        rows = [row for row, its in enumerate(sizes) if its == size]
+        for name, counts in _counts(geometry.at(size), shares[rows]).items():
             ours[name][rows] = counts
     area = np.array([conv.area for conv in geometry.convs])
     deep = geometry.depthwise
     kinds = [kind for kind in ((area == 1) & ~deep, (area > 1) & ~deep, deep) if kind.any()]
     everything = np.ones(len(geometry.convs), dtype=bool)
-    columns = [np.ones(len(plans)), np.array([area_of(size) for size in sizes]) / area_of(geometry.imgsz)]
+    columns = [np.ones(len(shares)), np.array([area_of(size) for size in sizes]) / area_of(geometry.imgsz)]
     for name, subsets in {
         "macs": kinds, "padded": kinds, "written": [everything], "read": [everything], "weights": [everything],
     }.items():  # fmt: skip
@@ -64,10 +70,8 @@ def latency_features(geometry: NetworkGeometry, plans: Sequence[Plan]) -> Latenc
                 columns.append(ours[name][:, subset].sum(axis=1) / total)
     if geometry.branches:  # a convolution's launch counts for itself
         columns.append(ours["runs"].sum(axis=1) / theirs["runs"].sum())
-    whole = np.stack(columns, axis=1)
-    named = [np.array([[plan.precision == name] for plan in plans]) for name in PRECISIONS]
     by_layer = {name: ours[name] / max(float(theirs[name].sum()), 1.0) for name in ("macs", "written")}
-    return LatencyFeatures(np.hstack([whole, *(whole * its for its in named)]), by_layer["macs"], by_layer["written"])
+    return LatencyFeatures(np.stack(columns, axis=1), by_layer["macs"], by_layer["written"])
 
 
 def _counts(geometry: NetworkGeometry, shares: FloatArray) -> dict[str, FloatArray]:

@@ -26,9 +26,11 @@ def free_cells(front: Array, reference: Array) -> tuple[Array, Array]:
     return np.array(lower, dtype=float), np.array(upper, dtype=float)
 
 
-def expected_improvement(means: Array, spreads: Array, lower: Array, upper: Array, weights: Array) -> Array:
+def expected_improvement(
+    means: Array, spreads: Array, floors: Array, lower: Array, upper: Array, weights: Array
+) -> Array:
     """Expected hypervolume that each of p points (means and standard deviations, both (p, m)) adds to the cells, times
-    the cells' ``weights``.
+    the cells' ``weights``. No loss is below its ``floors`` (p, m), which may be -inf.
 
     Within a cell the volume won is a product over objectives of ``upper - max(lower, loss)``, cut at 0; with
     independent objectives its expectation is the product of the expectations, so the result is exact (compare Yang et
@@ -36,10 +38,10 @@ def expected_improvement(means: Array, spreads: Array, lower: Array, upper: Arra
     """
     total = np.ones((len(means), len(lower)))
     for objective in range(means.shape[1]):
-        mean, spread = means[:, objective, None], spreads[:, objective, None]
-        total *= _expected_below(upper[None, :, objective], mean, spread) - _expected_below(
-            lower[None, :, objective], mean, spread
-        )
+        mean, spread, floor = (values[:, objective, None] for values in (means, spreads, floors))
+        # E[max(0, bound - max(loss, floor))] is what lies below the bound less what lies below the floor
+        high, low = (np.maximum(bounds[None, :, objective], floor) for bounds in (upper, lower))
+        total *= _expected_below(high, mean, spread) - _expected_below(low, mean, spread)
     return np.asarray(total @ weights)
 
 

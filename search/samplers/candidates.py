@@ -8,7 +8,7 @@ Candidates start from that front and climb by steps of one axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,8 +82,23 @@ class CandidateGenerator:
             design, targets = design.joined(pending), np.vstack([targets, believed])
             extra = np.vstack([extra, np.zeros_like(believed)])
             models = _models(design, targets, extra, self._hyper)
-        score = _Score(models, design, evidence.losses.shape[1], corners_of(evidence.losses, evidence.accuracies))
+        corners, floors = corners_of(evidence.losses, evidence.accuracies), self._floors(evidence)
+        score = _Score(models, design, evidence.losses.shape[1], corners, floors)
         return self._climb(score, np.vstack([evidence.levels, evidence.pending]), taken)
+
+    def _floors(self, evidence: Evidence) -> Callable[[Whole], Array]:
+        """The least losses (n, m) of plans: no accuracy above the best one of their size and precision, where the
+        unpruned network was measured there."""
+        widths = len(self._tops) - self.features.shared
+        places = [tuple(row) for row in evidence.levels[:, widths:].tolist()]
+        floors: dict[tuple[int, ...], Array] = {}
+        for row in np.flatnonzero((evidence.levels[:, :widths] == 0).all(axis=1)):
+            same = [index for index, place in enumerate(places) if place == places[row]]
+            floors[places[row]] = np.full(evidence.losses.shape[1], -np.inf)
+            for column in evidence.accuracies:
+                floors[places[row]][column] = evidence.losses[same, column].min()
+        unknown = np.full(evidence.losses.shape[1], -np.inf)
+        return lambda plans: np.array([floors.get(tuple(row), unknown) for row in plans[:, widths:].tolist()])
 
     def _fit(self, design: FeatureMatrix, targets: Array, extra: Array) -> None:
         count, columns = targets.shape
@@ -99,11 +114,11 @@ class CandidateGenerator:
     def _climb(self, score: _Score, known: Whole, taken: set[tuple[int, ...]]) -> tuple[int, ...]:
         """The best of the candidates after some rounds of single steps."""
         pool = self._candidates(known[score.best], taken)
-        values = score(self.features.design(pool))
+        values = score(self.features.design(pool), pool)
         for _ in range(_CLIMBS):
             order = np.argsort(-values, kind="stable")[:_CLIMBERS]
             near = self._unseen(np.vstack([self._steps(pool[index]) for index in order]), taken)
-            near_values = score(self.features.design(near))
+            near_values = score(self.features.design(near), near)
             best = values[order[0]]
             pool, values = np.vstack([pool[order], near]), np.concatenate([values[order], near_values])
             if values.max() <= best:
@@ -175,8 +190,16 @@ class _Score:
     """Expected improvement of the hypervolume's mean over the corners, in units of each corner's box, times the chance
     that every bound is kept."""
 
-    def __init__(self, models: list[Surrogate], design: FeatureMatrix, objectives: int, corners: Array) -> None:
+    def __init__(
+        self,
+        models: list[Surrogate],
+        design: FeatureMatrix,
+        objectives: int,
+        corners: Array,
+        floors: Callable[[Whole], Array],
+    ) -> None:
         self._models = models
+        self._floors = floors
         self._objectives = objectives
         means = np.stack([model.predict(design)[0] for model in models], axis=1)
         feasible = (means[:, objectives:] <= 0).all(axis=1)
@@ -188,12 +211,17 @@ class _Score:
         self._lower, self._upper = (np.vstack(bounds) for bounds in zip(*boxes, strict=True))
         self._weights = np.repeat(1.0 / volumes, [len(lower) for lower, _ in boxes])
 
-    def __call__(self, design: FeatureMatrix) -> Array:
+    def __call__(self, design: FeatureMatrix, plans: Whole) -> Array:
         predicted = [model.predict(design) for model in self._models]
         means = np.stack([mean for mean, _ in predicted], axis=1)
         spreads = np.stack([spread for _, spread in predicted], axis=1)
         gain = expected_improvement(
-            means[:, : self._objectives], spreads[:, : self._objectives], self._lower, self._upper, self._weights
+            means[:, : self._objectives],
+            spreads[:, : self._objectives],
+            self._floors(plans),
+            self._lower,
+            self._upper,
+            self._weights,
         )
         chance = log_ndtr(-means[:, self._objectives :] / spreads[:, self._objectives :]).sum(axis=1)
         return np.asarray(np.log(np.maximum(gain, 1e-300)) + chance)

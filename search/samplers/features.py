@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,9 @@ class PlanFeatures:
     ``depths[i]``: how much is left at every level of the next axes, those of branches, on the scale of ``kept``.
     ``areas``: the input's area at every level of the next axis, as a fraction of the run's; empty where there is no
     such axis. ``precisions``: how many there are, of the last axis; 0 without one. ``losses[i]``: what the removal's
-    scores estimate that every level of width axis i loses, in units of a usual plan's sum; empty without such scores.
+    scores estimate that every level of axis i loses, of widths, then of depth, in units of a usual plan's sum; empty
+    without such scores. ``work``: what plans (n, d) compute, shares of the unpruned network (n, k), the first one all
+    multiply-adds; None where that is not known.
     """
 
     kept: tuple[Array, ...]
@@ -36,6 +38,7 @@ class PlanFeatures:
     areas: Array = field(default_factory=lambda: np.empty(0))
     precisions: int = 0
     losses: tuple[Array, ...] = ()
+    work: Callable[[Whole], Array] | None = None
 
     @classmethod
     def of(cls, space: Space, prior: Prior | None = None) -> PlanFeatures:
@@ -44,7 +47,8 @@ class PlanFeatures:
         areas = np.array([area_of(size) for size in space.image_sizes], dtype=np.float64)
         depths = tuple(np.linspace(1.0, SHALLOWEST, axis.size) for axis in space.depth_axes)
         more = {"depths": depths, "areas": areas / areas.max(initial=1.0), "precisions": len(space.precisions)}
-        return replace(cls.of_widths(widths), losses=prior.in_usual_units() if prior else (), **more)
+        prior = prior or Prior()
+        return replace(cls.of_widths(widths), losses=prior.in_usual_units(), work=prior.work, **more)
 
     @classmethod
     def of_widths(cls, axes: Sequence[tuple[Sequence[int], int]]) -> PlanFeatures:
@@ -59,20 +63,25 @@ class PlanFeatures:
         return (*map(len, self._columns), *([self.precisions] if self.precisions else []))
 
     @property
+    def shared(self) -> int:
+        """How many of the last axes are of the whole network: its input's size, its precision."""
+        return bool(len(self.areas)) + bool(self.precisions)
+
+    @property
     def _columns(self) -> tuple[Array, ...]:
         return (*self.kept, *self.depths, *([self.areas] if len(self.areas) else []))
 
     def design(self, levels: Whole) -> FeatureMatrix:
         """Plans (n, d) of levels as the surrogate wants them.
 
-        Families: fractions kept; their squares (loss grows faster than the ratio); fractions in whole tiles; products
-        of neighbouring axes in whole tiles (a convolution costs input times output). Measured on the synthetic problem:
-        the last two raise the share of the front after 100 trials from 0.90 to 0.93; products of the fractions
-        themselves, as well as tiled ones, take a hundredth away again. What a convolution costs grows with the input's
-        area, so the last two are multiplied by it; the area alone, which costs as much accuracy as many layers
-        together, is a family too. Where the loss of widths is estimated, two more columns are a family: accuracy falls
-        with it, fast at first or only later, which two trials are enough to tell. In each further precision everything
-        costs something else: the costs once more, of the plans in it.
+        Families: fractions kept; their squares (loss grows faster than the ratio); multiply-adds; what else a
+        convolution's time depends on. Where the network's work is not known, fractions in whole tiles and products of
+        neighbouring axes in whole tiles (a convolution costs input times output), times the input's area, take the
+        place of the last two: on the synthetic problem they raise the share of the front after 100 trials from 0.90 to
+        0.93. The area alone, which costs as much accuracy as many layers together, is a family too. Where the loss of
+        levels is estimated, two more columns are a family: accuracy falls with it, fast at first or only later, which
+        two trials are enough to tell, and not without end. In each further precision everything costs something else:
+        the costs once more, of the plans in it.
         """
         levels = levels.reshape(-1, len(self.sizes))
         columns = self._columns
@@ -81,13 +90,17 @@ class PlanFeatures:
         tiled = self._looked_up(self.tiled, levels)
         low = np.array([values.min() for values in columns])
         span = np.array([np.ptp(values) or 1.0 for values in columns])
-        costs = [area * tiled, area * tiled[:, 1:] * tiled[:, :-1]]
+        if self.work is None:
+            costs = [area * tiled, area * tiled[:, 1:] * tiled[:, :-1]]
+        else:
+            work = self.work(levels)
+            costs = [work[:, :1], work[:, 1:]]
         families = [kept, kept**2, *costs]
         if len(self.areas):
             families.append(np.hstack([area, area**2]))
         if self.losses:
             lost = self._looked_up(self.losses, levels).sum(axis=1, keepdims=True)
-            families.append(np.hstack([np.sqrt(lost), lost]))
+            families.append(4 * np.hstack([np.sqrt(lost), lost / (1 + lost)]))
         points, scaled = (kept - low) / span, tuple(_scaled(family) for family in families)
         if not self.precisions:
             return FeatureMatrix(points, scaled)

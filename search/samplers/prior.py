@@ -1,4 +1,5 @@
-"""What the removal's scores say before any plan was tried: the loss of every plan, and the plans of least loss."""
+"""What is known before any plan was tried: what every plan is estimated to lose, the plans of least loss, and the work
+that every plan does."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paretoprune.pruning.graph.geometry import NetworkGeometry
+from paretoprune.pruning.latency.features import work_features
 from paretoprune.pruning.plan import Plan
 from paretoprune.search.space.space import Space
 
@@ -21,13 +24,14 @@ Whole = NDArray[np.int64]
 class Prior:
     """Empty in runs of older versions.
 
-    ``losses[i]``: estimated loss at every level of the space's width axis i, nats per image, in all as much as the sum
-    over axes. ``path``: levels (n, d) of the plans by sensitivity, at every size of the input and in
-    every precision.
+    ``losses[i]``: estimated loss at every level of the space's axis i (those of widths, then those of depth), nats per
+    image, in all as much as the sum over axes. ``path``: levels (n, d) of the plans by sensitivity, at every size of
+    the input and in every precision. ``work``: None without a geometry.
     """
 
     losses: tuple[Array, ...] = ()
     path: Whole = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+    work: PlanWork | None = None
 
     def in_usual_units(self) -> tuple[Array, ...]:
         """The losses over the median of the path's sums."""
@@ -39,26 +43,64 @@ class Prior:
 
     @classmethod
     def of(cls, space: Space, baseline: Mapping[str, Any]) -> Prior:
-        """From ``baseline.json``: its ``groups`` with their ``losses``, and ``sensitivity``."""
-        groups = {row["name"]: row for row in baseline.get("groups") or ()}
+        """From ``baseline.json``: ``groups`` and ``branches`` with their losses, ``sensitivity``, ``geometry``."""
+        geometry = baseline.get("geometry")
+        work = PlanWork(space, NetworkGeometry.from_json(geometry)) if geometry else None
         known = {
-            name: {int(w): float(x) for w, x in row["losses"].items()}
-            for name, row in groups.items()
+            row["name"]: {int(width): float(loss) for width, loss in row["losses"].items()}
+            for row in baseline.get("groups") or ()
             if row.get("losses")
         }
         axes = space.width_axes
         if not all(group.name in known for axis in axes for group in axis.groups):
-            return cls()
-        losses = tuple(
-            np.array(
-                [
-                    sum(known[name].get(width, 0.0) for name, width in axis.widths(level).items())
-                    for level in range(axis.size)
-                ]
-            )
+            return cls(work=work)
+        losses = [
+            [sum(known[name].get(w, 0.0) for name, w in axis.widths(level).items()) for level in range(axis.size)]
             for axis in axes
-        )
-        return cls(losses, path_levels(space, baseline.get("sensitivity") or ()))
+        ]
+        branches = {row["name"]: float(row["loss"]) for row in baseline.get("branches") or ()}
+        losses += [
+            [sum(branches.get(name, 0.0) for name in _outer(step)) for step in a.steps] for a in space.depth_axes
+        ]
+        path = path_levels(space, baseline.get("sensitivity") or ())
+        return cls(tuple(np.array(values) for values in losses), path, work)
+
+
+class PlanWork:
+    """Features of what the plans of a space compute (`pruning.latency.features.work_features`), thousands at a time."""
+
+    def __init__(self, space: Space, geometry: NetworkGeometry) -> None:
+        self._geometry = geometry
+        self._sizes = space.image_sizes
+        self._depths = len(space.width_axes) + len(space.depth_axes)
+        named = {group.name: place for place, group in enumerate(geometry.groups)}
+        # By axis: the columns of `NetworkGeometry.shares` that it decides on, and their values at every level
+        self._tables: list[tuple[list[int], Array]] = []
+        for axis in space.width_axes:
+            places = [named[group.name] for group in axis.groups if group.name in named]
+            channels = np.array([geometry.groups[place].channels for place in places], dtype=np.float64)
+            widths = [[axis.widths(level)[geometry.groups[p].name] for p in places] for level in range(axis.size)]
+            self._tables.append((places, np.array(widths) / channels))
+        for depth in space.depth_axes:
+            own = sorted({name for step in depth.steps for name in step} & set(geometry.branches))
+            places = [len(geometry.groups) + geometry.branches.index(name) for name in own]
+            left = [[0.0 if name in step else 1.0 for name in own] for step in depth.steps]
+            self._tables.append((places, np.array(left)))
+
+    def __call__(self, levels: Whole) -> Array:
+        """Shape (n, features), each a share of the unpruned network's; the first one is all multiply-adds."""
+        shares = np.repeat(self._geometry.whole, len(levels), axis=0)
+        for axis, (places, values) in enumerate(self._tables):
+            shares[:, places] = values[levels[:, axis]]
+        size = levels[:, self._depths] if self._sizes else np.zeros(len(levels), dtype=np.int64)
+        sizes = [self._sizes[level] if self._sizes else self._geometry.imgsz for level in size]
+        found = work_features(self._geometry, shares, sizes)
+        return np.hstack([found.macs.sum(axis=1, keepdims=True), found.whole[:, 1:]])  # without the constant
+
+
+def _outer(branches: Sequence[str]) -> list[str]:
+    """Those that lie in no other one of them."""
+    return [name for name in branches if not any(name.startswith(f"{other}.") for other in branches)]
 
 
 def path_levels(space: Space, rows: Sequence[Mapping[str, Any]]) -> Whole:

@@ -357,9 +357,14 @@ class PruningOperations:
             }
             for group in table.groups
         ]
+        branches = []
+        if self._config.space.depth and self._bench.branches.by_name:
+            say("estimating what branches cost")
+            branches = [{"name": name, "loss": loss} for name, loss in self._bench.branch_losses.items()]
         return {
             "layers": table.to_rows(),
             "groups": groups,
+            "branches": branches,
             "geometry": self._bench.geometry.to_json(),
             "sensitivity": self._sensitivity(say),
             "noise": self._noise(say),

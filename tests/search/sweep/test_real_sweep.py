@@ -101,6 +101,8 @@ def test_baseline_is_described_for_a_report(real_run: RunFolder) -> None:
     for group in baseline["groups"]:  # the sampler's estimate: nothing at the full width, more and more below
         losses = [loss for _, loss in sorted(group["losses"].items(), key=lambda item: -int(item[0]))]
         assert (losses[0], losses) == (0.0, sorted(losses))
+    assert {row["name"] for row in baseline["branches"]} == set(baseline["geometry"]["branches"])
+    assert all(row["loss"] >= 0 for row in baseline["branches"])
 
 
 def test_pick_is_never_worse_than_its_trial_and_measured_beside_the_baseline(real_run: RunFolder) -> None:
