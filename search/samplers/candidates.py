@@ -22,6 +22,7 @@ from paretoprune.search.samplers.gaussian_process import FeatureMatrix, Surrogat
 
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
+View = Callable[[FeatureMatrix], FeatureMatrix]
 
 MOST_POINTS = 300  # the cost of a suggestion grows with the square; further trials are thinned out, the front stays
 # Nobody ships what has lost half of its accuracy, and most look where little is lost. On the synthetic problem (two
@@ -74,16 +75,17 @@ class CandidateGenerator:
         targets = np.hstack([evidence.losses, evidence.violations])
         extra = np.hstack([evidence.variances, np.zeros_like(evidence.violations)])
         design = self.features.design(evidence.levels)
-        self._fit(design, targets, extra)
-        models = _models(design, targets, extra, self._hyper)
+        seen = self._seen_by(evidence)
+        self._fit(design, targets, extra, seen)
+        models = _models(design, targets, extra, self._hyper, seen)
         if len(evidence.pending):
             pending = self.features.design(evidence.pending)
-            believed = np.stack([model.predict(pending)[0] for model in models], axis=1)
+            believed = np.stack([m.predict(view(pending))[0] for m, view in zip(models, seen, strict=True)], axis=1)
             design, targets = design.joined(pending), np.vstack([targets, believed])
             extra = np.vstack([extra, np.zeros_like(believed)])
-            models = _models(design, targets, extra, self._hyper)
+            models = _models(design, targets, extra, self._hyper, seen)
         corners, floors = corners_of(evidence.losses, evidence.accuracies), self._floors(evidence)
-        score = _Score(models, design, evidence.losses.shape[1], corners, floors)
+        score = _Score(models, design, evidence.losses.shape[1], corners, floors, seen)
         return self._climb(score, np.vstack([evidence.levels, evidence.pending]), taken)
 
     def _floors(self, evidence: Evidence) -> Callable[[Whole], Array]:
@@ -100,13 +102,19 @@ class CandidateGenerator:
         unknown = np.full(evidence.losses.shape[1], -np.inf)
         return lambda plans: np.array([floors.get(tuple(row), unknown) for row in plans[:, widths:].tolist()])
 
-    def _fit(self, design: FeatureMatrix, targets: Array, extra: Array) -> None:
+    def _seen_by(self, evidence: Evidence) -> list[View]:
+        """What each surrogate sees of a plan: that of a cost nothing of what the plan's accuracy loses."""
+        costs = [k not in evidence.accuracies for k in range(evidence.losses.shape[1])]
+        costs += [False] * evidence.violations.shape[1]
+        return [FeatureMatrix.without_losses if cost and self.features.losses else _whole for cost in costs]
+
+    def _fit(self, design: FeatureMatrix, targets: Array, extra: Array, seen: list[View]) -> None:
         count, columns = targets.shape
         if len(self._hyper) == columns and count < _REFIT_GROWTH * self._fitted_at:
             return
         starts = self._hyper if len(self._hyper) == columns else [None] * columns
         self._hyper = [
-            fit_hyperparameters(design, targets[:, column], extra[:, column], start)
+            fit_hyperparameters(seen[column](design), targets[:, column], extra[:, column], start)
             for column, start in enumerate(starts)
         ]
         self._fitted_at = count
@@ -197,11 +205,13 @@ class _Score:
         objectives: int,
         corners: Array,
         floors: Callable[[Whole], Array],
+        seen: list[View],
     ) -> None:
         self._models = models
+        self._seen = seen
         self._floors = floors
         self._objectives = objectives
-        means = np.stack([model.predict(design)[0] for model in models], axis=1)
+        means = np.stack([m.predict(view(design))[0] for m, view in zip(models, seen, strict=True)], axis=1)
         feasible = (means[:, objectives:] <= 0).all(axis=1)
         losses = means[:, :objectives]
         usable = np.flatnonzero(feasible) if feasible.any() else np.arange(len(means))
@@ -212,7 +222,7 @@ class _Score:
         self._weights = np.repeat(1.0 / volumes, [len(lower) for lower, _ in boxes])
 
     def __call__(self, design: FeatureMatrix, plans: Whole) -> Array:
-        predicted = [model.predict(design) for model in self._models]
+        predicted = [model.predict(view(design)) for model, view in zip(self._models, self._seen, strict=True)]
         means = np.stack([mean for mean, _ in predicted], axis=1)
         spreads = np.stack([spread for _, spread in predicted], axis=1)
         gain = expected_improvement(
@@ -237,7 +247,14 @@ def corners_of(losses: Array, accuracies: Sequence[int] = ()) -> Array:
     return np.unique(corners, axis=0)
 
 
-def _models(design: FeatureMatrix, targets: Array, extra: Array, hyper: list[Array]) -> list[Surrogate]:
+def _whole(design: FeatureMatrix) -> FeatureMatrix:
+    return design
+
+
+def _models(
+    design: FeatureMatrix, targets: Array, extra: Array, hyper: list[Array], seen: list[View]
+) -> list[Surrogate]:
     return [
-        Surrogate(design, targets[:, column], extra[:, column], parameters) for column, parameters in enumerate(hyper)
+        Surrogate(seen[column](design), targets[:, column], extra[:, column], parameters)
+        for column, parameters in enumerate(hyper)
     ]

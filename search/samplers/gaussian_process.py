@@ -35,6 +35,10 @@ class FeatureMatrix:
     points: Array
     families: tuple[Array, ...]
 
+    def without_losses(self) -> FeatureMatrix:
+        """Without the first family, that of estimated losses."""
+        return FeatureMatrix(self.points, self.families[1:])
+
     def joined(self, other: FeatureMatrix) -> FeatureMatrix:
         """These plans, then the others."""
         families = tuple(np.vstack(pair) for pair in zip(self.families, other.families, strict=True))

@@ -117,13 +117,25 @@ def test_estimated_losses_are_a_family_and_the_path_is_tried() -> None:
     prior = problem.prior
     features = PlanFeatures.of(problem.space, prior)
     sums = np.array([sum(prior.losses[axis][level] for axis, level in enumerate(plan[:-1])) for plan in prior.path])
-    plain, family = PlanFeatures.of(problem.space).design(prior.path), features.design(prior.path).families[-1]
+    plain, family = PlanFeatures.of(problem.space).design(prior.path), features.design(prior.path).families[0]
     assert len(features.design(prior.path).families) == len(plain.families) + 1
     sums /= np.median(sums)
     assert np.corrcoef(family[:, 1], sums / (1 + sums))[0, 1] == pytest.approx(1)
-    assert np.corrcoef(family[:, 0], np.sqrt(sums))[0, 1] == pytest.approx(1)
+    assert np.corrcoef(family[:, 0], np.log1p(sums))[0, 1] == pytest.approx(1)
     pool = CandidateGenerator(features, 0, prior.path)._candidates(prior.path[:1], set())
     assert set(map(tuple, prior.path)) <= set(map(tuple, pool))
+
+
+def test_a_cost_does_not_see_what_accuracy_loses() -> None:
+    """A plan of ten times the usual estimated loss is far from all that was tried for its accuracy, not for its cost."""
+    problem = make_problem(layers=6, seed=3)
+    features, path = PlanFeatures.of(problem.space, problem.prior), problem.prior.path[:8]
+    losses = np.zeros((len(path), 2))
+    known = Evidence(path, losses, losses, np.zeros((len(path), 1)), path[:0], accuracies=[1])
+    design = features.design(path)
+    seen = [view(design).families for view in CandidateGenerator(features, 0)._seen_by(known)]
+    assert [len(families) for families in seen] == [len(design.families) - 1, *[len(design.families)] * 2]
+    assert seen[0][0] is design.families[1]
 
 
 def test_an_estimate_of_the_loss_tells_plans_apart_that_were_not_tried() -> None:
