@@ -99,7 +99,7 @@ class PlanFeatures:
         if len(self.areas):
             families.append(np.hstack([area, area**2]))
         if self.losses:
-            lost = self._looked_up(self.losses, levels).sum(axis=1, keepdims=True)
+            lost = self.lost(levels)
             families.insert(0, 4 * np.hstack([np.log1p(lost), lost / (1 + lost)]))
         points, scaled = (kept - low) / span, tuple(_scaled(family) for family in families)
         if not self.precisions:
@@ -107,6 +107,10 @@ class PlanFeatures:
         other = (levels[:, -1:] == np.arange(1, self.precisions)).astype(np.float64)  # (n, precisions - 1)
         again = [other[:, [index]] * np.hstack([_scaled(cost) for cost in costs]) for index in range(other.shape[1])]
         return FeatureMatrix(np.hstack([points, other]), (*scaled, np.hstack([other, *again])))
+
+    def lost(self, levels: Whole) -> Array:
+        """Estimated loss of plans (n, d), shape (n, 1); needs `losses`."""
+        return self._looked_up(self.losses, levels).sum(axis=1, keepdims=True)
 
     @staticmethod
     def _looked_up(table: tuple[Array, ...], levels: Whole) -> Array:

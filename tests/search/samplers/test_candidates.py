@@ -77,18 +77,37 @@ def test_three_objectives() -> None:
 
 
 def test_hypervolume_counts_from_beyond_the_worst_and_from_what_is_of_use() -> None:
-    """Without an accuracy there is one corner; with one, two more at a half and three quarters of the best. Where no
-    trial is that bad, or none is any good, they lie where the first one does."""
+    """Of an accuracy from a half and three quarters of the best, too. Where no trial is that bad, or none is any good,
+    all corners lie where the first one does."""
     losses = np.array([[-0.8, 5.0], [-0.1, 4.0]])
-    (beyond,) = corners_of(losses)
+    beyond, *others = corners_of(losses)
     assert (beyond > losses.max(axis=0)).all()
+    assert np.array_equal(others, [beyond, beyond])
     found = corners_of(losses, [0])
-    assert found[:, 0] == pytest.approx([-0.6, -0.4, beyond[0]])
+    assert found[:, 0] == pytest.approx([beyond[0], -0.4, -0.6])
     assert found[:, 1] == pytest.approx(beyond[1])
-    assert len(corners_of(np.array([[-0.8, 5.0], [-0.7, 4.0]]), [0])) == 1
+    good = corners_of(np.array([[-0.8, 5.0], [-0.7, 4.0]]), [0])
+    assert np.array_equal(good, [good[0]] * 3)
     nothing = corners_of(np.zeros((2, 2)), [0])
     assert np.isfinite(nothing).all()
     assert (nothing[:, 1] > 0).all()
+
+
+def test_plans_that_ruin_the_network_are_no_candidates() -> None:
+    """By their estimated loss: at most half more than the heaviest plan of the path. Without estimates all are."""
+    problem = make_problem(layers=6, seed=3)
+    prior, tops = problem.prior, np.array(list(problem.space.sizes.values())) - 1
+    light = replace(prior, path=prior.path[: len(prior.path) // 2])
+    features = PlanFeatures.of(problem.space, light)
+    ruin = np.array([[*tops[:-1], 0]])
+    most = 1.5 * features.lost(light.path).max()
+    assert features.lost(ruin)[0, 0] > most
+    pool = CandidateGenerator(features, 0, light.path)._candidates(light.path[:1], set())
+    assert len(pool) > 100
+    assert features.lost(pool).max() <= most
+    assert CandidateGenerator(features, 0, light.path)._sensible(ruin).tolist() == ruin.tolist()
+    plain = CandidateGenerator(PlanFeatures.of(problem.space), 0)._candidates(light.path[:1], set())
+    assert features.lost(plain).max() > most
 
 
 def test_no_plan_is_expected_to_beat_the_unpruned_network_of_its_size() -> None:
@@ -127,7 +146,7 @@ def test_estimated_losses_are_a_family_and_the_path_is_tried() -> None:
 
 
 def test_a_cost_does_not_see_what_accuracy_loses() -> None:
-    """A plan of ten times the usual estimated loss is far from all that was tried for its accuracy, not for its cost."""
+    """Else a plan of an unusual estimated loss would be of unknown cost. Bounds may be on either and see everything."""
     problem = make_problem(layers=6, seed=3)
     features, path = PlanFeatures.of(problem.space, problem.prior), problem.prior.path[:8]
     losses = np.zeros((len(path), 2))
