@@ -30,7 +30,6 @@ MOST_POINTS = 300  # the cost of a suggestion grows with the square; further tri
 # of the unpruned accuracy, and their fastest plan within 0.02 takes 1.08 times the front's latency; all corners alike
 # give 0.90, 0.89 and 1.09, the first one alone, before work and floors were known, 0.91, 0.84 and 1.12.
 _OF_USE = {0.0: 0.1, 0.5: 1.0, 0.75: 1.0}  # share of the best accuracy: weight
-_FARTHEST = 1.5  # estimated loss of a candidate, in units of the path's heaviest plan, which is hardly a detector
 _CANDIDATES = 600
 _CLIMBERS = 6
 _CLIMBS = 8
@@ -156,10 +155,11 @@ class CandidateGenerator:
         return self._unseen(self._sensible(np.clip(np.rint(plans), 0, tops).astype(np.int64)), taken)
 
     def _sensible(self, plans: Whole) -> Whole:
-        """Those that are not estimated to ruin the network; all of them where none is left."""
+        """Those that are not estimated to lose more than the path's heaviest plan, which is hardly a detector; all of
+        them where none is left."""
         if not len(self.path):
             return plans
-        usual = self.features.lost(plans) <= _FARTHEST * self.features.lost(self.path).max()
+        usual = self.features.lost(plans) <= self.features.lost(self.path).max()
         return plans[usual[:, 0]] if usual.any() else plans
 
     def _steps(self, plan: Whole) -> Whole:
