@@ -5,9 +5,9 @@
 
 Synthetic: the problem of :mod:`benchmarks.synthetic`, another one for every seed, eight trials in flight that end in a
 random order. A row says which share of the exact front's hypervolume the plans tried so far have, by their values
-without noise: of all, and of what lies above three quarters of the unpruned accuracy. A warm start is what a run knows before its first trial: the unpruned model at every size, six plans by
-sensitivity and, to ``gp`` alone, the estimated losses. ``ray-optuna-tpe`` is Ray's own OptunaSearch with Optuna's TPE
-as people use it, without any of ours.
+without noise: of all, and of what lies above three quarters of the unpruned accuracy. A warm start is what a run knows
+before its first trial: the unpruned model at every size, six plans by sensitivity and, to ``gp`` alone, the estimated
+losses. ``ray-optuna-tpe`` is Ray's own OptunaSearch with Optuna's TPE as people use it, without any of ours.
 Finished courses in OUT are not run again, so that an interrupted benchmark goes on.
 
 Real: ours and what people do instead, on the demo data: see :mod:`benchmarks.real_search` and its table in
