@@ -34,7 +34,7 @@ LIGHTEST, HEAVIEST = 0.1, 0.6
 # 5 uniform plans, 0.68 and 0.80 with 11; with 4, 6, 8 and 16 plans by sensitivity 0.74, 0.82, 0.83 and 0.85 after 6
 # trials, 0.86, 0.87, 0.87 and 0.88 after 12, 0.93, 0.92, 0.91 and 0.90 after 25.
 MOST_STEPS, MOST_SENSIBLE = 5, 6
-DOUBT = 0.0625  # weight of "widths cost as much as the size", in trials that leave 0.61 of the work by widths
+PRIOR_WEIGHT = 0.0625  # of the guess that widths cost as much as the size: that of a plan whose widths leave 0.61
 UNIFORM, SENSITIVITY = "ladder", "sensitivity"
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class SensitivityPath:
         slope = float(squares[over] @ list(measured.values()) / (squares[over] @ squares[over]))
         by_size = np.array([measured.get(size, slope * square) for size, square in enumerate(squares)])
         by_size = np.maximum.accumulate(by_size)  # a smaller size that seems better is noise
-        above, below = DOUBT * slope, DOUBT
+        above, below = PRIOR_WEIGHT * slope, PRIOR_WEIGHT
         for levels, (row, size, precision) in self._places.items():
             if (drop := self._drop(known, levels, precision)) is not None:
                 square = math.log(float(self.rows[row]["keep"])) ** 2
